@@ -1,0 +1,150 @@
+"""`contextual-inversion COMMAND ...`: finds the command's module, turns its arguments into options, writes its figures."""
+
+import functools
+import importlib
+import inspect
+import json
+import math
+import os
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+# name: (module in this folder, one line for --help)
+COMMANDS = {
+    "demo": ("demo", "train one word with plain textual inversion and with CoRe, and show both"),
+    "train": ("train", "train a word on your own pictures"),
+    "bench": ("bench", "measure the time and memory of a training step, with and without CoRe"),
+    "world-report": ("world_report", "measure how well the bundled tiny model obeys its prompts"),
+    "inspect": ("inspect_file", "say what is in an embedding, LoRA or bundle file"),
+}
+
+# What `pip install "contextual-inversion[train]"` brings, by import name.
+TRAIN_EXTRA = {
+    "PIL",
+    "accelerate",
+    "array_api_compat",
+    "diffusers",
+    "einops",
+    "matplotlib",
+    "numpy",
+    "open_clip",
+    "safetensors",
+    "torch",
+    "torchvision",
+    "tqdm",
+    "transformers",
+    "tyro",
+}
+
+Figures = Mapping[str, object]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0 done, 1 the command failed, 2 the call was wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name == "--version":
+        from .. import __version__
+
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        print(f"contextual-inversion: no command {name!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        run(name, rest)
+    except ModuleNotFoundError as error:
+        if missing_from_extra(error) is None:
+            raise
+        print(
+            f"contextual-inversion {name} needs {missing_from_extra(error)!r}, which is not installed. "
+            'Install it with: pip install "contextual-inversion[train]"',
+            file=sys.stderr,
+        )
+        return 1
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("CONTEXTUAL_INVERSION_TRACEBACK"):
+            raise
+        print(f"contextual-inversion {name}: {error}", file=sys.stderr)
+        print("(CONTEXTUAL_INVERSION_TRACEBACK=1 shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def usage() -> str:
+    """The list of commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: contextual-inversion COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "`contextual-inversion COMMAND --help` lists its options; every command takes --json FILE.",
+        ]
+    )
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """Imports the command, parses its options and calls it."""
+    import tyro
+
+    module = importlib.import_module(f".{COMMANDS[name][0]}", __package__)
+    tyro.cli(with_json_option(module.main), prog=f"contextual-inversion {name}", args=arguments)
+
+
+def missing_from_extra(error: ModuleNotFoundError) -> str | None:
+    """The package of the extra `[train]` that could not be imported, or None if something else is missing."""
+    package = (error.name or "").partition(".")[0]
+    return package if package in TRAIN_EXTRA else None
+
+
+def with_json_option(command: Callable[..., Figures | None]) -> Callable[..., None]:
+    """`command` with one more option, `--json FILE`, that receives the figures it returns."""
+    signature = inspect.signature(command)
+
+    def run_and_write(**options: object) -> None:
+        target = options.pop("json")
+        figures = command(**options)
+        if isinstance(target, Path):
+            write_json(target, figures or {})
+
+    functools.update_wrapper(run_and_write, command)
+    option = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Path | None)
+    run_and_write.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
+    run_and_write.__annotations__ = {**typing.get_type_hints(command, include_extras=True), "json": Path | None}
+    return run_and_write
+
+
+def write_json(target: Path, figures: Figures) -> None:
+    """Writes the figures whole or not at all; a number that is not finite becomes null, as JSON has no NaN."""
+    text = json.dumps(plain(figures), indent=2, allow_nan=False) + "\n"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, target)
+
+
+def plain(value: object) -> object:
+    """The value in JSON's own types: arrays become lists, paths strings, non-finite numbers None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy and PyTorch arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
