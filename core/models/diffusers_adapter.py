@@ -1,0 +1,254 @@
+"""Stable Diffusion 1, 2 and SDXL made of diffusers and transformers parts, behind the protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .diffusers_attention import checkpoint_probed, cross_attention_modules, probed
+from .diffusers_text import DiffusersTextEncoder
+from .frozen import autograd, frozen, on_device
+from .protocol import AttentionProbe, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
+from .tiny import config
+
+if TYPE_CHECKING:
+    from .tiny import TinyStableDiffusion
+
+SIZE_NUMBERS = 6
+"""SDXL's size conditioning: height, width, crop top and left, target height and width."""
+
+
+class DiffusersModel:
+    """`TextToImageModel` on a `UNet2DConditionModel`, an autoencoder and CLIP text encoders.
+
+    `y` of a `Conditioning` holds the pooled prompt and the six size numbers, which the UNet itself expands.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        vae: Any,
+        text_encoders: Sequence[DiffusersTextEncoder],
+        schedule: NoiseSchedule,
+        *,
+        name: str = "model",
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.unet = unet
+        self.vae = vae
+        self.text_encoders = {encoder.name: encoder for encoder in text_encoders}
+        self.schedule = schedule
+        self.name = name
+        self.device = torch.device(device) if device is not None else next(unet.parameters()).device
+        self.latent_channels = int(vae.config.latent_channels)
+        self.latent_factor = 2 ** (len(_vae_levels(vae)) - 1)
+        self._cross_attention = cross_attention_modules(unet)
+        widths = sum(encoder.width for encoder in text_encoders)
+        if widths != unet.config.cross_attention_dim:
+            raise ValueError(
+                f"the text encoders give {widths} numbers a token, the UNet takes {unet.config.cross_attention_dim}"
+            )
+
+    @classmethod
+    def from_pipeline(
+        cls,
+        pipeline: Any,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> DiffusersModel:
+        """Take the parts of a `StableDiffusionPipeline` or `StableDiffusionXLPipeline`, or of a folder that holds one.
+
+        Raises:
+            ModuleNotFoundError: diffusers is not installed.
+            FileNotFoundError: the folder does not exist.
+            ValueError: the pipeline lacks a part that these models have.
+        """
+        diffusers = _diffusers()
+        if isinstance(pipeline, str | Path):
+            if not Path(pipeline).is_dir():
+                raise FileNotFoundError(f"no folder of a diffusers pipeline at {str(pipeline)!r}")
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                str(pipeline), torch_dtype=dtype or torch.float32, local_files_only=True
+            )
+        missing = [
+            part for part in ("unet", "vae", "text_encoder", "tokenizer") if getattr(pipeline, part, None) is None
+        ]
+        if missing:
+            raise ValueError(f"{type(pipeline).__name__} has no {', '.join(missing)}")
+        return cls(
+            pipeline.unet,
+            pipeline.vae,
+            _text_encoders(pipeline),
+            noise_schedule(pipeline.scheduler.config),
+            name=Path(str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__)).name,
+            device=device,
+        )
+
+    @classmethod
+    def from_tiny(cls, tiny: TinyStableDiffusion, *, device: torch.device | str | None = None) -> DiffusersModel:
+        """Take the parts of the bundled model."""
+        encoder = DiffusersTextEncoder("clip_l", tiny.text_encoder, tiny.tokenizer)
+        return cls(tiny.unet, tiny.vae, [encoder], noise_schedule(config.SCHEDULER), name="tiny", device=device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        last = next(reversed(self._cross_attention.values()))
+        tensors = {
+            "conv_in": self.unet.conv_in.weight,
+            "conv_out": self.unet.conv_out.weight,
+            "to_k": last.to_k.weight,
+        }
+        return fingerprint(tensors, prediction=self.schedule.prediction_type)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @torch.no_grad()
+    def to_latents(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        with self._exact_vae() as vae:
+            encoded = vae.encode(images.to(vae.device, vae.dtype))
+        posterior = getattr(encoded, "latent_dist", None)
+        latents = encoded.latents if posterior is None else draw(posterior.mean, posterior.std, generator)
+        return (latents.float() - self._shift) * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def to_images(self, latents: torch.Tensor) -> torch.Tensor:
+        with self._exact_vae() as vae:
+            decoded = vae.decode((latents / vae.config.scaling_factor + self._shift).to(vae.device, vae.dtype)).sample
+        return decoded.float().clamp(-1, 1)
+
+    def conditioning(self, encodings: Mapping[str, Encoding], size: ImageSize) -> Conditioning:
+        parts = [encodings[name] for name in self.text_encoders]
+        context = torch.cat([part.tokens for part in parts], dim=-1)
+        if not self._is_xl:
+            return Conditioning(context)
+        pooled = next(part.pooled for part in reversed(parts) if part.pooled is not None)
+        numbers = _size_numbers(size, pooled.device).expand(pooled.shape[0], -1)
+        # Sizes such as 1023 do not survive bfloat16, so `y` stays float32 until the UNet has expanded them.
+        return Conditioning(context, torch.cat([pooled.float(), numbers], dim=-1))
+
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditioning: Conditioning,
+        probe: AttentionProbe | None = None,
+    ) -> torch.Tensor:
+        added = None
+        if conditioning.y is not None:
+            pooled, sizes = conditioning.y.split([conditioning.y.shape[1] - SIZE_NUMBERS, SIZE_NUMBERS], dim=1)
+            added = {"text_embeds": pooled.to(self.dtype), "time_ids": sizes}
+        with nullcontext() if probe is None else probed(list(self._cross_attention.values()), probe):
+            output = self.unet(
+                latents.to(self.dtype),
+                timesteps,
+                encoder_hidden_states=conditioning.context.to(self.dtype),
+                added_cond_kwargs=added,
+            ).sample
+        return output.float()
+
+    def cross_attention_layers(self) -> Sequence[str]:
+        return list(self._cross_attention)
+
+    def linear_layers(self) -> Mapping[str, torch.nn.Module]:
+        return {name: part for name, part in self.unet.named_modules() if isinstance(part, torch.nn.Linear)}
+
+    @contextmanager
+    def session(self, *, gradient_checkpointing: bool = False) -> Iterator[None]:
+        modules = [self.unet, self.vae, *(encoder.module for encoder in self.text_encoders.values())]
+        checkpoints = self._checkpointing() if gradient_checkpointing else nullcontext()
+        with on_device(modules, self.device), frozen(modules), checkpoints, autograd():
+            yield
+
+    @contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+        before = [
+            (part, {name: vars(part)[name] for name in names if name in vars(part)})
+            for part in self.unet.modules()
+            if hasattr(part, "gradient_checkpointing")
+        ]
+        try:
+            self.unet.enable_gradient_checkpointing(partial(checkpoint_probed, list(self._cross_attention.values())))
+            yield
+        finally:
+            for part, values in before:
+                for name in names:
+                    vars(part).pop(name, None)
+                vars(part).update(values)
+
+    @contextmanager
+    def _exact_vae(self) -> Iterator[Any]:
+        # SDXL's autoencoder overflows in half precision and says so in its configuration.
+        dtype = self.vae.dtype
+        upcast = dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False)
+        try:
+            yield self.vae.float() if upcast else self.vae
+        finally:
+            if upcast:
+                self.vae.to(dtype)
+
+    @property
+    def _shift(self) -> float:
+        return getattr(self.vae.config, "shift_factor", None) or 0.0
+
+    @property
+    def _is_xl(self) -> bool:
+        return getattr(self.unet.config, "addition_embed_type", None) == "text_time"
+
+
+def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
+    """The schedule a diffusers scheduler configuration describes, whichever sampler it belongs to."""
+    scheduler = _diffusers().DDPMScheduler.from_config(config)
+    return NoiseSchedule(scheduler.alphas_cumprod.double(), str(scheduler.config.prediction_type))
+
+
+def draw(mean: torch.Tensor, std: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """A sample of a Gaussian posterior, its mean without a generator. A CPU generator draws alike on every device."""
+    if generator is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return mean + std * noise.to(mean.device, mean.dtype)
+
+
+def _text_encoders(pipeline: Any) -> list[DiffusersTextEncoder]:
+    second = getattr(pipeline, "text_encoder_2", None)
+    if second is not None:
+        return [
+            DiffusersTextEncoder("clip_l", pipeline.text_encoder, pipeline.tokenizer, penultimate=True),
+            DiffusersTextEncoder("clip_g", second, pipeline.tokenizer_2, penultimate=True, pooled=True),
+        ]
+    # SD 2's OpenCLIP-H is the one with a width of 1024, and it pads with 0 where SD 1 repeats EOT.
+    is_h = pipeline.text_encoder.config.hidden_size == 1024 or pipeline.tokenizer.pad_token_id == 0
+    return [DiffusersTextEncoder("clip_h" if is_h else "clip_l", pipeline.text_encoder, pipeline.tokenizer)]
+
+
+@lru_cache(maxsize=64)
+def _size_numbers(size: ImageSize, device: torch.device) -> torch.Tensor:
+    target = (size.target_height or size.height, size.target_width or size.width)
+    # Cached across calls, so never an inference tensor: autograd refuses to keep those.
+    with torch.inference_mode(False):
+        numbers = [size.height, size.width, size.crop_top, size.crop_left, *target]
+        return torch.tensor([numbers], dtype=torch.float32, device=device)
+
+
+def _vae_levels(vae: Any) -> Sequence[int]:
+    levels = getattr(vae.config, "block_out_channels", None)
+    return levels if levels is not None else vae.config.encoder_block_out_channels
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "this needs diffusers; install the extra: pip install 'contextual-inversion[train]'"
+        ) from error
+    return diffusers

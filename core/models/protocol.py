@@ -1,0 +1,196 @@
+"""The seam between this pack and any text-to-image diffusion model.
+
+A trainer, a regularizer and a loss see a model only through `TextToImageModel` and `TextEncoder`. There are two
+implementations: `core.models.diffusers_adapter` and `nodes.comfy_model`. With the same weights and inputs they give
+the same loss and gradient to 1e-4; nothing above this seam may ask which one it runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+AttentionProbe = Callable[[int, torch.Tensor], None]
+"""Receives `(layer, probabilities)` of every cross-attention layer during `predict`.
+
+`layer` counts cross-attention layers in forward order from 0; `probabilities` is `(B, H, N, L)`, softmax over the L
+context tokens, with its autograd graph attached when gradients are on.
+"""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What one text encoder says about a batch of prompts.
+
+    `tokens` (B, L, d) is what the UNet attends to (SD 1/2: last layer after the final norm; SDXL: the penultimate layer
+    without it). `pooled` (B, p) is the pooled output where the model uses one, else None.
+    """
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+    def expand(self, batch: int) -> Encoding:
+        """Repeat a batch of one to `batch` rows without copying."""
+        pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
+        return Encoding(self.tokens.expand(batch, -1, -1), pooled)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What `predict` needs beside latents and timesteps: `context` (B, L, D) and, for SDXL, the vector `y` (B, A)."""
+
+    context: torch.Tensor
+    y: torch.Tensor | None = None
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        """Join along the batch axis."""
+        ys = [part.y for part in parts]
+        y = None if ys[0] is None else torch.cat(ys)  # type: ignore[arg-type]
+        return Conditioning(torch.cat([part.context for part in parts]), y)
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """SDXL's size conditioning, in pixels; ignored by SD 1 and 2."""
+
+    height: int
+    width: int
+    crop_top: int = 0
+    crop_left: int = 0
+    target_height: int | None = None
+    target_width: int | None = None
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """`alpha_bar` (T,) float64 on the CPU, and what the UNet predicts: "epsilon", "v_prediction" or "sample"."""
+
+    alpha_bar: torch.Tensor
+    prediction_type: str
+
+    @property
+    def steps(self) -> int:
+        return int(self.alpha_bar.shape[0])
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """One CLIP-like text encoder, seen as a function of its *input embeddings* so that a new word can be learned."""
+
+    name: str
+    """Key in embedding files: "clip_l", "clip_g", "clip_h" (SD 2)."""
+    width: int
+    """d, the size of an input embedding."""
+    max_length: int
+    """Positions of the encoder, special tokens included (77)."""
+    bos: int
+    eos: int
+    pad: int
+    fingerprint: str
+    """Hash that changes when the token table changes; contextualizers and encoders are tied to it."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """BPE ids of `text` without special tokens, not truncated."""
+
+    def token_text(self, token: int) -> str:
+        """The piece of text of one id, e.g. "dog</w>"."""
+
+    def table(self) -> torch.Tensor:
+        """The token table (V, d), not copied, never trained."""
+
+    def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
+        """Run the encoder on input embeddings `inputs` (B, L, d), differentiably.
+
+        `ids` (B, L) are the token ids (a concept's position holds any ordinary id): used only to find the first EOT for
+        the pooled output. Position embeddings are added inside.
+        """
+
+
+@runtime_checkable
+class TextToImageModel(Protocol):
+    """A latent diffusion model with cross-attention, its text encoders and its autoencoder. Everything is frozen."""
+
+    name: str
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+    """What the UNet computes in."""
+    text_encoders: Mapping[str, TextEncoder]
+    """In the order in which the UNet's context concatenates them."""
+    schedule: NoiseSchedule
+    latent_channels: int
+    latent_factor: int
+    """Pixels per latent cell (8)."""
+
+    def to_latents(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to *scaled* latents (B, C, H/f, W/f) as the UNet sees them, no gradient.
+
+        With a generator a sample of the autoencoder's posterior (METHODS.md 1.4 step 2a), otherwise its mean.
+        """
+
+    def to_images(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents to images in [-1, 1], no gradient."""
+
+    def conditioning(self, encodings: Mapping[str, Encoding], size: ImageSize) -> Conditioning:
+        """Join what the text encoders said. Differentiable."""
+
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditioning: Conditioning,
+        probe: AttentionProbe | None = None,
+    ) -> torch.Tensor:
+        """The UNet's raw output (epsilon, v or x0 as `schedule.prediction_type` says) for noisy latents.
+
+        `latents` (B, C, h, w) are the DDPM z_t (variance preserving), `timesteps` (B,) integers in [0, T).
+        Differentiable with respect to `latents` and `conditioning`.
+        """
+
+    def cross_attention_layers(self) -> Sequence[str]:
+        """Names of the cross-attention layers in forward order; `probe` counts in this order."""
+
+    def linear_layers(self) -> Mapping[str, torch.nn.Module]:
+        """The UNet's linear layers by diffusers name, for low-rank deltas."""
+
+    def session(self, *, gradient_checkpointing: bool = False) -> AbstractContextManager[None]:
+        """Hold while training: on the device, autograd usable, frozen, evaluation mode; restores all on exit."""
+
+
+@dataclass
+class TokenMeans:
+    """A probe that keeps, per layer, the mean attention of each token: (B, L), differentiable (METHODS.md C3).
+
+    Keeping the means and not the maps makes the memory of the attention loss independent of the picture's size.
+    """
+
+    layers: list[torch.Tensor] = field(default_factory=list)
+
+    def __call__(self, layer: int, probabilities: torch.Tensor) -> None:
+        if layer != len(self.layers):
+            raise RuntimeError(f"cross-attention layer {layer} reported after {len(self.layers)} layers")
+        self.layers.append(probabilities.float().mean(dim=(1, 2)))
+
+    def split(self, sizes: Sequence[int]) -> Iterator[list[torch.Tensor]]:
+        """Cut the batch axis of every layer into consecutive pieces."""
+        pieces = [torch.split(layer, list(sizes)) for layer in self.layers]
+        for index in range(len(sizes)):
+            yield [piece[index] for piece in pieces]
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor], **facts: Any) -> str:
+    """A short stable hash of a few tensors' shapes and values and of plain facts (16 hex digits)."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().to("cpu", torch.float16).contiguous()
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    digest.update(repr(sorted(facts.items())).encode())
+    return digest.hexdigest()[:16]

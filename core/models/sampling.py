@@ -1,0 +1,92 @@
+"""Deterministic pictures: DDIM (Song et al., 2021) with classifier-free guidance (Ho and Salimans, 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+
+from ..maths.schedule import PredictionType, predicted_noise, predicted_sample
+from .protocol import Conditioning, TextToImageModel
+
+SampleCallback = Callable[[int, int, torch.Tensor], None]
+"""Receives `(step, steps, z_0)` after every step, with the clean latents as predicted there; step counts from 1."""
+
+
+def ddim_timesteps(schedule_steps: int, steps: int) -> list[int]:
+    """Evenly spaced timesteps that start at the last one, where the latents are all noise (Lin et al., 2024).
+
+    Raises ValueError unless 1 <= steps <= schedule_steps.
+    """
+    if not 1 <= steps <= schedule_steps:
+        raise ValueError(f"sampling takes 1 to {schedule_steps} steps, not {steps}")
+    return [round(schedule_steps * (steps - index) / steps) - 1 for index in range(steps)]
+
+
+def guided(unconditional: torch.Tensor, conditional: torch.Tensor, guidance: float) -> torch.Tensor:
+    """Classifier-free guidance: u + guidance (c - u)."""
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def ddim_sigma(alpha_bar: torch.Tensor, alpha_bar_next: torch.Tensor, eta: float) -> torch.Tensor:
+    """The noise added by a DDIM step (Song et al., 2021, Eq. 16): 0 for eta = 0, that of DDPM for eta = 1."""
+    ratio = (1 - alpha_bar_next) / (1 - alpha_bar)
+    return eta * torch.sqrt(ratio * (1 - alpha_bar / alpha_bar_next))
+
+
+@torch.no_grad()
+def sample(
+    model: TextToImageModel,
+    positive: Conditioning,
+    negative: Conditioning,
+    *,
+    shape: Sequence[int],
+    steps: int = 25,
+    guidance: float = 4.0,
+    seed: int | Sequence[int],
+    eta: float = 0.0,
+    callback: SampleCallback | None = None,
+) -> torch.Tensor:
+    """Scaled latents of `shape` (B, C, h, w) for `positive` (1 or B prompts) guided away from `negative` (1 or B).
+
+    Every picture has a generator of its own on the CPU, so it depends neither on its neighbours nor on the device:
+    `seed` is one seed for each, or the first of consecutive ones.
+
+    Raises ValueError for a wrong number of seeds or steps.
+    """
+    batch = int(shape[0])
+    seeds = [seed + index for index in range(batch)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != batch:
+        raise ValueError(f"{batch} pictures need {batch} seeds, got {len(seeds)}")
+    generators = [torch.Generator().manual_seed(one) for one in seeds]
+
+    def noise() -> torch.Tensor:
+        return torch.stack([torch.randn(tuple(shape[1:]), generator=one) for one in generators]).to(model.device)
+
+    kind = cast(PredictionType, model.schedule.prediction_type)
+    timesteps = ddim_timesteps(model.schedule.steps, steps)
+    # One transfer before the loop; the last step ends at alpha_bar = 1, clean latents.
+    path = torch.cat([model.schedule.alpha_bar[timesteps], torch.ones(1, dtype=torch.float64)])
+    alpha_bars, ticks = path.float().to(model.device), torch.tensor(timesteps).to(model.device)
+    both = Conditioning.cat([_expand(negative, batch), _expand(positive, batch)])
+
+    latents = noise()
+    for index in range(steps):
+        alpha_bar, alpha_bar_next = alpha_bars[index], alpha_bars[index + 1]
+        output = model.predict(torch.cat([latents, latents]), ticks[index].expand(2 * batch), both)
+        prediction = guided(*output.chunk(2), guidance)
+        z_0 = predicted_sample(kind, prediction, latents, alpha_bar)
+        direction = predicted_noise(kind, prediction, latents, alpha_bar)
+        sigma = ddim_sigma(alpha_bar, alpha_bar_next, eta)
+        latents = alpha_bar_next.sqrt() * z_0 + torch.sqrt(1 - alpha_bar_next - sigma**2) * direction
+        if eta > 0 and index + 1 < steps:
+            latents = latents + sigma * noise()
+        if callback is not None:
+            callback(index + 1, steps, z_0)
+    return latents
+
+
+def _expand(conditioning: Conditioning, batch: int) -> Conditioning:
+    y = conditioning.y
+    return Conditioning(conditioning.context.expand(batch, -1, -1), None if y is None else y.expand(batch, -1))
