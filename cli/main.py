@@ -1,4 +1,4 @@
-"""`contextual-inversion COMMAND ...`: finds the command's module, turns its arguments into options, writes its figures."""
+"""`contextual-inversion COMMAND ...`: finds the command's module, parses its options, writes its figures."""
 
 import functools
 import importlib

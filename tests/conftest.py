@@ -10,7 +10,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # No deadline: nothing here asserts a time. No example database: nothing is written into the checkout.
 settings.register_profile(
-    "suite", max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "suite",
+    max_examples=25,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
 )
 settings.register_profile("thorough", parent=settings.get_profile("suite"), max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))

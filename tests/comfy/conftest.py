@@ -1,0 +1,289 @@
+"""A real ComfyUI in this process, on the CPU, with this pack loaded from its custom_nodes folder. No port is opened.
+
+    def test_something(run_graph):
+        run = run_graph({"1": {"class_type": "EmptyImage", "inputs": {...}}}, keep={"image": ("1", 0)})
+        assert run.kept["image"].shape == (1, 64, 64, 3)
+
+`run_graph` and `run_ui_workflow` share one executor within a test, so a second call finds the first one's cache.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PACK_FOLDER = "contextual-inversion"
+SINK = "ContextualInversionTestSink"
+Prompt = dict[str, dict[str, Any]]
+Event = tuple[str, Any, str | None]
+
+
+class StubServer:
+    """What the executor, the nodes and their progress handlers ask of ComfyUI's web server; remembers what was sent."""
+
+    def __init__(self) -> None:
+        from aiohttp import web
+
+        self.client_id: str | None = "test"
+        self.last_node_id: str | None = None
+        self.last_prompt_id: str | None = None
+        self.sockets_metadata = {"test": {"feature_flags": {"supports_preview_metadata": True}}}
+        self.routes = web.RouteTableDef()
+        self.sent: list[Event] = []
+        self.on_event: Callable[[str, Any], None] | None = None
+
+    def send_sync(self, event: str, data: Any, sid: str | None = None) -> None:
+        self.sent.append((event, data, sid))
+        if self.on_event is not None:
+            self.on_event(event, data)
+
+    def send_progress_text(self, text: str, node_id: str, sid: str | None = None) -> None:
+        self.send_sync("progress_text", {"text": text, "node": node_id}, sid)
+
+
+@dataclass
+class Run:
+    """What came of one queued prompt."""
+
+    status: str
+    """success, error, interrupted, or invalid (it did not pass validation and nothing ran)."""
+    error: Mapping[str, Any] | None
+    """ComfyUI's own account of what went wrong: the execution_error message, or the validation errors."""
+    ui: dict[str, dict[str, Any]]
+    """Per output node what the page receives (`images`, `text`, ...)."""
+    kept: dict[str, Any]
+    """The values asked for with `keep`."""
+    executed: list[str]
+    """Node ids in the order they ran; a node served from the cache is not among them."""
+    sent: list[Event] = field(repr=False, default_factory=list)
+    """Everything sent to the page: (event, data, client)."""
+
+    def events(self, name: str) -> list[Any]:
+        """The data of every event of that name, in order."""
+        return [data for event, data, _ in self.sent if event == name]
+
+
+@dataclass
+class ComfyUI:
+    """The loaded ComfyUI: its modules, its server's stand-in and its folders."""
+
+    path: Path
+    base: Path
+    nodes: Any
+    execution: Any
+    folder_paths: Any
+    server: StubServer
+    sink: dict[str, Any]
+    pack_loaded: bool
+
+    def object_info(self, class_types: set[str]) -> dict[str, Any]:
+        """What GET /object_info answers for these node types."""
+        return {
+            name: node_info(name, self.nodes) for name in sorted(class_types) if name in self.nodes.NODE_CLASS_MAPPINGS
+        }
+
+    def executor(self) -> Any:
+        """A prompt executor with an empty classic cache, as main.py makes it by default."""
+        limits = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
+        return self.execution.PromptExecutor(self.server, self.execution.CacheType.CLASSIC, limits)
+
+
+def node_info(class_type: str, nodes: Any) -> dict[str, Any]:
+    """A node's schema as the page and the UI-to-API converter read it."""
+    node = nodes.NODE_CLASS_MAPPINGS[class_type]
+    if hasattr(node, "GET_NODE_INFO_V1"):
+        return node.GET_NODE_INFO_V1()
+    inputs = node.INPUT_TYPES()
+    return {
+        "name": class_type,
+        "display_name": nodes.NODE_DISPLAY_NAME_MAPPINGS.get(class_type, class_type),
+        "input": inputs,
+        "input_order": {group: list(members) for group, members in inputs.items()},
+        "output": node.RETURN_TYPES,
+        "output_name": getattr(node, "RETURN_NAMES", node.RETURN_TYPES),
+        "output_node": getattr(node, "OUTPUT_NODE", False),
+        "category": getattr(node, "CATEGORY", ""),
+    }
+
+
+@pytest.fixture(scope="session")
+def comfyui(comfyui_path: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> ComfyUI:
+    """ComfyUI with its extra nodes and this pack, in folders of its own."""
+    base = tmp_path_factory.mktemp("comfyui")
+    for name in ("custom_nodes", "input", "output", "temp", "user", *(f"models/{kind}" for kind in MODEL_FOLDERS)):
+        (base / name).mkdir(parents=True)
+    pack = base / "custom_nodes" / PACK_FOLDER
+    pack.symlink_to(repository, target_is_directory=True)
+
+    configure(comfyui_path, base)
+    import execution
+    import folder_paths
+    import server
+
+    import nodes
+
+    stub = StubServer()
+    server.PromptServer.instance = stub
+    asyncio.run(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
+    loaded = asyncio.run(nodes.load_custom_node(str(pack), set(nodes.NODE_CLASS_MAPPINGS)))
+    sink: dict[str, Any] = {}
+    nodes.NODE_CLASS_MAPPINGS[SINK] = sink_node(sink)
+    return ComfyUI(comfyui_path, base, nodes, execution, folder_paths, stub, sink, loaded)
+
+
+MODEL_FOLDERS = ("checkpoints", "clip", "embeddings", "loras", "vae", "diffusion_models", "text_encoders")
+
+
+def configure(comfyui_path: Path, base: Path) -> None:
+    """Settles the arguments that ComfyUI's modules read while they are being imported."""
+    if "comfy.cli_args" in sys.modules or "folder_paths" in sys.modules:
+        pytest.fail("ComfyUI was imported before its arguments were set; import it inside tests, after `comfyui`")
+    sys.path.insert(0, str(comfyui_path))
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+
+    args.cpu = not os.environ.get("CONTEXTUAL_INVERSION_TEST_GPU")
+    args.base_directory = str(base)
+    args.database_url = "sqlite:///:memory:"
+
+
+def sink_node(sink: dict[str, Any]) -> type:
+    """An output node that puts what it receives into `sink`; it always runs, so that cached values arrive too."""
+
+    class Sink:
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            return {"required": {"value": (AnyType("*"), {}), "key": ("STRING", {})}}
+
+        RETURN_TYPES = ()
+        FUNCTION = "keep"
+        OUTPUT_NODE = True
+        CATEGORY = "test"
+
+        @classmethod
+        def IS_CHANGED(cls, **_: Any) -> float:
+            return float("nan")
+
+        def keep(self, value: Any, key: str) -> tuple[()]:
+            sink[key] = value
+            return ()
+
+    return Sink
+
+
+class AnyType(str):
+    """A socket type equal to every other."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = str.__hash__
+
+
+RunGraph = Callable[..., Run]
+
+
+@pytest.fixture
+def run_graph(comfyui: ComfyUI) -> Any:
+    """Queues a prompt in API format and waits for it.
+
+    Call: run_graph(prompt, keep={"name": (node id, output)}, on_event=callback(event, data)) -> Run
+    """
+    import comfy.model_management
+
+    executor = comfyui.executor()
+
+    def run(
+        prompt: Prompt,
+        keep: Mapping[str, tuple[str, int]] | None = None,
+        on_event: Callable[[str, Any], None] | None = None,
+    ) -> Run:
+        return execute(comfyui, executor, prompt, keep or {}, on_event)
+
+    yield run
+    comfyui.sink.clear()
+    comfy.model_management.unload_all_models()
+
+
+@pytest.fixture
+def run_ui_workflow(comfyui: ComfyUI, run_graph: RunGraph) -> RunGraph:
+    """Runs a saved workflow file (UI format) as the page would queue it.
+
+    Call: run_ui_workflow(path, overrides={class type or node id: {input: value}}, keep=..., on_event=...) -> Run
+    An override that fits no node, or names an input the node does not have, is an error.
+    """
+
+    def run(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = None, **options: Any) -> Run:
+        return run_graph(overridden(api_prompt(comfyui, path), overrides or {}), **options)
+
+    return run
+
+
+def api_prompt(comfyui: ComfyUI, path: Path) -> Prompt:
+    """A UI-format workflow file as the API prompt that the page would send."""
+    converter = pytest.importorskip("comfy_cli.workflow_to_api", reason="comfy-cli converts UI workflows")
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    graphs = [workflow, *workflow.get("definitions", {}).get("subgraphs", [])]
+    class_types = {node["type"] for graph in graphs for node in graph["nodes"]}
+    return converter.convert_ui_to_api(workflow, comfyui.object_info(class_types))
+
+
+def overridden(prompt: Prompt, overrides: Mapping[str, Mapping[str, Any]]) -> Prompt:
+    """The prompt with other input values."""
+    for target, values in overrides.items():
+        nodes = [node for name, node in prompt.items() if target in (name, node["class_type"])]
+        unknown = [name for name in values for node in nodes if name not in node["inputs"]]
+        if not nodes or unknown:
+            raise KeyError(f"override {target!r} {unknown or ''} fits no node of the workflow")
+        for node in nodes:
+            node["inputs"].update(values)
+    return prompt
+
+
+def execute(
+    comfyui: ComfyUI,
+    executor: Any,
+    prompt: Prompt,
+    keep: Mapping[str, tuple[str, int]],
+    on_event: Callable[[str, Any], None] | None,
+) -> Run:
+    """Validates the prompt and executes it, as ComfyUI's queue does."""
+    sinks = {f"keep-{key}": sink_call(key, *source) for key, source in keep.items()}
+    whole = json.loads(json.dumps(prompt)) | sinks
+    prompt_id = uuid.uuid4().hex
+    valid, problem, outputs, node_errors = asyncio.run(comfyui.execution.validate_prompt(prompt_id, whole, None))
+    if not valid:
+        return Run("invalid", {"error": problem, "node_errors": node_errors}, {}, {}, [])
+
+    comfyui.sink.clear()
+    comfyui.server.sent = []
+    comfyui.server.on_event = on_event
+    comfyui.server.last_prompt_id = prompt_id
+    try:
+        executor.execute(whole, prompt_id, {"client_id": "test"}, outputs)
+    finally:
+        comfyui.server.on_event = None
+    messages = dict(executor.status_messages)
+    error = messages.get("execution_error") or messages.get("execution_interrupted")
+    status = next(name for name in ("error", "interrupted", "success") if f"execution_{name}" in messages)
+    sent = comfyui.server.sent
+    executed = [data["node"] for event, data, _ in sent if event == "executing" and data.get("node")]
+    ui = {name: value for name, value in executor.history_result["outputs"].items() if name not in sinks}
+    return Run(status, error, ui, dict(comfyui.sink), [name for name in executed if name not in sinks], sent)
+
+
+def sink_call(key: str, node_id: str, output: int) -> dict[str, Any]:
+    """The prompt entry of a sink behind one output."""
+    return {"class_type": SINK, "inputs": {"value": [node_id, output], "key": key}}
