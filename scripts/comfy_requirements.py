@@ -28,9 +28,7 @@ def main() -> int:
     """Installs, then mends torchvision and torchaudio where their CUDA libraries are missing."""
     comfyui = find_comfyui()
     if comfyui is None:
-        print(
-            "No ComfyUI found (COMFYUI_PATH, two folders above the pack, ~/comfy/ComfyUI): its tests will be skipped."
-        )
+        print("No ComfyUI (COMFYUI_PATH, two folders above the pack, ~/comfy/ComfyUI): its tests will be skipped")
         return 0
     lines = wanted((comfyui / "requirements.txt").read_text(encoding="utf-8"))
     fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Where ComfyUI is: COMFYUI_PATH, then two folders above the pack, then ~/comfy/ComfyUI, then the one `make comfy` fetched.
+"""Where ComfyUI is: COMFYUI_PATH, two folders above the pack, ~/comfy/ComfyUI, or what `make comfy` fetched.
 
 Prints the folder, or nothing and exits with 1.
 """

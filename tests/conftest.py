@@ -1,6 +1,7 @@
 """Settings of every test: a hypothesis profile that fits a small machine, one torch thread, and where ComfyUI is."""
 
 import os
+import runpy
 from pathlib import Path
 
 import pytest
@@ -36,17 +37,10 @@ def repository() -> Path:
     return REPOSITORY
 
 
-def find_comfyui() -> Path | None:
-    """The ComfyUI to test in: COMFYUI_PATH, then two folders above the pack, then ~/comfy/ComfyUI."""
-    named = os.environ.get("COMFYUI_PATH")
-    places = [Path(named)] if named else [REPOSITORY.parent.parent, Path.home() / "comfy" / "ComfyUI"]
-    return next((place for place in places if (place / "comfy" / "sd.py").is_file()), None)
-
-
 @pytest.fixture(scope="session")
 def comfyui_path() -> Path:
     """Where ComfyUI is; skips the test, saying where was looked, if there is none."""
-    found = find_comfyui()
+    found = runpy.run_path(str(REPOSITORY / "scripts" / "find_comfyui.py"))["find_comfyui"]()
     if found is None:
         pytest.skip("no ComfyUI at COMFYUI_PATH, two folders above the pack, or ~/comfy/ComfyUI")
     return found

@@ -30,12 +30,14 @@ class StubServer:
 
     def __init__(self) -> None:
         from aiohttp import web
+        from app.node_replace_manager import NodeReplaceManager
 
         self.client_id: str | None = "test"
         self.last_node_id: str | None = None
         self.last_prompt_id: str | None = None
         self.sockets_metadata = {"test": {"feature_flags": {"supports_preview_metadata": True}}}
         self.routes = web.RouteTableDef()
+        self.node_replace_manager = NodeReplaceManager()
         self.sent: list[Event] = []
         self.on_event: Callable[[str, Any], None] | None = None
 
@@ -85,9 +87,8 @@ class ComfyUI:
 
     def object_info(self, class_types: set[str]) -> dict[str, Any]:
         """What GET /object_info answers for these node types."""
-        return {
-            name: node_info(name, self.nodes) for name in sorted(class_types) if name in self.nodes.NODE_CLASS_MAPPINGS
-        }
+        known = sorted(class_types & set(self.nodes.NODE_CLASS_MAPPINGS))
+        return {name: node_info(name, self.nodes) for name in known}
 
     def executor(self) -> Any:
         """A prompt executor with an empty classic cache, as main.py makes it by default."""
@@ -125,9 +126,8 @@ def comfyui(comfyui_path: Path, repository: Path, tmp_path_factory: pytest.TempP
     configure(comfyui_path, base)
     import execution
     import folder_paths
-    import server
-
     import nodes
+    import server
 
     stub = StubServer()
     server.PromptServer.instance = stub
