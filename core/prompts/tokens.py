@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 
 from ..concept import PLACEHOLDER
+from ..maths.core import context_positions
 from ..models.protocol import TextEncoder
 
 ORDINARY = -1
@@ -36,8 +37,7 @@ class TokenizedPrompt:
 
         METHODS.md 1.2. Two fillings of one template have equally many, in the same order, whatever their lengths.
         """
-        filled = set(self.fill)
-        return tuple(position for position in range(self.eot + 1) if position not in filled)
+        return tuple(context_positions(self.ids, self.fill, self.ids[self.eot]).tolist())
 
 
 def tokenize_prompt(

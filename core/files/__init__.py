@@ -1,0 +1,26 @@
+"""Files of a learned word: safetensors only, names that stay in their folder, writes that are whole or absent."""
+
+from .atomic import atomic_write_verified
+from .bundle import load_bundle, save_bundle
+from .contents import describe, kind_of, load_concept
+from .embedding import check_widths, load_embedding, save_embedding
+from .errors import ConceptFileError, LearnedNothingError
+from .learned import check_learned
+from .names import inside, safe_name
+
+__all__ = [
+    "ConceptFileError",
+    "LearnedNothingError",
+    "atomic_write_verified",
+    "check_learned",
+    "check_widths",
+    "describe",
+    "inside",
+    "kind_of",
+    "load_bundle",
+    "load_concept",
+    "load_embedding",
+    "safe_name",
+    "save_bundle",
+    "save_embedding",
+]

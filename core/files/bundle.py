@@ -1,0 +1,169 @@
+"""Bundle files: embedding and LoRA (and per-layer vectors) in one file that stock loaders understand.
+
+The keys `bundle_emb.<name>.<encoder>` are what `embedding:` looks for in a file; the kohya-named LoRA tensors beside
+them are what LoRA loaders look for; each leaves the other alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..concept import Concept
+from .atomic import IfExists
+from .embedding import check_widths, embedding_from_tensors, encoder_of_width
+from .errors import ConceptFileError
+from .metadata import Facts, read_facts, write_facts
+from .reading import read_tensors
+from .writing import narrowed, write_concept_file
+
+BUNDLE_PREFIX = "bundle_emb."
+LAYER_PREFIX = "layer_vectors."
+LORA_MARKS = (".lora_", "_lora.", ".alpha", ".hada_", ".lokr_", ".oft_", ".dora_scale", ".diff")
+NAMELESS = "string_to_param.*"
+
+
+def save_bundle(
+    concept: Concept,
+    root: Path | str,
+    name: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    if_exists: IfExists = "error",
+) -> Path:
+    """Write everything a concept holds to `root/name.safetensors` and return the path.
+
+    float16 halves the LoRA too; otherwise LoRA tensors keep their own type. Put an embedding-only twin beside the other
+    embeddings with `save_embedding`.
+
+    Raises:
+        ValueError: an unsafe name.
+        ConceptFileError: a LoRA key that no loader would find, or float16 cannot hold a value.
+        FileExistsError, OSError: as `atomic_write_verified`.
+    """
+    name = name or concept.name
+    # Readers split these keys at dots, so the name in them has none; the true name is in the metadata.
+    label = name.rsplit("/", 1)[-1].replace(".", "_")
+    tensors = {
+        f"{BUNDLE_PREFIX}{label}.{encoder}": narrowed(value, dtype, encoder)
+        for encoder, value in concept.vectors.items()
+    }
+    for encoder, value in (concept.layer_vectors or {}).items():
+        tensors[LAYER_PREFIX + encoder] = narrowed(value, dtype, LAYER_PREFIX + encoder)
+    for key, value in (concept.lora or {}).items():
+        if not is_lora_key(key):
+            raise ConceptFileError(
+                f"the LoRA tensor {key!r} has a name that no loader reads (kohya names are expected)"
+            )
+        tensors[key] = _lora_tensor(value, dtype, key)
+    return write_concept_file(tensors, write_facts(concept, "bundle"), root, name, if_exists)
+
+
+def load_bundle(path: Path | str, *, widths: Mapping[str, int] | None = None, embedding: str | None = None) -> Concept:
+    """Read a bundle of this or another program.
+
+    `widths` as in `load_embedding`. `embedding` chooses one where a file bundles several.
+
+    Raises:
+        ConceptFileError: the file is damaged, a pickle, no bundle, bundles several embeddings and none was chosen, or
+            does not fit `widths`.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    concept = bundle_from_tensors(path, tensors, read_facts(path, metadata), widths, embedding)
+    if widths is not None:
+        check_widths(concept, widths)
+    return concept
+
+
+def bundle_from_tensors(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    facts: Facts,
+    widths: Mapping[str, int] | None = None,
+    embedding: str | None = None,
+) -> Concept:
+    """The concept in a bundle's tensors. Raises ConceptFileError as `load_bundle`."""
+    bundled = bundled_embeddings(path, tensors)
+    if not bundled:
+        raise ConceptFileError(f"{path.name} bundles no embedding" + (", it is a LoRA" if has_lora(tensors) else ""))
+    if embedding is None and len(bundled) > 1:
+        raise ConceptFileError(f"{path.name} bundles several embeddings, choose one: {', '.join(sorted(bundled))}")
+    label = embedding or next(iter(bundled))
+    if label not in bundled:
+        raise ConceptFileError(f"{path.name} bundles no {label!r} but {', '.join(sorted(bundled))}")
+    vectors = {_encoder(path, key, value, widths): value for key, value in bundled[label].items()}
+    if not facts.ours or len(bundled) > 1:
+        facts = replace(facts, name=label)
+    concept = embedding_from_tensors(path, vectors, facts, _names(vectors))
+    return replace(concept, layer_vectors=_layer_vectors(path, tensors, concept), lora=_lora(path, tensors))
+
+
+def bundled_embeddings(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """name -> what follows it in the key -> tensor, for every `bundle_emb.<name>.<key>`."""
+    bundled: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(BUNDLE_PREFIX):
+            rest = key.removeprefix(BUNDLE_PREFIX)
+            nameless = rest.endswith("." + NAMELESS)
+            label, _, encoder = (rest[: -len(NAMELESS) - 1], ".", NAMELESS) if nameless else rest.rpartition(".")
+            if not label or not encoder:
+                raise ConceptFileError(f"{path.name}: {key!r} names no embedding")
+            bundled.setdefault(label, {})[encoder] = value
+    return bundled
+
+
+def is_lora_key(key: str) -> bool:
+    """Whether a LoRA loader would look at this key."""
+    return not key.startswith((BUNDLE_PREFIX, LAYER_PREFIX)) and any(mark in key for mark in LORA_MARKS)
+
+
+def has_lora(tensors: Mapping[str, object]) -> bool:
+    """Whether any key is a LoRA's."""
+    return any(is_lora_key(key) for key in tensors)
+
+
+def _encoder(path: Path, key: str, value: torch.Tensor, widths: Mapping[str, int] | None) -> str:
+    return encoder_of_width(path, value.shape[-1] if value.ndim else 0, widths) if key == NAMELESS else key
+
+
+def _names(vectors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    # Inside a bundle the key says which encoder is meant, also one that this version does not know.
+    return {encoder: value.shape[-1] if value.ndim else 0 for encoder, value in vectors.items()}
+
+
+def _layer_vectors(path: Path, tensors: Mapping[str, torch.Tensor], concept: Concept) -> dict[str, torch.Tensor] | None:
+    found = {}
+    for key, value in tensors.items():
+        if key.startswith(LAYER_PREFIX):
+            encoder = key.removeprefix(LAYER_PREFIX)
+            base = concept.vectors.get(encoder)
+            if base is None or value.ndim != 3 or not value.is_floating_point() or value.shape[1:] != base.shape:
+                raise ConceptFileError(
+                    f"{path.name}: {key!r} of shape {tuple(value.shape)} does not belong to the vectors of {encoder}"
+                )
+            found[encoder] = value.float()
+    return found or None
+
+
+def _lora(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    lora = {}
+    for key, value in tensors.items():
+        if key.startswith((BUNDLE_PREFIX, LAYER_PREFIX)):
+            continue
+        if not is_lora_key(key):
+            raise ConceptFileError(f"{path.name}: {key!r} is neither embedding nor LoRA")
+        lora[key] = value
+    return lora or None
+
+
+def _lora_tensor(value: torch.Tensor, dtype: torch.dtype, key: str) -> torch.Tensor:
+    if dtype != torch.float32 and value.is_floating_point():
+        return narrowed(value, dtype, key)
+    copy = value.detach().to("cpu", copy=True).contiguous()
+    if copy.is_floating_point() and not bool(torch.isfinite(copy.float()).all()):
+        raise ConceptFileError(f"{key} holds a value that is not finite")
+    return copy
