@@ -10,6 +10,8 @@ subpackages = find_packages(include=[pattern for name in SHIPPED for pattern in 
 
 setup(
     packages=[ROOT, *(f"{ROOT}.{name}" for name in subpackages)],
+    # The root folder is a package, so the sources' manifest would be taken for its data.
+    include_package_data=False,
     package_data={
         # `**` so that a data folder needs no __init__.py of its own.
         ROOT: [

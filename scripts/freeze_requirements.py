@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 PACK = "contextual-inversion"
 ROOTS = (Requirement(f"{PACK}[dev]"),)
-LEFT_OUT = re.compile(r"^(torch|torchvision|torchaudio|triton|nvidia-.*|contextual-inversion|pip|setuptools)$")
+LEFT_OUT = re.compile(r"^(torch|torchvision|torchaudio|triton|nvidia-.*|contextual-inversion|pip)$")
 HEADER = """\
 # Exact versions for development, CPython 3.11 or newer; written by `make lock`, not by hand.
 # Complete, so it is installed with --no-deps, after torch, torchvision and torchaudio (see the Makefile).
