@@ -1,0 +1,122 @@
+"""Prompt files: one prompt a line, one placeholder a prompt, and every mistake reported at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..concept import PLACEHOLDER
+from ..models.protocol import TextEncoder
+from .tokens import tokenize_prompt
+
+COMMENT = re.compile(r"(?:^|\s)#")
+"""Begins a comment: at the start of a line or after a space, so that "C#" stays a word."""
+
+
+class PromptFileError(ValueError):
+    """A prompt file with mistakes. `problems` maps line numbers, from 1, to what is wrong there."""
+
+    def __init__(self, source: str, problems: Mapping[int, str]) -> None:
+        self.source = source
+        self.problems = dict(sorted(problems.items()))
+        lines = [f"  line {line}: {problem}" for line, problem in self.problems.items()]
+        super().__init__("\n".join([f"{source} cannot be used:", *lines]))
+
+
+def parse_prompts(
+    text: str,
+    source: str = "the prompt list",
+    *,
+    encoders: Iterable[TextEncoder] = (),
+    rows: int = 1,
+    class_word: str | None = None,
+) -> tuple[str, ...]:
+    """The prompts in `text`, one a line, without blank lines and comments (`# ...`).
+
+    With `encoders`, every prompt must fit each of them, filled with a concept of `rows` vectors and with `class_word`.
+
+    Raises:
+        PromptFileError: a line without exactly one `{}`, a repeated prompt, a prompt too long, or no prompt at all; all
+            wrong lines together.
+    """
+    encoders = tuple(encoders)
+    prompts: list[str] = []
+    problems: dict[int, str] = {}
+    first_line: dict[str, int] = {}
+    for line, raw in enumerate(text.removeprefix("\ufeff").splitlines(), start=1):
+        prompt = strip_comment(raw)
+        if not prompt:
+            continue
+        prompts.append(prompt)
+        same = " ".join(prompt.casefold().split())  # encoders see neither case nor the number of spaces
+        earlier = first_line.setdefault(same, line)
+        problem = placeholder_problem(prompt)
+        if problem is None and earlier != line:
+            problem = f"{prompt!r} repeats line {earlier}"
+        if problem is None:
+            problem = _length_problem(prompt, encoders, rows, class_word)
+        if problem is not None:
+            problems[line] = problem
+    if not prompts:
+        problems[1] = f"no prompt found; write one a line, such as 'a photo of a {PLACEHOLDER}'"
+    if problems:
+        raise PromptFileError(source, problems)
+    return tuple(prompts)
+
+
+def read_prompt_file(path: Path | str, **checks: Any) -> tuple[str, ...]:
+    """`parse_prompts` of a UTF-8 text file; `checks` are its keyword arguments.
+
+    Raises:
+        PromptFileError: as `parse_prompts`, and where the file is missing or no text.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = 1 + error.object[: error.start].count(b"\n")
+        raise PromptFileError(path.name, {line: "this is not UTF-8 text"}) from error
+    except OSError as error:
+        raise PromptFileError(path.name, {1: f"the file cannot be read: {error.strerror or error}"}) from error
+    return parse_prompts(text, path.name, **checks)
+
+
+def prompts_by_category(text: str) -> dict[str, tuple[str, ...]]:
+    """The prompts under each one-word comment, as in `# background`: how the built-in sets name their categories."""
+    categories: dict[str, list[str]] = {}
+    current = ""
+    for line in text.splitlines():
+        heading = re.fullmatch(r"#\s*(\w+)\s*", line)
+        if heading:
+            current = heading[1]
+        elif prompt := strip_comment(line):
+            categories.setdefault(current, []).append(prompt)
+    return {name: tuple(prompts) for name, prompts in categories.items()}
+
+
+def strip_comment(line: str) -> str:
+    """A line without its comment and the spaces around it."""
+    return COMMENT.split(line, maxsplit=1)[0].strip()
+
+
+def placeholder_problem(prompt: str) -> str | None:
+    """What is wrong with the placeholders of a prompt, or None."""
+    count = prompt.count(PLACEHOLDER)
+    if count == 1:
+        return None
+    if count == 0:
+        return f"{prompt!r} has no {PLACEHOLDER}; write {PLACEHOLDER} where the new word belongs (not S* or <name>)"
+    return f"{prompt!r} has {PLACEHOLDER} {count} times; keep one"
+
+
+def _length_problem(prompt: str, encoders: tuple[TextEncoder, ...], rows: int, class_word: str | None) -> str | None:
+    for encoder in encoders:
+        try:
+            tokenize_prompt(encoder, prompt, rows=rows)
+            if class_word is not None:
+                tokenize_prompt(encoder, prompt, words=class_word)
+        except ValueError as error:
+            return str(error)
+    return None
