@@ -116,6 +116,7 @@ def with_json_option(command: Callable[..., Figures | None]) -> Callable[..., No
             write_json(target, figures or {})
 
     functools.update_wrapper(run_and_write, command)
+    del run_and_write.__wrapped__  # tyro would look through it, find no option `json`, and accept only its default
     option = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Path | None)
     run_and_write.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
     run_and_write.__annotations__ = {**typing.get_type_hints(command, include_extras=True), "json": Path | None}
