@@ -1,0 +1,10 @@
+"""The bundled tiny Stable Diffusion: `load_tiny()` gives its modules, `config` its shape in plain numbers."""
+
+from __future__ import annotations
+
+from .config import PARTS
+from .load import TinyStableDiffusion, load_tiny
+from .tokenizer import tiny_tokenizer
+from .weights import tiny_weights_path
+
+__all__ = ["PARTS", "TinyStableDiffusion", "load_tiny", "tiny_tokenizer", "tiny_weights_path"]

@@ -1,0 +1,39 @@
+"""Empty modules of the tiny Stable Diffusion, from the numbers in `config`. Needs diffusers (the `train` extra)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import config
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny, UNet2DConditionModel
+    from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+
+def build_vae() -> AutoencoderTiny:
+    """`AutoencoderTiny` of TAESD's shape, 32 channels wide."""
+    from diffusers import AutoencoderTiny
+
+    return AutoencoderTiny(**config.VAE)
+
+
+def build_unet() -> UNet2DConditionModel:
+    """`UNet2DConditionModel` of SD 1.x's shape with two levels, both with cross-attention."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(**config.UNET)
+
+
+def build_text_encoder() -> CLIPTextModelWithProjection:
+    """CLIP-L's text tower, 128 wide and 4 layers deep, over the stock vocabulary."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(CLIPTextConfig(**config.TEXT_ENCODER))
+
+
+def build_image_encoder() -> CLIPVisionModelWithProjection:
+    """CLIP's vision tower on 64 x 64 pictures."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**config.IMAGE_ENCODER))

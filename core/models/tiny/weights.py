@@ -1,0 +1,55 @@
+"""Reading and writing the bundled weights: fp16 safetensors with a header that says where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from .token_table import IDS_KEY, ROWS_KEY, TABLE_KEY, unpack
+
+FOLDER = Path(__file__).parent / "weights"
+
+
+def tiny_weights_path(part: str) -> Path:
+    """Where the file of `part` ("unet", "text_encoder", "vae", "image_encoder", "judge") is."""
+    return FOLDER / f"{part}.safetensors"
+
+
+def read_weights(part: str) -> dict[str, torch.Tensor]:
+    """State dict of `part` in fp32, in the diffusers or transformers layout; the token table is rebuilt in full.
+
+    Raises FileNotFoundError when the file is not there.
+    """
+    path = tiny_weights_path(part)
+    if not path.exists():
+        raise FileNotFoundError(f"the tiny model's weights are missing: {path.name}; see docs/tiny_model.md")
+    with safe_open(path, "pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+    if ROWS_KEY in state:
+        state[TABLE_KEY] = unpack(state)
+        del state[IDS_KEY], state[ROWS_KEY]
+    return {key: value.float() for key, value in state.items()}
+
+
+def write_weights(part: str, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
+    """Write floating-point tensors as fp16 (ids stay integers), whole file or none."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = tiny_weights_path(part)
+    tensors = {k: (v.detach().cpu().half() if v.is_floating_point() else v.cpu()).contiguous() for k, v in state.items()}
+    fresh = path.with_suffix(".new")
+    save_file(tensors, fresh, metadata={"format": "pt", **metadata})
+    fresh.replace(path)
+    return path
+
+
+def fingerprint() -> str:
+    """Hash of the model's weight files: changes with any of them."""
+    digest = hashlib.sha256()
+    for part in ("unet", "text_encoder", "vae"):
+        path = tiny_weights_path(part)
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()[:16]

@@ -1,0 +1,48 @@
+"""The training command: `python -m contextual_inversion.pretraining.tiny_model --stage all --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from .processes import Processes
+
+STAGES = ("vae", "encoders", "unet", "judge")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train one stage or all of them; a stage that was interrupted goes on where it stopped."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoints, rendered pictures and logs go here")
+    parser.add_argument("--device", default=None, help="default: a GPU if there is one")
+    parser.add_argument("--steps", type=int, default=None, help="steps of the stage instead of its own number")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads of each process")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    processes = Processes(options.device)
+    for stage in STAGES if options.stage == "all" else (options.stage,):
+        chosen = {} if options.steps is None else {"steps": options.steps}
+        if stage == "vae":
+            from .vae import train_vae
+
+            train_vae(options.out, processes, **chosen)
+        elif stage == "encoders":
+            from .encoders import train_encoders
+
+            train_encoders(options.out, processes, **chosen)
+        elif stage == "unet":
+            from .unet import train_unet
+
+            train_unet(options.out, processes, **chosen)
+        else:
+            from .judge import train_judge
+
+            train_judge(options.out, processes, **chosen)
+
+
+if __name__ == "__main__":
+    main()
