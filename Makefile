@@ -59,5 +59,5 @@ clean: ## Remove .venv, caches and everything made under out/
 
 # Editable: the import name contextual_inversion points at this folder, so new files need no reinstalling.
 .venv/stamp-pack: pyproject.toml setup.py .venv/stamp-packages
-	$(PIP) --no-deps --editable .
+	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
