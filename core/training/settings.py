@@ -1,0 +1,166 @@
+"""Every choice of a training run, checked when it is made."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from ..concept import PLACEHOLDER
+from ..maths.norms import NormMode
+from .schedules import LearningRateSchedule
+
+Precision = Literal["model", "fp32", "bf16", "fp16"]
+UNetPasses = Literal["joint", "separate"]
+
+CORE_TEMPLATES = ("a photo of a {}",)
+"""METHODS.md C1: the one instance prompt of the official CoRe code."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """METHODS.md 1.4: rotate with `expand`, resize the short side, flip, crop at random, as the official code does.
+
+    `rotation` is the largest angle in degrees, `rotate` and `flip` are probabilities. Corners that a rotation leaves
+    empty are filled by reflection, so that the autoencoder sees no hard edge, and masked out of the loss. `bank`
+    augmented versions of every picture are encoded before the first step and drawn from afterwards: a step then
+    costs no pass of the autoencoder.
+    """
+
+    rotation: float = 45.0
+    rotate: float = 0.75
+    flip: float = 0.25
+    random_crop: bool = True
+    bank: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("rotate", "flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, not {getattr(self, name)}")
+        if not 0 <= self.rotation <= 180 or self.bank < 1:
+            raise ValueError(f"rotation within 0..180 degrees and a bank of at least 1, not {self}")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What `trainer.train` needs beside a model and pictures. Raises ValueError for a value it cannot work with.
+
+    `class_word` is the super-category, a word or a phrase: the vectors start from its tokens. The defaults are CoRe's
+    stage 1 (METHODS.md 1.4). `batch` is what goes through the UNet at once; a step sees `batch * gradient_accumulation`
+    samples and the result does not depend on how they are divided. `window` is a share of the run (METHODS.md C5).
+    `resolution` None takes the model's own, else the pictures'. `passes` runs the regularizers' UNet passes in one
+    batch with the main pass ("joint") or after it ("separate"); the numbers differ by rounding only.
+    """
+
+    class_word: str
+    name: str = "concept"
+    vectors: int = 1
+    steps: int = 300
+    batch: int = 6
+    gradient_accumulation: int = 1
+    learning_rate: float = 5e-3
+    schedule: LearningRateSchedule = "constant"
+    warmup: int = 0
+    optimizer: str = "AdamW"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    norm_mode: NormMode = "none"
+    window: tuple[float, float] = (0.4, 0.6)
+    ema: float | None = None
+    min_snr_gamma: float | None = None
+    templates: tuple[str, ...] = CORE_TEMPLATES
+    resolution: int | None = None
+    augmentation: Augmentation | None = None
+    seed: int = 0
+    precision: Precision = "model"
+    passes: UNetPasses = "joint"
+    gradient_checkpointing: bool = False
+    log_every: int = 10
+    checkpoint_dir: Path | None = None
+    checkpoint_every: int = 50
+    preview_every: int = 0
+    preview_prompt: str = "a photo of a {}"
+    preview_seed: int = 0
+    preview_steps: int = 25
+    preview_guidance: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("vectors", "steps", "batch", "gradient_accumulation", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+        for name in ("warmup", "preview_every", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative: {getattr(self, name)}")
+        if not self.class_word.strip():
+            raise ValueError("a class word is needed: the nearest ordinary word for what is in the pictures")
+        if not self.learning_rate > 0:
+            raise ValueError(f"the learning rate is greater than 0, not {self.learning_rate}")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"ema is a decay within 0 <= ema < 1, not {self.ema}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in get_args(allowed):
+                options = ", ".join(get_args(allowed))
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}: expected one of {options}")
+        if not self.templates or any(PLACEHOLDER not in template for template in self.templates):
+            raise ValueError(f"every training template needs a {PLACEHOLDER}: {self.templates}")
+        optimizer_class(self.optimizer)
+
+    @property
+    def samples(self) -> int:
+        """Samples that one optimiser step sees."""
+        return self.batch * self.gradient_accumulation
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers of a run, as flat JSON data; a checkpoint is only resumed where all of it agrees."""
+        values = asdict(self)
+        for name in _REPORTING:
+            values.pop(name)
+        augmentation = values.pop("augmentation")
+        values |= {f"augmentation.{key}": value for key, value in (augmentation or {"bank": None}).items()}
+        values["optimizer_options"] = dict(self.optimizer_options)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+_CHOICES = {
+    "schedule": LearningRateSchedule,
+    "norm_mode": NormMode,
+    "precision": Precision,
+    "passes": UNetPasses,
+}
+# Switches that report, store or save memory and leave every number as it is.
+_REPORTING = (
+    "gradient_checkpointing",
+    "log_every",
+    "checkpoint_dir",
+    "checkpoint_every",
+    "preview_every",
+    "preview_prompt",
+    "preview_seed",
+    "preview_steps",
+    "preview_guidance",
+)
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The optimizer of `torch.optim` called `name`.
+
+    Raises ValueError that lists the usable ones; those whose step wants a closure (LBFGS) are not.
+    """
+    usable = {
+        key: value
+        for key, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and _steps_alone(value)
+    }
+    if name not in usable:
+        raise ValueError(f"unknown optimizer {name!r}: expected one of {', '.join(sorted(usable))}")
+    return usable[name]
+
+
+def _steps_alone(optimizer: type[torch.optim.Optimizer]) -> bool:
+    if optimizer is torch.optim.Optimizer:
+        return False
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is None or closure.default is not inspect.Parameter.empty

@@ -1,0 +1,461 @@
+"""The training loop as a stream of events (METHODS.md 1.4; textual inversion with any list of regularizers)."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ..concept import Concept
+from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, min_snr_weight, prediction_target
+from ..models.frozen import autograd
+from ..models.protocol import Conditioning, ImageSize, TextToImageModel, TokenMeans
+from ..models.sampling import sample
+from .checkpoint import Checkpoint, checkpoint_path, load_checkpoint, require_same_run, save_checkpoint
+from .draws import Draws, draw_step, generator_for
+from .events import CheckpointSaved, Event, Finished, Preview, Started, Step
+from .history import History
+from .learner import Learner, starting_vectors, vectors_of
+from .pictures import LatentBank, checked_pictures, encode_pictures
+from .prompts import PromptEncoder, StepView, expand
+from .regularizer import AttentionPass, LossTerm, Regularizer, Terms
+from .settings import TrainSettings
+
+FLAGS = ("failed", "gradient")
+"""Columns of the history that are checks, not losses."""
+
+
+class LearnedNothingError(RuntimeError):
+    """The vectors are what they were before training."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The very first step was not finite, so there is nothing good to keep."""
+
+
+def train(
+    model: TextToImageModel,
+    images: torch.Tensor | Sequence[torch.Tensor],
+    settings: TrainSettings,
+    *,
+    regularizers: Sequence[Regularizer] = (),
+    masks: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    resume: Path | None = None,
+    initial: Concept | None = None,
+) -> TrainingRun:
+    """Learn a word for what is in `images` ((H, W, 3) in [0, 1] each); `masks` (H, W) say which pixels count.
+
+    Only the concept's vectors are trained. They start from the class word, or from `initial`. `resume` is a checkpoint
+    file or a folder of them; it has to come from the same settings, model and pictures. Nothing happens before the
+    first event is asked for. Close the run, or use it in a `with`, to have unfinished work in `checkpoint_dir`:
+
+        with train(model, images, settings) as run:
+            for event in run: ...
+
+    Raises (while iterating): ValueError for what cannot be trained on, `CheckpointMismatchError` for a checkpoint of
+    another training, `LearnedNothingError`, `NonFiniteLossError`.
+    """
+    return TrainingRun(model, images, settings, tuple(regularizers), masks, resume, initial)
+
+
+class TrainingRun(Iterator[Event]):
+    """A training that goes on while it is iterated. `concept` is what was learned so far, at any time."""
+
+    def __init__(
+        self,
+        model: TextToImageModel,
+        images: torch.Tensor | Sequence[torch.Tensor],
+        settings: TrainSettings,
+        regularizers: tuple[Regularizer, ...],
+        masks: torch.Tensor | Sequence[torch.Tensor] | None,
+        resume: Path | None,
+        initial: Concept | None,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.regularizers = regularizers
+        self.streams = _streams(regularizers)
+        self.history = History()
+        self.learner: Learner | None = None
+        self._images, self._masks, self._resume, self._initial = images, masks, resume, initial
+        self._stop: str | None = None
+        self._saved = 0
+        self._before = 0.0
+        self._started = time.perf_counter()
+        self._events = self._run()
+
+    def __next__(self) -> Event:
+        # Entered anew for every event: a generator that held them would leave its reader in our mode.
+        with autograd():
+            return next(self._events)
+
+    def stop(self, reason: str = "stopped") -> None:
+        """Ask for the end: the next events are a checkpoint, where there is a folder for it, and `Finished`."""
+        self._stop = reason
+
+    def close(self) -> None:
+        """End now. Unfinished work goes into the checkpoint folder and the model is as it was before."""
+        with autograd():
+            self._events.close()
+
+    def __enter__(self) -> TrainingRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    @property
+    def concept(self) -> Concept:
+        """The concept as of the last finished step. Raises RuntimeError before the first event."""
+        if self.learner is None:
+            raise RuntimeError("the training has not started: take its first event")
+        with autograd():
+            return Concept(
+                name=self.settings.name,
+                class_word=self.settings.class_word,
+                vectors=self.learner.learned(),
+                provenance=self._provenance(),
+            )
+
+    def _run(self) -> Iterator[Event]:
+        with ExitStack() as stack:
+            stack.enter_context(self.model.session(gradient_checkpointing=self.settings.gradient_checkpointing))
+            learner = self._begin()
+            try:
+                yield Started(learner.done, self.settings.steps, learner.numbers)
+                while learner.done < self.settings.steps and self._stop is None:
+                    self._advance()
+                    yield from self._report()
+                yield from self._finish()
+            except BaseException:
+                # Also GeneratorExit: whoever stops listening keeps the work.
+                self._keep()
+                raise
+
+    def _begin(self) -> Learner:
+        settings, model = self.settings, self.model
+        if settings.precision == "fp32" and model.dtype != torch.float32:
+            raise ValueError(f"the model is loaded in {model.dtype}: load it in float32, or set precision to 'model'")
+        pictures = checked_pictures(self._images)
+        self.resolution = resolution_for(model, settings, pictures)
+        self.bank = encode_pictures(
+            model,
+            self._images,
+            self._masks,
+            resolution=self.resolution,
+            augmentation=settings.augmentation,
+            seed=settings.seed,
+        )
+        del self._images, self._masks
+        for regularizer in self.regularizers:
+            regularizer.prepare(model, settings.class_word, settings.vectors)
+        if self._initial is not None:
+            start = vectors_of(self._initial, model, settings.vectors)
+        else:
+            start = {
+                name: starting_vectors(encoder, settings.class_word, settings.vectors)
+                for name, encoder in model.text_encoders.items()
+            }
+        learner = self.learner = Learner(model, settings, start)
+        self.identity = _identity(self, start)
+        self.prompts = PromptEncoder(model, learner.vectors, ImageSize(self.resolution, self.resolution))
+        wide = torch.float32 if model.device.type == "mps" else torch.float64
+        self.alpha_bar = model.schedule.alpha_bar.to(model.device, wide)
+        if self._resume is not None:
+            self._continue(load_checkpoint(self._resume))
+        self._started = time.perf_counter()
+        return learner
+
+    def _continue(self, checkpoint: Checkpoint) -> None:
+        require_same_run(self.identity, checkpoint)
+        self.learner.load(checkpoint.state)
+        self.history = History(checkpoint.losses)
+        self._before = float(checkpoint.facts["seconds"])
+        self._saved = self.learner.done
+
+    def _advance(self) -> None:
+        """One optimiser step."""
+        learner, settings, bank = self.learner, self.settings, self.bank
+        draws = draw_step(
+            settings.seed,
+            learner.done,
+            batch=settings.samples,
+            pictures=bank.pictures,
+            versions=bank.versions,
+            shape=tuple(bank.latents.shape[1:]),
+            timesteps=self.model.schedule.steps,
+            templates=len(settings.templates),
+            device=self.model.device,
+        )
+        try:
+            losses, total = self._losses(draws)
+            flags = learner.step(total)
+        except BaseException:
+            learner.forget_gradients()
+            raise
+        self.history.add({**losses, **flags})
+
+    def _losses(self, draws: Draws) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Gather the gradients of one step. Returns every term's value and the total, detached."""
+        settings, learner, kind = self.settings, self.learner, self.model.schedule.prediction_type
+        z_0 = self.bank.latents[draws.rows]
+        alpha_bar_t = at_timesteps(self.alpha_bar, draws.timesteps)
+        z_t = add_noise(z_0, draws.noise, alpha_bar_t)
+        target = prediction_target(kind, z_0, draws.noise, alpha_bar_t)
+        weights = None if self.bank.weights is None else self.bank.weights[draws.rows]
+        snr = None if settings.min_snr_gamma is None else min_snr_weight(kind, alpha_bar_t, settings.min_snr_gamma)
+        with self._autocast():
+            wanted = self._terms(z_t, draws.timesteps)
+        values: dict[str, torch.Tensor] = {}
+        diffusion = total = torch.zeros((), device=self.model.device)
+        for start in range(0, settings.samples, settings.batch):
+            part = slice(start, start + settings.batch)
+            terms = wanted if start == 0 else []
+            with self._autocast():
+                context = self._instance_conditioning(draws.templates[part])
+                passes = [AttentionPass(z_t[part], draws.timesteps[part], context)]
+                prediction, seen = self._predict(passes + [term.attention for term in terms if term.attention])
+                error = diffusion_loss(
+                    prediction,
+                    target[part],
+                    weight_map=None if weights is None else weights[part],
+                    sample_weight=None if snr is None else snr[part],
+                )
+                loss = error / settings.gradient_accumulation
+                diffusion = diffusion + loss.detach()
+                for name, term in _finished(terms, seen).items():
+                    values[name] = term.value.detach()
+                    if term.weight != 0:
+                        loss = loss + term.weighted
+            learner.backward(loss)
+            total = total + loss.detach()
+        return {"diffusion": diffusion, **values}, total
+
+    def _terms(self, z_t: torch.Tensor, timesteps: torch.Tensor) -> list[Terms]:
+        settings, step = self.settings, self.learner.done
+        return [
+            regularizer(
+                StepView(
+                    model=self.model,
+                    step=step,
+                    total_steps=settings.steps,
+                    latents=z_t,
+                    timesteps=timesteps,
+                    class_word=settings.class_word,
+                    length=settings.vectors,
+                    generator=generator_for(settings.seed, stream, step),
+                    prompts=self.prompts,
+                )
+            )
+            for regularizer, stream in zip(self.regularizers, self.streams, strict=True)
+        ]
+
+    def _instance_conditioning(self, templates: Sequence[int]) -> Conditioning:
+        """The instance prompts of one batch; a prompt that all samples share is encoded once."""
+        chosen = templates[:1] if len(set(templates)) == 1 else templates
+        encodings, _ = self.prompts.with_concept([self.settings.templates[index] for index in chosen])
+        return expand(self.prompts.conditioning(encodings), len(templates))
+
+    def _predict(self, passes: Sequence[AttentionPass]) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
+        """The first pass's prediction, and per-layer token means of the others."""
+        if len(passes) > 1 and self.settings.passes == "separate":
+            prediction, _ = self._predict(passes[:1])
+            probe = TokenMeans()
+            self.model.predict(*_joined(passes[1:]), probe)
+            return prediction, list(probe.split([len(one.latents) for one in passes[1:]]))
+        sizes = [len(one.latents) for one in passes]
+        probe = TokenMeans() if len(passes) > 1 else None
+        prediction = self.model.predict(*_joined(passes), probe)
+        seen = [] if probe is None else list(probe.split(sizes))[1:]
+        return prediction[: sizes[0]], seen
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        if self.settings.precision not in kinds:
+            return nullcontext()
+        # Its weight cache would tie a cast made without gradient to one that needs it.
+        return torch.autocast(self.model.device.type, kinds[self.settings.precision], cache_enabled=False)
+
+    def _report(self) -> Iterator[Event]:
+        settings, done = self.settings, self.learner.done
+        last = done == settings.steps or self._stop is not None
+        preview = settings.preview_every > 0 and done % settings.preview_every == 0
+        checkpoint = settings.checkpoint_dir is not None and done % settings.checkpoint_every == 0
+        losses = None
+        if last or preview or checkpoint or done % settings.log_every == 0:
+            losses = self._fetch()
+        yield Step(self.learner.done, settings.steps, losses)
+        if self._stop is None and checkpoint and not last:
+            yield CheckpointSaved(done, self._save())
+        if self._stop is None and preview:
+            yield self._preview()
+
+    def _fetch(self) -> Mapping[str, torch.Tensor]:
+        """Losses since the last time. Where a step was not finite, the run goes back to the one before and ends."""
+        start = len(self.history)
+        self.history.fetch()
+        failures = [step for step in range(start, len(self.history)) if self.history.values["failed"][step]]
+        if failures:
+            self._go_back_to(failures[0])
+        return {name: value[start:] for name, value in self.history.tensors().items() if name not in FLAGS}
+
+    def _go_back_to(self, good: int) -> None:
+        """The vectors are already those after `good` steps: nothing moved since."""
+        culprits = [name for name, value in self.history.tensors().items() if not torch.isfinite(value[good])]
+        culprits = [name for name in culprits if name not in FLAGS] or ["gradient"]
+        self.history.cut(good)
+        self.learner.done = good
+        self.learner.failed = torch.zeros_like(self.learner.failed)
+        reason = f"{' and '.join(culprits)} not finite at step {good + 1}"
+        advice = "try a smaller learning rate, or bf16 or fp32 instead of fp16"
+        if good == 0:
+            raise NonFiniteLossError(f"{reason}, the first: nothing was learned; {advice}")
+        self._stop = f"{reason}; the vectors are those after step {good}; {advice}"
+
+    def _finish(self) -> Iterator[Event]:
+        learner = self.learner
+        self._fetch()
+        if learner.done > self._saved and self.settings.checkpoint_dir is not None:
+            yield CheckpointSaved(learner.done, self._save())
+        if self._stop is None:
+            self._require_learning()
+        losses = {name: value for name, value in self.history.tensors().items() if name not in FLAGS}
+        yield Finished(self.concept, learner.done, losses, self._seconds(), self._stop)
+
+    def _require_learning(self) -> None:
+        learner = self.learner
+        advice = "Raise the learning rate or the number of steps, and see that the masks leave something to learn from."
+        if not any(self.history.values.get("gradient", ())):
+            raise LearnedNothingError(f"no gradient reached the word in {learner.done} steps. {advice}")
+        if all(torch.equal(value.detach(), learner.initial[name]) for name, value in learner.vectors.items()):
+            raise LearnedNothingError(f"the word did not move in {learner.done} steps. {advice}")
+
+    def _keep(self) -> None:
+        if self.settings.checkpoint_dir is not None and self.learner is not None and self.learner.done > self._saved:
+            self._save()
+
+    def _save(self) -> Path:
+        learner = self.learner
+        self.history.cut(learner.done)
+        checkpoint = Checkpoint(self.identity, learner.state(), self.history.tensors(), {"seconds": self._seconds()})
+        save_checkpoint(self.settings.checkpoint_dir, learner.done, checkpoint)
+        self._saved = learner.done
+        return checkpoint_path(self.settings.checkpoint_dir, learner.done)
+
+    @torch.no_grad()
+    def _preview(self) -> Preview:
+        settings = self.settings
+        side = self.resolution // self.model.latent_factor
+        encodings, _ = self.prompts.with_concept([settings.preview_prompt])
+        negative, _ = self.prompts.with_words([""], None)
+        latents = sample(
+            self.model,
+            self.prompts.conditioning(encodings),
+            self.prompts.conditioning(negative),
+            shape=(1, self.model.latent_channels, side, side),
+            steps=settings.preview_steps,
+            guidance=settings.preview_guidance,
+            seed=settings.preview_seed,
+        )
+        images = (self.model.to_images(latents).float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        return Preview(self.learner.done, images.contiguous(), settings.preview_prompt)
+
+    def _seconds(self) -> float:
+        return self._before + time.perf_counter() - self._started
+
+    def _provenance(self) -> dict[str, Any]:
+        tail = {
+            name: value[-max(1, len(value) // 10) :].nanmean().item() for name, value in self.history.tensors().items()
+        }
+        return {
+            "model": self.model.name,
+            "model_fingerprint": self.model.fingerprint,
+            "text_encoders": {name: encoder.fingerprint for name, encoder in self.model.text_encoders.items()},
+            "steps": self.learner.done,
+            "settings": self.settings.identity(),
+            "regularizers": [regularizer.state() for regularizer in self.regularizers],
+            "losses": {name: value for name, value in tail.items() if name not in FLAGS},
+            "seconds": round(self._seconds(), 3),
+        }
+
+
+def resolution_for(model: TextToImageModel, settings: TrainSettings, pictures: Sequence[torch.Tensor]) -> int:
+    """Side of the square training pictures in pixels: as set, else the model's own, else the smallest picture's.
+
+    A multiple of eight latent cells, so that every UNet can halve it three times. Raises ValueError where it is not.
+    """
+    unit = model.latent_factor * 8
+    if settings.resolution is not None:
+        if settings.resolution % unit:
+            raise ValueError(f"the resolution is a multiple of {unit} for this model, not {settings.resolution}")
+        return settings.resolution
+    own = getattr(model, "resolution", None)
+    if own is not None:
+        return int(own)
+    return max(unit, min(min(picture.shape[1:]) for picture in pictures) // unit * unit)
+
+
+def _finished(terms: Sequence[Terms], seen: Sequence[Sequence[torch.Tensor]]) -> dict[str, LossTerm]:
+    """All loss terms by name; a name that two regularizers use gets a number."""
+    found: dict[str, LossTerm] = {}
+    maps = iter(seen)
+    for term in terms:
+        losses = dict(term.losses)
+        if term.attention is not None and term.finish is not None:
+            losses |= term.finish(next(maps))
+        for name, loss in losses.items():
+            number = 1 + sum(other.split("#")[0] == name for other in found)
+            found[name if number == 1 else f"{name}#{number}"] = loss
+    return found
+
+
+def _joined(passes: Sequence[AttentionPass]) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
+    if len(passes) == 1:
+        return passes[0].latents, passes[0].timesteps, passes[0].conditioning
+    return (
+        torch.cat([one.latents for one in passes]),
+        torch.cat([one.timesteps for one in passes]),
+        Conditioning.cat([one.conditioning for one in passes]),
+    )
+
+
+def _streams(regularizers: Sequence[Regularizer]) -> list[str]:
+    """A stream of random numbers for each: its name, numbered where a name comes twice."""
+    count: Counter[str] = Counter()
+    streams = []
+    for regularizer in regularizers:
+        count[regularizer.name] += 1
+        streams.append(f"regularizer/{regularizer.name}#{count[regularizer.name]}")
+    return streams
+
+
+def _identity(run: TrainingRun, start: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Everything that decides the numbers of a run."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(start):
+        digest.update(start[name].cpu().numpy().tobytes())
+    return {
+        **run.settings.identity(),
+        "resolution": run.resolution,
+        "model": run.model.fingerprint,
+        "model.dtype": str(run.model.dtype),
+        "text_encoders": {name: encoder.fingerprint for name, encoder in run.model.text_encoders.items()},
+        "pictures": run.bank.digest,
+        "starting vectors": digest.hexdigest(),
+        "regularizers": [regularizer.state() for regularizer in run.regularizers],
+    }
+
+
+__all__ = ["LatentBank", "LearnedNothingError", "NonFiniteLossError", "TrainingRun", "resolution_for", "train"]
