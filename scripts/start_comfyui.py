@@ -56,9 +56,12 @@ def fetch_comfyui() -> Path:
         raise SystemExit(f"COMFYUI_PATH is {os.environ['COMFYUI_PATH']!r}, but no ComfyUI is there")
     print(f"No ComfyUI found; fetching version {FETCHED_VERSION} into {FETCHED}", flush=True)
     comfy = Path(sys.executable).with_name("comfy")
-    without = ["--skip-manager", "--skip-torch-or-directml", "--skip-requirement"]
+    # --cpu only answers its question about the kind of PyTorch, which is not installed.
+    without = ["--cpu", "--skip-manager", "--skip-torch-or-directml", "--skip-requirement"]
     install = [comfy, "--skip-prompt", "--workspace", FETCHED, "install", "--version", FETCHED_VERSION, *without]
-    result = subprocess.run(install, env={**os.environ, "DO_NOT_TRACK": "1"}, check=False)
+    # Without VIRTUAL_ENV comfy-cli would make an environment of its own in there.
+    environment = {**os.environ, "DO_NOT_TRACK": "1", "VIRTUAL_ENV": sys.prefix}
+    result = subprocess.run(install, env=environment, check=False)
     found = find_comfyui()
     if result.returncode or found is None:
         raise SystemExit("ComfyUI could not be fetched. Get it yourself, then: make comfy COMFYUI_PATH=...")
