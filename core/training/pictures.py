@@ -22,7 +22,7 @@ ENCODE_BATCH = 4
 class LatentBank:
     """`latents` (pictures * versions, C, h, w), row `picture * versions + version`, on the model's device.
 
-    `weights` (pictures * versions, 1, h, w) in [0, 1] are the loss weights of the same rows, None where all count fully.
+    `weights` (pictures * versions, 1, h, w) in [0, 1] are the loss weights of the same rows, None where all are 1.
     """
 
     latents: torch.Tensor

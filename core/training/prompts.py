@@ -22,13 +22,14 @@ class PromptEncoder:
         self.vectors = vectors
         self.size = size
         self._with_words = lru_cache(maxsize=1024)(self._encode_words)
+        self._tokenized = lru_cache(maxsize=1024)(self._tokenize)
 
     def with_concept(self, templates: Sequence[str]) -> Encoded:
         """Each template with the concept in its placeholder, with gradient."""
         encodings, prompts = {}, {}
         for name, encoder in self.model.text_encoders.items():
             vectors = self.vectors[name]
-            rows = [tokenize_prompt(encoder, template, rows=vectors.shape[0]) for template in templates]
+            rows = [self._tokenized(name, template) for template in templates]
             # One at a time, so that the placement of a template is looked up and not sent to the device every step.
             embedded = [input_embeddings(encoder, [row], vectors) for row in rows]
             inputs, ids = (torch.cat(parts) for parts in zip(*embedded, strict=True))
@@ -46,6 +47,9 @@ class PromptEncoder:
     def conditioning(self, encodings: Mapping[str, Encoding]) -> Conditioning:
         """What the UNet needs, at the size of the training pictures."""
         return self.model.conditioning(encodings, self.size)
+
+    def _tokenize(self, name: str, template: str) -> TokenizedPrompt:
+        return tokenize_prompt(self.model.text_encoders[name], template, rows=self.vectors[name].shape[0])
 
     @torch.no_grad()
     def _encode_words(self, template: str, words: str | None) -> Encoded:
@@ -69,6 +73,10 @@ class StepView:
     length: int
     generator: torch.Generator
     prompts: PromptEncoder
+
+    @property
+    def vectors(self) -> Mapping[str, torch.Tensor]:
+        return self.prompts.vectors
 
     def encode_concept(self, templates: Sequence[str]) -> Encoded:
         return self.prompts.with_concept(templates)

@@ -50,6 +50,7 @@ class TrainingStep(Protocol):
 
     model: TextToImageModel
     step: int
+    """Finished steps: 0 at the first."""
     total_steps: int
     latents: torch.Tensor
     """z_t of the main pass (B, C, h, w)."""
@@ -58,6 +59,8 @@ class TrainingStep(Protocol):
     class_word: str
     length: int
     """n, the vectors of the concept."""
+    vectors: Mapping[str, torch.Tensor]
+    """The concept's input embeddings (n, d) of each text encoder, part of the graph."""
     generator: torch.Generator
     """The CPU generator of this regularizer: every random choice comes from it, so that a resume repeats them."""
 

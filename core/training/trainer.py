@@ -376,8 +376,9 @@ class TrainingRun(Iterator[Event]):
         return self._before + time.perf_counter() - self._started
 
     def _provenance(self) -> dict[str, Any]:
+        losses = {name: value for name, value in self.history.tensors().items() if name not in FLAGS}
         tail = {
-            name: value[-max(1, len(value) // 10) :].nanmean().item() for name, value in self.history.tensors().items()
+            name: value[-max(1, len(value) // 10) :].nanmean().item() for name, value in losses.items() if len(value)
         }
         return {
             "model": self.model.name,
@@ -386,7 +387,7 @@ class TrainingRun(Iterator[Event]):
             "steps": self.learner.done,
             "settings": self.settings.identity(),
             "regularizers": [regularizer.state() for regularizer in self.regularizers],
-            "losses": {name: value for name, value in tail.items() if name not in FLAGS},
+            "losses": tail,
             "seconds": round(self._seconds(), 3),
         }
 

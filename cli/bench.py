@@ -1,0 +1,162 @@
+"""`contextual-inversion bench`: what a training step costs, with and without CoRe."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..core.models.diffusers_adapter import DiffusersModel
+from ..core.models.protocol import TextToImageModel
+from ..core.training.core_regularizer import CoReRegularizer
+from ..core.training.events import Step
+from ..core.training.settings import Precision, TrainSettings, UNetPasses
+from ..core.training.trainer import TrainingRun, train
+
+PROMPTS = ("a {} in the snow", "a red {} on the beach", "a drawing of a {} beside a lake", "a photo of a {} at night")
+
+
+def main(
+    *,
+    model: Literal["tiny", "wide"] | Path = "tiny",
+    steps: int = 8,
+    repetitions: int = 5,
+    batch: int = 6,
+    attention_batch: int | None = None,
+    passes: UNetPasses = "joint",
+    precision: Precision = "model",
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Measure the time and memory of a training step, with and without CoRe.
+
+    Both are measured in turns in one process, so that a busy machine slows both; the figures are medians over the turns
+    and `core_over_ti` the median of the turns' ratios.
+
+    Args:
+        model: "tiny" (bundled), "wide" (random weights, Stable Diffusion's shape at a fifth of its width), or a folder of
+            a diffusers pipeline.
+        steps: Training steps in one turn.
+        repetitions: Turns of each kind.
+        batch: Samples a step.
+        attention_batch: Latents that CoRe's attention loss looks at; a third of the batch if not given.
+        passes: CoRe's UNet pass in one batch with the main pass, or after it.
+        precision: What the UNet computes in.
+        device: "cpu", "cuda", ...; the GPU where there is one if not given.
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    subject = _model(model, place)
+    turns = repetitions + 1  # the first warms up and is not counted
+    settings = TrainSettings(
+        class_word="dog",
+        steps=steps * turns,
+        batch=batch,
+        passes=passes,
+        precision=precision,
+        log_every=steps,
+        resolution=_side(subject),
+    )
+    pictures = torch.rand(4, settings.resolution, settings.resolution, 3, generator=torch.Generator().manual_seed(0))
+    core = CoReRegularizer(PROMPTS, embedding_weight=1.0, attention_weight=1.0, attention_batch=attention_batch)
+    with (
+        train(subject, pictures, settings) as plain,
+        train(subject, pictures, settings, regularizers=[core]) as with_core,
+    ):
+        pairs = [(_seconds_a_step(plain, steps), _seconds_a_step(with_core, steps)) for _ in range(turns)][1:]
+    ratios = [core_s / ti_s for ti_s, core_s in pairs]
+    figures = {
+        "ti_step_s": statistics.median(ti_s for ti_s, _ in pairs),
+        "core_step_s": statistics.median(core_s for _, core_s in pairs),
+        "core_over_ti": statistics.median(ratios),
+        "core_over_ti_range": [min(ratios), max(ratios)],
+        "peak_mb": _peak_mb(place),
+        "batch": batch,
+        "attention_batch": attention_batch or -(-batch // 3),
+        "passes": passes,
+        "precision": precision,
+        "model": subject.name,
+        "repetitions": repetitions,
+        "steps": steps,
+        "machine": _machine(place),
+    }
+    print(
+        f"TI {figures['ti_step_s'] * 1e3:.1f} ms a step, CoRe {figures['core_step_s'] * 1e3:.1f} ms: "
+        f"{figures['core_over_ti']:.2f} times; peak {figures['peak_mb']:.0f} MB"
+    )
+    return figures
+
+
+def _seconds_a_step(run: TrainingRun, steps: int) -> float:
+    """Time of the next `steps` steps; the last of them reports its losses, which waits for the device."""
+    begin, taken = time.perf_counter(), 0
+    while taken < steps:
+        event = next(run)
+        if isinstance(event, Step):
+            taken += 1
+        else:
+            begin, taken = time.perf_counter(), 0  # `Started`: pictures are encoded now
+    return (time.perf_counter() - begin) / steps
+
+
+def _model(name: str | Path, device: torch.device) -> TextToImageModel:
+    if name == "tiny":
+        from ..core.models.tiny.load import load_tiny
+
+        return DiffusersModel.from_tiny(load_tiny(), device=device)
+    if name == "wide":
+        return _wide(device)
+    return DiffusersModel.from_pipeline(name, device=device)
+
+
+def _wide(device: torch.device) -> DiffusersModel:
+    """Random weights in the shape of Stable Diffusion 1.x with a fifth of its channels; 16 cross-attention layers."""
+    from diffusers import UNet2DConditionModel
+
+    from ..core.models.tiny.load import load_tiny
+
+    tiny = load_tiny()
+    torch.manual_seed(0)
+    tiny.unet = UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(64, 128, 256, 256),
+        layers_per_block=2,
+        attention_head_dim=8,
+        cross_attention_dim=tiny.text_encoder.config.hidden_size,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    )
+    model = DiffusersModel.from_tiny(tiny, device=device)
+    model.name = "wide, random weights"
+    return model
+
+
+def _side(model: TextToImageModel) -> int:
+    sample = getattr(getattr(getattr(model, "unet", None), "config", None), "sample_size", 64)
+    return int(sample) * model.latent_factor
+
+
+def _peak_mb(device: torch.device) -> float:
+    """The most memory in use so far: the GPU's where it is one, else that of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _machine(device: torch.device) -> Mapping[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(terse=True),
+    }

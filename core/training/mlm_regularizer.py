@@ -1,0 +1,133 @@
+"""MLM as a regularizer: the context must stay as easy to guess beside the concept as it always was (METHODS.md 2.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+
+from ..maths.mlm import LAMBDA_MLM, RHO, cross_entropy, masked_loss
+from ..models.frozen import autograd
+from ..models.protocol import TextEncoder, TextToImageModel, fingerprint
+from ..networks.contextualizer import Contextualizer
+from ..prompts.rich import PromptSource, with_class
+from ..prompts.tokens import tokenize_prompt
+from .masking import MaskableRow, mask_rows, masked_inputs, nameable_ids, prompt_row
+from .regularizer import LossTerm, Terms, TrainingStep
+
+KEPT_ROWS = 1 << 16
+"""Tokenized prompts that are kept; a set of METHODS.md 2.5 fits."""
+
+
+class MLMRegularizer:
+    """lambda L_MLM (METHODS.md M5) on `batch` rich prompts a step, through the text encoder and psi only.
+
+    `prompts` hold one "{}" each; `beside_class` writes the class word after the concept (METHODS.md 2.5), else the
+    concept stands alone. With one contextualizer for each text encoder of a model, every encoder gets a term of its
+    own, `mlm/<encoder>`; an encoder without one gets none. psi and its mask row are copied and never trained. A weight
+    of 0 costs nothing and changes nothing.
+    """
+
+    name = "mlm"
+
+    def __init__(
+        self,
+        contextualizers: Contextualizer | Sequence[Contextualizer],
+        prompts: PromptSource,
+        *,
+        weight: float = LAMBDA_MLM,
+        rho: float = RHO,
+        batch: int = 25,
+        beside_class: bool = True,
+    ) -> None:
+        given = [contextualizers] if isinstance(contextualizers, Contextualizer) else list(contextualizers)
+        names = [psi.encoder.name for psi in given]
+        if not given or len(set(names)) != len(names):
+            raise ValueError(f"one contextualizer a text encoder is needed, got {', '.join(names) or 'none'}")
+        if weight < 0 or not 0 < rho <= 1 or batch < 1:
+            raise ValueError(f"a weight of at least 0, 0 < rho <= 1 and a batch of at least 1: {weight}, {rho}, {batch}")
+        self.given = given
+        self.prompts = prompts
+        self.weight, self.rho, self.batch, self.beside_class = weight, rho, batch, beside_class
+        self._encoders: list[_Guesser] = []
+
+    def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
+        """Freeze copies of the contextualizers on the model's device. Raises ValueError where one is not for this model,
+        or a prompt does not fit a text encoder."""
+        beside = class_word if self.beside_class else None
+        self._encoders = []
+        for psi in self.given:
+            encoder = model.text_encoders.get(psi.encoder.name)
+            if encoder is None:
+                raise ValueError(
+                    f"the contextualizer is for the text encoder {psi.encoder}, "
+                    f"but the model has {', '.join(model.text_encoders)}"
+                )
+            psi.encoder.require(encoder)
+            guesser = _Guesser(encoder, frozen_copy(psi, encoder.table().device), beside, length)
+            for prompt in self.prompts.hardest(lambda text, encoder=encoder: len(encoder.tokenize(text))):
+                guesser.row(prompt)
+            self._encoders.append(guesser)
+
+    def __call__(self, step: TrainingStep) -> Terms:
+        if self.weight == 0:
+            return Terms()
+        prompts = self.prompts.draw(self.batch, step.generator)
+        losses = {}
+        for guesser in self._encoders:
+            uniform = torch.rand((self.batch, guesser.encoder.max_length), generator=step.generator)
+            loss = guesser.loss(prompts, uniform, self.rho, step.vectors[guesser.encoder.name])
+            losses[f"{self.name}/{guesser.encoder.name}"] = LossTerm(loss, self.weight)
+        return Terms(losses)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "weight": self.weight,
+            "rho": self.rho,
+            "batch": self.batch,
+            "beside_class": self.beside_class,
+            "prompts": self.prompts.state(),
+            "contextualizers": self._fingerprints,
+        }
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return {psi.encoder.name: fingerprint(psi.state_dict(), encoder=psi.encoder.fingerprint) for psi in self.given}
+
+
+class _Guesser:
+    """A text encoder, the contextualizer frozen for it, and the prompts tokenized so far."""
+
+    def __init__(self, encoder: TextEncoder, psi: Contextualizer, class_word: str | None, length: int) -> None:
+        self.encoder, self.psi, self.class_word, self.length = encoder, psi, class_word, length
+        self.nameable = nameable_ids(psi.rows)
+        self.row = lru_cache(maxsize=KEPT_ROWS)(self._row)
+
+    def loss(self, prompts: Sequence[str], uniform: torch.Tensor, rho: float, vectors: torch.Tensor) -> torch.Tensor:
+        """METHODS.md M5: the mean cross-entropy of the masked tokens, (). The output layer sees only those."""
+        table = self.encoder.table()
+        batch = mask_rows([self.row(prompt) for prompt in prompts], uniform, rho).to(table.device)
+        outputs = self.encoder.encode(masked_inputs(table, batch, self.psi.mask, vectors), batch.ids).tokens
+        logits = self.psi(outputs, batch.masked)
+        return masked_loss(cross_entropy(logits, self.psi.rows[batch.targets]))
+
+    def _row(self, prompt: str) -> MaskableRow:
+        if self.class_word is not None:
+            prompt = with_class(prompt, self.class_word)
+        return prompt_row(
+            self.encoder, tokenize_prompt(self.encoder, prompt, rows=self.length), self.class_word, self.nameable
+        )
+
+
+def frozen_copy(psi: Contextualizer, device: torch.device) -> Contextualizer:
+    """An untrainable float32 copy on `device` that autograd may keep, also when `psi` was loaded in inference mode."""
+    with autograd():
+        copy = Contextualizer(psi.encoder, psi.shape, psi.token_ids.tolist() if psi.sparse else None, psi.provenance)
+        copy.load_state_dict(psi.state_dict())
+        return copy.to(device).requires_grad_(False).eval()
+
+
+__all__ = ["MLMRegularizer", "frozen_copy"]
