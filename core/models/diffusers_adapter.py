@@ -13,8 +13,8 @@ import torch
 from .diffusers_attention import checkpoint_probed, cross_attention_modules, probed
 from .diffusers_text import DiffusersTextEncoder
 from .frozen import autograd, frozen, on_device
+from .gaussian import draw
 from .protocol import AttentionProbe, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
-from .tiny import config
 
 if TYPE_CHECKING:
     from .tiny import TinyStableDiffusion
@@ -94,7 +94,8 @@ class DiffusersModel:
     def from_tiny(cls, tiny: TinyStableDiffusion, *, device: torch.device | str | None = None) -> DiffusersModel:
         """Take the parts of the bundled model."""
         encoder = DiffusersTextEncoder("clip_l", tiny.text_encoder, tiny.tokenizer)
-        return cls(tiny.unet, tiny.vae, [encoder], noise_schedule(config.SCHEDULER), name="tiny", device=device)
+        schedule = noise_schedule(tiny.scheduler_config)
+        return cls(tiny.unet, tiny.vae, [encoder], schedule, name="tiny", device=device)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -208,14 +209,6 @@ def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     """The schedule a diffusers scheduler configuration describes, whichever sampler it belongs to."""
     scheduler = _diffusers().DDPMScheduler.from_config(config)
     return NoiseSchedule(scheduler.alphas_cumprod.double(), str(scheduler.config.prediction_type))
-
-
-def draw(mean: torch.Tensor, std: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """A sample of a Gaussian posterior, its mean without a generator. A CPU generator draws alike on every device."""
-    if generator is None:
-        return mean
-    noise = torch.randn(mean.shape, generator=generator, device=generator.device, dtype=torch.float32)
-    return mean + std * noise.to(mean.device, mean.dtype)
 
 
 def _text_encoders(pipeline: Any) -> list[DiffusersTextEncoder]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .attention import attention_probabilities, merge_heads, split_heads
 from .protocol import AttentionProbe
 
 PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor")
@@ -20,11 +21,6 @@ def cross_attention_modules(unet: torch.nn.Module) -> dict[str, Any]:
     """The cross-attention modules by name in forward order: down, middle, up (diffusers registers the middle last)."""
     found = [(name, module) for name, module in unet.named_modules() if name.endswith(".attn2")]
     return dict(sorted(found, key=lambda item: _ORDER[item[0].split(".")[0]]))
-
-
-def attention_probabilities(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(Q K^T scale) in float32 over the context tokens: (B, H, N, dh), (B, H, L, dh) -> (B, H, N, L)."""
-    return ((query * scale) @ key.transpose(-1, -2)).float().softmax(dim=-1)
 
 
 class ProbedProcessor:
@@ -46,17 +42,14 @@ class ProbedProcessor:
         if encoder_hidden_states is None or attention_mask is not None or hidden_states.ndim != 3:
             raise RuntimeError("the probe watches unmasked cross-attention over (B, N, C) features only")
         context = attn.norm_encoder_hidden_states(encoder_hidden_states) if attn.norm_cross else encoder_hidden_states
-
-        def heads(x: torch.Tensor) -> torch.Tensor:
-            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-
-        query, key, value = heads(attn.to_q(hidden_states)), heads(attn.to_k(context)), heads(attn.to_v(context))
+        query = split_heads(attn.to_q(hidden_states), attn.heads)
+        key, value = (split_heads(project(context), attn.heads) for project in (attn.to_k, attn.to_v))
         if attn.upcast_attention:
             query, key = query.float(), key.float()
         probabilities = attention_probabilities(query, key, attn.scale)
         if self.report is not None:
             self.report(self.layer, probabilities)
-        out = (probabilities.to(value.dtype) @ value).transpose(1, 2).flatten(2)
+        out = merge_heads(probabilities.to(value.dtype) @ value)
         return attn.to_out[1](attn.to_out[0](out)) / attn.rescale_output_factor
 
 

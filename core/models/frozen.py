@@ -12,17 +12,20 @@ import torch
 def frozen(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
     """Evaluation mode and nothing trainable inside; both flags of every part restored on exit, also after errors."""
     training = [(part, part.training) for module in modules for part in module.modules()]
-    trainable = [(value, value.requires_grad) for module in modules for value in module.parameters()]
+    # Only what has to change: nothing may be set on the inference tensors that ComfyUI's nodes load.
+    trainable = [value for module in modules for value in module.parameters() if value.requires_grad]
     try:
         for module in modules:
-            module.eval().requires_grad_(False)
+            module.eval()
+        for value in trainable:
+            value.requires_grad_(False)
         yield
     finally:
         # Each part's own flag: `module.train(mode)` would overwrite those of its children.
         for part, flag in training:
             part.training = flag
-        for value, flag in trainable:
-            value.requires_grad_(flag)
+        for value in trainable:
+            value.requires_grad_(True)
 
 
 @contextmanager

@@ -50,8 +50,8 @@ def sample(
 ) -> torch.Tensor:
     """Scaled latents of `shape` (B, C, h, w) for `positive` (1 or B prompts) guided away from `negative` (1 or B).
 
-    Every picture has a generator of its own on the CPU, so it depends neither on its neighbours nor on the device:
-    `seed` is one seed for each, or the first of consecutive ones.
+    Every picture draws from a CPU generator of its own, so its noise depends neither on its neighbours nor on the
+    device: `seed` is one seed for each, or the first of consecutive ones.
 
     Raises ValueError for a wrong number of seeds or steps.
     """

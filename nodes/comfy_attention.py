@@ -1,0 +1,138 @@
+"""Watching the cross-attention of ComfyUI's UNet, and checkpointing its blocks, through the official patch seams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+
+from ..core.models.attention import attention_probabilities, merge_heads, split_heads
+from ..core.models.protocol import AttentionProbe
+
+BlockKey = tuple[str, int, int]
+"""("input" | "middle" | "output", block number, transformer block), as ComfyUI's patches address one attention."""
+
+RECOMPUTING = "contextual_inversion_recomputing"
+"""Set in `transformer_options` while a checkpointed block runs a second time."""
+
+
+@dataclass(frozen=True)
+class CrossAttentionLayer:
+    name: str
+    """By diffusers' naming where ComfyUI knows it."""
+    key: BlockKey
+    module: torch.nn.Module
+
+
+def diffusers_names(unet_config: Mapping[str, Any]) -> dict[str, str]:
+    """ComfyUI's module name -> diffusers' module name, for every module with a weight."""
+    names = {}
+    for theirs, ours in comfy.utils.unet_to_diffusers(unet_config).items():
+        # SDXL's vector embedding has two diffusers names for one module; the pipelines use this one.
+        if theirs.endswith(".weight") and not theirs.startswith("class_embedding"):
+            names[ours.removesuffix(".weight")] = theirs.removesuffix(".weight")
+    return names
+
+
+def cross_attention_layers(unet: Any, names: Mapping[str, str]) -> list[CrossAttentionLayer]:
+    """Every cross-attention in forward order."""
+    layers = []
+    for block, number, prefix, sequence in _blocks(unet):
+        for position, part in enumerate(sequence):
+            if not isinstance(part, SpatialTransformer):
+                continue
+            for index, transformer in enumerate(part.transformer_blocks):
+                if transformer.attn2 is None:
+                    continue
+                ours = f"{prefix}.{position}.transformer_blocks.{index}.attn2"
+                name = names.get(f"{ours}.to_q", f"{ours}.to_q").removesuffix(".to_q")
+                layers.append(CrossAttentionLayer(name, (block, number, index), transformer.attn2))
+    return layers
+
+
+def _blocks(unet: Any) -> Iterator[tuple[str, int, str, Any]]:
+    for number, sequence in enumerate(unet.input_blocks):
+        yield "input", number, f"input_blocks.{number}", sequence
+    if unet.middle_block is not None:
+        yield "middle", 0, "middle_block", unet.middle_block
+    for number, sequence in enumerate(unet.output_blocks):
+        yield "output", number, f"output_blocks.{number}", sequence
+
+
+@dataclass(frozen=True)
+class ProbedAttention:
+    """An `attn2` replacement: ordinary attention whose probabilities go to `probe` and then on to the values."""
+
+    layer: int
+    probe: AttentionProbe
+
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Mapping[str, Any]
+    ) -> torch.Tensor:
+        query, key, value = (split_heads(x, options["n_heads"]) for x in (query, key, value))
+        if options.get("attn_precision") == torch.float32:
+            query, key = query.float(), key.float()
+        probabilities = attention_probabilities(query, key)
+        # The backward pass runs a checkpointed block again; what it sees there has been reported already.
+        if not options.get(RECOMPUTING, False):
+            self.probe(self.layer, probabilities)
+        return merge_heads(probabilities.to(value.dtype) @ value)
+
+
+def with_probe(
+    options: Mapping[str, Any], layers: Sequence[CrossAttentionLayer], probe: AttentionProbe
+) -> dict[str, Any]:
+    """`transformer_options` with every cross-attention watched; what came in is not changed.
+
+    Raises:
+        RuntimeError: a cross-attention has a replacement already (IP-Adapter and the like). There is room for one, and
+            standing in for theirs would change what the model computes.
+    """
+    replace = options.get("patches_replace", {})
+    taken = replace.get("attn2", {})
+    clashes = [layer.name for layer in layers if layer.key in taken or layer.key[:2] in taken]
+    if clashes:
+        raise RuntimeError(
+            f"another node replaces the cross-attention at {clashes[0]}"
+            + (f" and {len(clashes) - 1} more" if len(clashes) > 1 else "")
+            + "; connect the model before that node, or train without the attention loss"
+        )
+    probes = {layer.key: ProbedAttention(index, probe) for index, layer in enumerate(layers)}
+    return {**options, "patches_replace": {**replace, "attn2": {**taken, **probes}}}
+
+
+def with_checkpointing(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`transformer_options` with every ResBlock and SpatialTransformer checkpointed; what came in is not changed.
+
+    ComfyUI takes the first patch that fits a layer, so those of other nodes come first and stay in force.
+    """
+    patches = options.get("patches", {})
+    existing = patches.get("forward_timestep_embed_patch", [])
+    ours = ((ResBlock, SpatialTransformer), checkpointed)
+    return {**options, "patches": {**patches, "forward_timestep_embed_patch": [*existing, ours]}}
+
+
+def checkpointed(
+    layer: Any, x: torch.Tensor, emb: torch.Tensor, context: Any, options: dict[str, Any], *_: Any
+) -> torch.Tensor:
+    """A `forward_timestep_embed_patch`: run one block without keeping its inner activations."""
+    if isinstance(layer, ResBlock):
+        return torch.utils.checkpoint.checkpoint(layer, x, emb, use_reentrant=False)
+    # The UNet overwrites `options["block"]` on its way; when the block runs again it must see what it saw at first.
+    seen = dict(options)
+    again = False
+
+    def run(x: torch.Tensor, context: Any) -> torch.Tensor:
+        nonlocal again
+        recomputing, again = again, True
+        return layer(x, context, {**seen, RECOMPUTING: recomputing})
+
+    out = torch.utils.checkpoint.checkpoint(run, x, context, use_reentrant=False)
+    if "transformer_index" in options:
+        options["transformer_index"] += 1
+    return out

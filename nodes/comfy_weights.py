@@ -1,0 +1,93 @@
+"""Weights of ComfyUI models: on the device, fit for autograd, and afterwards as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management as management
+import comfy.utils
+import torch
+
+EVERYTHING = 1e20
+"""Bytes asked for besides the weights: more than there are, so that ComfyUI moves every other model out of the way."""
+
+
+def plain_patcher(patcher: Any) -> Any:
+    """The patcher itself, or for one that streams weights on demand a clone that holds them, which training needs."""
+    is_dynamic = getattr(patcher, "is_dynamic", None)
+    return patcher.clone(disable_dynamic=True) if is_dynamic is not None and is_dynamic() else patcher
+
+
+def base_weight(patcher: Any, key: str) -> torch.Tensor:
+    """A weight without the patcher's own patches, loaded or not."""
+    backup = patcher.backup.get(key)
+    return comfy.utils.get_attr(patcher.model, key) if backup is None else backup.weight
+
+
+def load(patchers: Sequence[Any], *, alone: bool) -> None:
+    """Weights with their patches on their devices, whole; `alone` moves all other models out."""
+    with torch.no_grad():
+        required = EVERYTHING if alone else 0
+        management.load_models_gpu(list(patchers), memory_required=required, force_full_load=True)
+
+
+@contextmanager
+def loaded(patchers: Sequence[Any]) -> Iterator[None]:
+    """Loaded inside; those that were not loaded before are unloaded and unpatched on exit."""
+    before = [any(entry.model is patcher for entry in management.current_loaded_models) for patcher in patchers]
+    try:
+        load(patchers, alone=True)
+        yield
+    finally:
+        for patcher, was_loaded in zip(patchers, before, strict=True):
+            if not was_loaded:
+                _unload(patcher)
+
+
+def _unload(patcher: Any) -> None:
+    others = [entry for entry in management.current_loaded_models if entry.model is not patcher]
+    management.free_memory(EVERYTHING, patcher.load_device, keep_loaded=others)
+
+
+@contextmanager
+def normal_tensors(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Normal tensors over the same storage in place of inference tensors; the very same ones back on exit.
+
+    Nodes run in inference mode, so what they load cannot be saved for a backward pass, not even outside that mode.
+    """
+    swapped: list[tuple[dict[str, Any], str, torch.Tensor, torch.Tensor]] = []
+    seen: dict[int, torch.Tensor] = {}
+    try:
+        for module in modules:
+            for part in module.modules():
+                for slots in (part._parameters, part._buffers):
+                    for name, value in list(slots.items()):
+                        if value is None or not value.is_inference():
+                            continue
+                        if id(value) not in seen:
+                            seen[id(value)] = as_normal(value)
+                        slots[name] = seen[id(value)]
+                        swapped.append((slots, name, value, seen[id(value)]))
+        yield
+    finally:
+        for slots, name, value, normal in swapped:
+            # A weight that somebody moved or replaced meanwhile is the one in use now: leave it.
+            if slots[name] is normal and normal.data_ptr() == value.data_ptr():
+                slots[name] = value
+
+
+def as_normal(value: torch.Tensor) -> torch.Tensor:
+    """A normal tensor that shares an inference tensor's storage; a copy for tensors that are more than a storage."""
+    with torch.inference_mode(False), torch.no_grad():
+        if type(value.data) is torch.Tensor:
+            shared = torch.empty(0, dtype=value.dtype, device=value.device)
+            shared.set_(value.untyped_storage(), value.storage_offset(), value.size(), value.stride())
+        else:
+            shared = value.data.clone()
+        if not isinstance(value, torch.nn.Parameter):
+            return shared
+        normal = torch.nn.Parameter(shared, requires_grad=False)
+        normal.__dict__.update(value.__dict__)
+        return normal
