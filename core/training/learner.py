@@ -98,11 +98,10 @@ class Learner:
         """Add the gradient of `loss` to the vectors, scaled up in half precision so that it does not vanish."""
         (loss * self.scale if self.scaled else loss).backward()
 
-    def step(self, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    def step(self, loss: torch.Tensor) -> torch.Tensor:
         """Move the vectors by what `backward` gathered. `loss` is the detached total, looked at for being finite.
 
-        Returns device flags (): "failed", this or an earlier step was not finite and nothing moves any more, and
-        "gradient", whether any gradient arrived.
+        Returns a device flag (): this or an earlier step was not finite, and nothing moves any more.
         """
         gradients = self._gradients()
         total = torch.stack([value.abs().sum() for value in gradients]).sum()
@@ -122,7 +121,7 @@ class Learner:
             raise
         finally:
             self.optimizer.zero_grad(set_to_none=True)
-        return {"failed": failed, "gradient": (total > 0) & good}
+        return failed
 
     def forget_gradients(self) -> None:
         """Drop what a step that was interrupted halfway had gathered."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,26 +13,23 @@ from typing import Any
 import torch
 
 from ..concept import Concept
-from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, min_snr_weight, prediction_target
+from ..files.errors import LearnedNothingError
+from ..files.learned import check_learned
 from ..models.frozen import autograd
-from ..models.protocol import Conditioning, ImageSize, TextToImageModel, TokenMeans
+from ..models.protocol import ImageSize, TextToImageModel
 from ..models.sampling import sample
-from .checkpoint import Checkpoint, checkpoint_path, load_checkpoint, require_same_run, save_checkpoint
-from .draws import Draws, draw_step, generator_for
+from .checkpoint import Checkpoint, load_checkpoint, require_same_run, save_checkpoint
 from .events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from .history import History
 from .learner import Learner, starting_vectors, vectors_of
-from .pictures import LatentBank, checked_pictures, encode_pictures
-from .prompts import PromptEncoder, StepView, expand
-from .regularizer import AttentionPass, LossTerm, Regularizer, Terms
+from .objective import Objective
+from .pictures import checked_pictures, encode_pictures
+from .prompts import PromptEncoder
+from .regularizer import Regularizer
 from .settings import TrainSettings
 
-FLAGS = ("failed", "gradient")
+FLAGS = ("failed",)
 """Columns of the history that are checks, not losses."""
-
-
-class LearnedNothingError(RuntimeError):
-    """The vectors are what they were before training."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -81,7 +77,6 @@ class TrainingRun(Iterator[Event]):
         self.model = model
         self.settings = settings
         self.regularizers = regularizers
-        self.streams = _streams(regularizers)
         self.history = History()
         self.learner: Learner | None = None
         self._images, self._masks, self._resume, self._initial = images, masks, resume, initial
@@ -171,8 +166,7 @@ class TrainingRun(Iterator[Event]):
         learner = self.learner = Learner(model, settings, start)
         self.identity = _identity(self, start)
         self.prompts = PromptEncoder(model, learner.vectors, ImageSize(self.resolution, self.resolution))
-        wide = torch.float32 if model.device.type == "mps" else torch.float64
-        self.alpha_bar = model.schedule.alpha_bar.to(model.device, wide)
+        self.objective = Objective(model, settings, self.regularizers, self.bank, self.prompts)
         if self._resume is not None:
             self._continue(load_checkpoint(self._resume))
         self._started = time.perf_counter()
@@ -187,106 +181,14 @@ class TrainingRun(Iterator[Event]):
 
     def _advance(self) -> None:
         """One optimiser step."""
-        learner, settings, bank = self.learner, self.settings, self.bank
-        draws = draw_step(
-            settings.seed,
-            learner.done,
-            batch=settings.samples,
-            pictures=bank.pictures,
-            versions=bank.versions,
-            shape=tuple(bank.latents.shape[1:]),
-            timesteps=self.model.schedule.steps,
-            templates=len(settings.templates),
-            device=self.model.device,
-        )
+        learner = self.learner
         try:
-            losses, total = self._losses(draws)
-            flags = learner.step(total)
+            losses, total = self.objective.gather(learner.done, learner.backward)
+            failed = learner.step(total)
         except BaseException:
             learner.forget_gradients()
             raise
-        self.history.add({**losses, **flags})
-
-    def _losses(self, draws: Draws) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Gather the gradients of one step. Returns every term's value and the total, detached."""
-        settings, learner, kind = self.settings, self.learner, self.model.schedule.prediction_type
-        z_0 = self.bank.latents[draws.rows]
-        alpha_bar_t = at_timesteps(self.alpha_bar, draws.timesteps)
-        z_t = add_noise(z_0, draws.noise, alpha_bar_t)
-        target = prediction_target(kind, z_0, draws.noise, alpha_bar_t)
-        weights = None if self.bank.weights is None else self.bank.weights[draws.rows]
-        snr = None if settings.min_snr_gamma is None else min_snr_weight(kind, alpha_bar_t, settings.min_snr_gamma)
-        with self._autocast():
-            wanted = self._terms(z_t, draws.timesteps)
-        values: dict[str, torch.Tensor] = {}
-        diffusion = total = torch.zeros((), device=self.model.device)
-        for start in range(0, settings.samples, settings.batch):
-            part = slice(start, start + settings.batch)
-            terms = wanted if start == 0 else []
-            with self._autocast():
-                context = self._instance_conditioning(draws.templates[part])
-                passes = [AttentionPass(z_t[part], draws.timesteps[part], context)]
-                prediction, seen = self._predict(passes + [term.attention for term in terms if term.attention])
-                error = diffusion_loss(
-                    prediction,
-                    target[part],
-                    weight_map=None if weights is None else weights[part],
-                    sample_weight=None if snr is None else snr[part],
-                )
-                loss = error / settings.gradient_accumulation
-                diffusion = diffusion + loss.detach()
-                for name, term in _finished(terms, seen).items():
-                    values[name] = term.value.detach()
-                    if term.weight != 0:
-                        loss = loss + term.weighted
-            learner.backward(loss)
-            total = total + loss.detach()
-        return {"diffusion": diffusion, **values}, total
-
-    def _terms(self, z_t: torch.Tensor, timesteps: torch.Tensor) -> list[Terms]:
-        settings, step = self.settings, self.learner.done
-        return [
-            regularizer(
-                StepView(
-                    model=self.model,
-                    step=step,
-                    total_steps=settings.steps,
-                    latents=z_t,
-                    timesteps=timesteps,
-                    class_word=settings.class_word,
-                    length=settings.vectors,
-                    generator=generator_for(settings.seed, stream, step),
-                    prompts=self.prompts,
-                )
-            )
-            for regularizer, stream in zip(self.regularizers, self.streams, strict=True)
-        ]
-
-    def _instance_conditioning(self, templates: Sequence[int]) -> Conditioning:
-        """The instance prompts of one batch; a prompt that all samples share is encoded once."""
-        chosen = templates[:1] if len(set(templates)) == 1 else templates
-        encodings, _ = self.prompts.with_concept([self.settings.templates[index] for index in chosen])
-        return expand(self.prompts.conditioning(encodings), len(templates))
-
-    def _predict(self, passes: Sequence[AttentionPass]) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
-        """The first pass's prediction, and per-layer token means of the others."""
-        if len(passes) > 1 and self.settings.passes == "separate":
-            prediction, _ = self._predict(passes[:1])
-            probe = TokenMeans()
-            self.model.predict(*_joined(passes[1:]), probe)
-            return prediction, list(probe.split([len(one.latents) for one in passes[1:]]))
-        sizes = [len(one.latents) for one in passes]
-        probe = TokenMeans() if len(passes) > 1 else None
-        prediction = self.model.predict(*_joined(passes), probe)
-        seen = [] if probe is None else list(probe.split(sizes))[1:]
-        return prediction[: sizes[0]], seen
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        if self.settings.precision not in kinds:
-            return nullcontext()
-        # Its weight cache would tie a cast made without gradient to one that needs it.
-        return torch.autocast(self.model.device.type, kinds[self.settings.precision], cache_enabled=False)
+        self.history.add({**losses, "failed": failed})
 
     def _report(self) -> Iterator[Event]:
         settings, done = self.settings, self.learner.done
@@ -336,11 +238,11 @@ class TrainingRun(Iterator[Event]):
 
     def _require_learning(self) -> None:
         learner = self.learner
-        advice = "Raise the learning rate or the number of steps, and see that the masks leave something to learn from."
-        if not any(self.history.values.get("gradient", ())):
-            raise LearnedNothingError(f"no gradient reached the word in {learner.done} steps. {advice}")
-        if all(torch.equal(value.detach(), learner.initial[name]) for name, value in learner.vectors.items()):
-            raise LearnedNothingError(f"the word did not move in {learner.done} steps. {advice}")
+        try:
+            check_learned(learner.initial, learner.vectors)
+        except LearnedNothingError as error:
+            advice = "raise the learning rate or the steps, and see that the masks leave something to learn from"
+            raise LearnedNothingError(f"{error}. After {learner.done} steps: {advice}") from None
 
     def _keep(self) -> None:
         if self.settings.checkpoint_dir is not None and self.learner is not None and self.learner.done > self._saved:
@@ -350,9 +252,9 @@ class TrainingRun(Iterator[Event]):
         learner = self.learner
         self.history.cut(learner.done)
         checkpoint = Checkpoint(self.identity, learner.state(), self.history.tensors(), {"seconds": self._seconds()})
-        save_checkpoint(self.settings.checkpoint_dir, learner.done, checkpoint)
+        path = save_checkpoint(self.settings.checkpoint_dir, learner.done, checkpoint)
         self._saved = learner.done
-        return checkpoint_path(self.settings.checkpoint_dir, learner.done)
+        return path
 
     @torch.no_grad()
     def _preview(self) -> Preview:
@@ -408,40 +310,6 @@ def resolution_for(model: TextToImageModel, settings: TrainSettings, pictures: S
     return max(unit, min(min(picture.shape[1:]) for picture in pictures) // unit * unit)
 
 
-def _finished(terms: Sequence[Terms], seen: Sequence[Sequence[torch.Tensor]]) -> dict[str, LossTerm]:
-    """All loss terms by name; a name that two regularizers use gets a number."""
-    found: dict[str, LossTerm] = {}
-    maps = iter(seen)
-    for term in terms:
-        losses = dict(term.losses)
-        if term.attention is not None and term.finish is not None:
-            losses |= term.finish(next(maps))
-        for name, loss in losses.items():
-            number = 1 + sum(other.split("#")[0] == name for other in found)
-            found[name if number == 1 else f"{name}#{number}"] = loss
-    return found
-
-
-def _joined(passes: Sequence[AttentionPass]) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
-    if len(passes) == 1:
-        return passes[0].latents, passes[0].timesteps, passes[0].conditioning
-    return (
-        torch.cat([one.latents for one in passes]),
-        torch.cat([one.timesteps for one in passes]),
-        Conditioning.cat([one.conditioning for one in passes]),
-    )
-
-
-def _streams(regularizers: Sequence[Regularizer]) -> list[str]:
-    """A stream of random numbers for each: its name, numbered where a name comes twice."""
-    count: Counter[str] = Counter()
-    streams = []
-    for regularizer in regularizers:
-        count[regularizer.name] += 1
-        streams.append(f"regularizer/{regularizer.name}#{count[regularizer.name]}")
-    return streams
-
-
 def _identity(run: TrainingRun, start: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Everything that decides the numbers of a run."""
     digest = hashlib.blake2b(digest_size=8)
@@ -457,6 +325,3 @@ def _identity(run: TrainingRun, start: Mapping[str, torch.Tensor]) -> dict[str, 
         "starting vectors": digest.hexdigest(),
         "regularizers": [regularizer.state() for regularizer in run.regularizers],
     }
-
-
-__all__ = ["LatentBank", "LearnedNothingError", "NonFiniteLossError", "TrainingRun", "resolution_for", "train"]

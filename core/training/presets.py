@@ -1,0 +1,109 @@
+"""Recipes as data: what each source trains with, and what we make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .settings import CORE_TEMPLATES, Augmentation, TrainSettings
+
+CLASSIC_TEMPLATES = (
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a cropped photo of the {}",
+    "the photo of a {}",
+    "a close-up photo of a {}",
+    "a bright photo of the {}",
+    "a photo of one {}",
+    "a good photo of a {}",
+    "a dark photo of the {}",
+    "a photo of the {}",
+)
+"""Neutral photo prompts in the manner of CLIP's ImageNet templates, which textual inversion draws from."""
+
+ADAMW = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 1e-2}
+"""METHODS.md 1.4 no. 2; also what PyTorch does by default, written out because a recipe should not hang on that."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Values for `TrainSettings`, and whether the recipe wants CoRe. `source` says where the values come from."""
+
+    name: str
+    source: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    core: bool = False
+
+    def settings(self, class_word: str, **changes: Any) -> TrainSettings:
+        """The recipe for `class_word`, with `changes` on top. Raises ValueError as `TrainSettings`."""
+        return TrainSettings(**{"class_word": class_word, **self.values, **changes})
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "CoRe stage 1 (paper)",
+            "METHODS.md 1.4: 300 steps, batch 6, rate 5e-3 constant, rescaling in steps 120-180, the official code's "
+            "augmentation",
+            {
+                "steps": 300,
+                "batch": 6,
+                "learning_rate": 5e-3,
+                "optimizer": "AdamW",
+                "optimizer_options": ADAMW,
+                "norm_mode": "core_window",
+                "templates": CORE_TEMPLATES,
+                "augmentation": Augmentation(),
+            },
+            core=True,
+        ),
+        Preset(
+            "Textual inversion (classic)",
+            "METHODS.md 5, the SD 1.5 recipe of DreamBench++: 3,000 steps at 5e-4 times its batch; batch 4 and flip "
+            "as in METHODS.md 2.6; templates written here",
+            {
+                "steps": 3000,
+                "batch": 4,
+                "learning_rate": 2e-3,
+                "optimizer": "AdamW",
+                "optimizer_options": ADAMW,
+                "templates": CLASSIC_TEMPLATES,
+                "augmentation": Augmentation(rotation=0.0, rotate=0.0, flip=0.5, bank=4),
+            },
+        ),
+        Preset(
+            "Fixed norm (DTI-like)",
+            "METHODS.md 5 and 6 no. 1: DTI's 400 steps, batch 4, rate 0.01 and norm at the vocabulary's mean, with "
+            "AdamW on the tangent instead of its Riemannian SGD; weight decay off, since the norm is fixed",
+            {
+                "steps": 400,
+                "batch": 4,
+                "learning_rate": 1e-2,
+                "optimizer": "AdamW",
+                "optimizer_options": {**ADAMW, "weight_decay": 0.0},
+                "norm_mode": "spherical",
+                "templates": CORE_TEMPLATES,
+            },
+            core=True,
+        ),
+        Preset(
+            "Fast",
+            "our own, for a first look: CoRe's rate and window in a third of its steps, no augmentation",
+            {
+                "steps": 100,
+                "batch": 4,
+                "learning_rate": 5e-3,
+                "optimizer": "AdamW",
+                "optimizer_options": ADAMW,
+                "schedule": "cosine",
+                "warmup": 5,
+                "norm_mode": "core_window",
+                "templates": CORE_TEMPLATES,
+            },
+            core=True,
+        ),
+    )
+}
+"""By name, in the order in which to offer them. The first is the default."""
