@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from ..core.models.tiny.build import build_vae
+from ..core.models.tiny.weights import write_weights
+from ..core.world.scenes import WORLD_VERSION
 from .pictures import pictures
 from .processes import Processes
 from .run import Plan, Run
@@ -101,3 +103,8 @@ def train_vae(folder: Path, processes: Processes, steps: int = 3000, batch: int 
         return figures
 
     run.train(loss, after)
+    if processes.first:
+        run.swap_ema()
+        facts = {"steps": str(run.step), "world": WORLD_VERSION, "command": "pretraining.tiny_model --stage vae"}
+        write_weights("vae", dict(vae.state_dict()), facts)
+        run.log(psnr(vae, test_images, test_masks, device))

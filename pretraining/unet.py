@@ -1,0 +1,111 @@
+"""Stage "unet": v-prediction on cached latents, conditioned on the frozen text encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..core.models.tiny import config
+from ..core.models.tiny.build import build_unet
+from ..core.models.tiny.load import load_part
+from ..core.models.tiny.weights import write_weights
+from ..core.world.sampling import alpha_bar
+from ..core.world.scenes import WORLD_VERSION
+from .captions import Words, sample_captions, token_batch
+from .pictures import pictures
+from .processes import Processes
+from .run import Plan, Run
+
+CAPTION_DROPOUT = 0.1
+TIMESTEP_POWER = 0.75
+"""Timesteps are `1000 u^0.75`, u uniform: a little more practice where the picture is still being decided."""
+
+
+def latents(folder: Path, split: str, n: int, processes: Processes) -> torch.Tensor:
+    """Encoded pictures (n, 4, 16, 16) fp16; every process encodes its share once, then all read the files."""
+    rank, size = processes.rank, processes.size
+    path = folder / "pictures" / f"{split}-{n}.latents{rank}of{size}.pt"
+    if not path.exists():
+        vae = load_part("vae", processes.device).to(memory_format=torch.channels_last)
+        _, images, _ = pictures(folder / "pictures", split, n)
+        mine, out = np.array_split(np.arange(n), size)[rank], []
+        for index in np.array_split(mine, max(1, len(mine) // 64)):
+            x = torch.from_numpy(images[index[0] : index[-1] + 1]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            with torch.no_grad(), torch.autocast(processes.device.type, torch.bfloat16):
+                x = x.to(processes.device).contiguous(memory_format=torch.channels_last)
+                out.append(vae.encode(x).latents.half().cpu().contiguous())
+        torch.save(torch.cat(out), path)
+    processes.wait()
+    parts = [torch.load(path.with_name(f"{split}-{n}.latents{r}of{size}.pt"), weights_only=True) for r in range(size)]
+    return torch.cat(parts)
+
+
+def velocity(x0: torch.Tensor, noise: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
+    """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (METHODS.md section 0)."""
+    return ab.sqrt() * noise - (1 - ab).sqrt() * x0
+
+
+def train_unet(folder: Path, processes: Processes, steps: int = 5000, batch: int = 64, scenes: int = 24_000) -> None:
+    """Train the UNet; its EMA is written as the model's weight file every 500 steps (rank 0)."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    device = processes.device
+    world, _, _ = pictures(folder / "pictures", "train", scenes)
+    test_world, _, _ = pictures(folder / "pictures", "test", 256)
+    train_latents = latents(folder, "train", scenes, processes)
+    test_latents = latents(folder, "test", 256, processes)
+    words = Words()
+    text = load_part("text_encoder", device)
+    text.config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    unet = build_unet().to(device)
+    if device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
+    plan = Plan(steps, rate=1e-3, warm_up=200, decay=0.3, weight_decay=0.01, ema=0.999, save_every=250)
+    run = Run("unet", {"unet": unet}, plan, folder, processes)
+    share = batch // processes.size
+    rng = np.random.default_rng([6, processes.rank, run.step])
+    schedule = alpha_bar().float().to(device)
+
+    def encode(captions: list[str]) -> torch.Tensor:
+        ids = token_batch(captions, words, config.POSITIONS).to(device)
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            return text.text_model(input_ids=ids).last_hidden_state.float()
+
+    def errors(x0: torch.Tensor, captions: list[str], t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        ab = schedule[t][:, None, None, None]
+        z = ab.sqrt() * x0 + (1 - ab).sqrt() * noise
+        with torch.autocast(device.type, torch.bfloat16):
+            v = unet(z, t, encoder_hidden_states=encode(captions)).sample
+        return (v.float() - velocity(x0, noise, ab)).square().mean((1, 2, 3))
+
+    def loss() -> torch.Tensor:
+        index = torch.randint(scenes, (share,), generator=run.generator)
+        captions = sample_captions(world, index.tolist(), rng)
+        dropped = torch.rand(share, generator=run.generator) < CAPTION_DROPOUT
+        captions = ["" if drop else c for drop, c in zip(dropped.tolist(), captions, strict=True)]
+        t = (1000 * torch.rand(share, generator=run.generator) ** TIMESTEP_POWER).long().clamp(max=999).to(device)
+        x0 = train_latents[index].float().to(device)
+        noise = torch.randn(x0.shape, generator=run.generator).to(device)
+        return errors(x0, captions, t, noise).mean()
+
+    def after(step: int) -> dict[str, float] | None:
+        if step % 250 or not processes.first:
+            return None
+        run.swap_ema()
+        captions = sample_captions(test_world, list(range(128)), np.random.default_rng(7))
+        generator = torch.Generator().manual_seed(8)
+        t = torch.linspace(500, 980, 128).long().to(device)
+        x0 = test_latents[:128].float().to(device)
+        noise = torch.randn(x0.shape, generator=generator).to(device)
+        with torch.no_grad():
+            told = errors(x0, captions, t, noise).mean()
+            untold = errors(x0, [""] * 128, t, noise).mean()
+        facts = {"steps": str(step), "world": WORLD_VERSION, "command": "pretraining.tiny_model --stage unet"}
+        write_weights("unet", dict(unet.state_dict()), facts)
+        run.swap_ema()
+        return {"val_caption": float(told), "val_empty": float(untold)}
+
+    run.train(loss, after)
