@@ -50,7 +50,9 @@ class Similarity(torch.nn.Module):
         return self.log_scale.clamp(max=np.log(100.0)).exp() * a @ b.T
 
 
-def train_encoders(folder: Path, processes: Processes, steps: int = 900, batch: int = 192, scenes: int = 24_000) -> None:
+def train_encoders(
+    folder: Path, processes: Processes, steps: int = 900, batch: int = 192, scenes: int = 24_000
+) -> None:
     """Train both encoders and write their weight files (rank 0)."""
     device = processes.device
     if processes.first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,18 @@ def velocity(x0: torch.Tensor, noise: torch.Tensor, ab: torch.Tensor) -> torch.T
     return ab.sqrt() * noise - (1 - ab).sqrt() * x0
 
 
-def train_unet(folder: Path, processes: Processes, steps: int = 5000, batch: int = 64, scenes: int = 24_000) -> None:
-    """Train the UNet; its EMA is written as the model's weight file every 500 steps (rank 0)."""
+def train_unet(
+    folder: Path,
+    processes: Processes,
+    steps: int = 5000,
+    batch: int = 64,
+    scenes: int = 24_000,
+    compile_network: bool = True,
+) -> None:
+    """Train the UNet; every 250 steps its EMA becomes the model's weight file (rank 0).
+
+    `compile_network` saves about a fifth of the time on CPUs and costs some minutes at the start.
+    """
     from diffusers.models.attention_processor import AttnProcessor
 
     device = processes.device
@@ -63,6 +74,7 @@ def train_unet(folder: Path, processes: Processes, steps: int = 5000, batch: int
     unet = build_unet().to(device)
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
+    compiled = torch.compile(unet, dynamic=False) if compile_network else unet
     plan = Plan(steps, rate=1e-3, warm_up=200, decay=0.3, weight_decay=0.01, ema=0.999, save_every=250)
     run = Run("unet", {"unet": unet}, plan, folder, processes)
     share = batch // processes.size
@@ -74,11 +86,13 @@ def train_unet(folder: Path, processes: Processes, steps: int = 5000, batch: int
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
             return text.text_model(input_ids=ids).last_hidden_state.float()
 
-    def errors(x0: torch.Tensor, captions: list[str], t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def errors(
+        network: Callable, x0: torch.Tensor, captions: list[str], t: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
         ab = schedule[t][:, None, None, None]
         z = ab.sqrt() * x0 + (1 - ab).sqrt() * noise
         with torch.autocast(device.type, torch.bfloat16):
-            v = unet(z, t, encoder_hidden_states=encode(captions)).sample
+            v = network(z, t, encoder_hidden_states=encode(captions)).sample
         return (v.float() - velocity(x0, noise, ab)).square().mean((1, 2, 3))
 
     def loss() -> torch.Tensor:
@@ -89,7 +103,7 @@ def train_unet(folder: Path, processes: Processes, steps: int = 5000, batch: int
         t = (1000 * torch.rand(share, generator=run.generator) ** TIMESTEP_POWER).long().clamp(max=999).to(device)
         x0 = train_latents[index].float().to(device)
         noise = torch.randn(x0.shape, generator=run.generator).to(device)
-        return errors(x0, captions, t, noise).mean()
+        return errors(compiled, x0, captions, t, noise).mean()
 
     def after(step: int) -> dict[str, float] | None:
         if step % 250 or not processes.first:
@@ -101,8 +115,8 @@ def train_unet(folder: Path, processes: Processes, steps: int = 5000, batch: int
         x0 = test_latents[:128].float().to(device)
         noise = torch.randn(x0.shape, generator=generator).to(device)
         with torch.no_grad():
-            told = errors(x0, captions, t, noise).mean()
-            untold = errors(x0, [""] * 128, t, noise).mean()
+            told = errors(unet, x0, captions, t, noise).mean()
+            untold = errors(unet, x0, [""] * 128, t, noise).mean()
         facts = {"steps": str(step), "world": WORLD_VERSION, "command": "pretraining.tiny_model --stage unet"}
         write_weights("unet", dict(unet.state_dict()), facts)
         run.swap_ema()

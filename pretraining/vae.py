@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ..core.models.tiny.build import build_vae
 from ..core.models.tiny.weights import write_weights

@@ -91,7 +91,11 @@ def describe_subject(scene: Scene, rng: np.random.Generator) -> str:
     marks = {"striped": "stripes", "spotted": "spots"}[scene.texture]
     if not say_colour:
         return with_article(f"{scene.texture} {noun}", rng) + tail
-    forms = (f"{one} {noun}|with {two} {marks}", f"{one} and {two} {scene.texture} {noun}", f"{scene.texture} {one} {noun}")
+    forms = (
+        f"{one} {noun}|with {two} {marks}",
+        f"{one} and {two} {scene.texture} {noun}",
+        f"{scene.texture} {one} {noun}",
+    )
     head, _, extra = _one_of(rng, forms).partition("|")
     if extra and tail:
         return with_article(head, rng) + f" {extra} and{tail.replace(' wearing', '').replace(' with', '')}"

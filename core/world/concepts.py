@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .drawing import Part, ball, bird, box, butterfly, car, cat, cup, ellipse, eye, fish, heart, house
+from .drawing import Part, bird, box, butterfly, car, cat, cup, ellipse, fish, heart, house
 from .render import Masks, render
 from .scenes import CONCEPT_PREFIX, CREATURES, Scene
 
@@ -97,9 +97,7 @@ def unicorn_fish() -> list[Part]:
 
 
 def crested_bird() -> list[Part]:
-    feathers = [
-        Part([(-0.5, -0.7), (-0.62 + 0.34 * i, -1.2 + 0.12 * i), (-0.26, -0.62)], "red") for i in range(3)
-    ]
+    feathers = [Part([(-0.5, -0.7), (-0.62 + 0.34 * i, -1.2 + 0.12 * i), (-0.26, -0.62)], "red") for i in range(3)]
     beak, tail, *rest = bird()
     return [*feathers, beak, Part(tail.points, "red"), *rest]
 
@@ -130,10 +128,14 @@ CONCEPTS: dict[str, Concept] = {
         Concept("planet", "ball", "orange", "blue", "plain", "orange ball with a blue ring", planet, "snow"),
         Concept("winged-heart", "heart", "red", "white", "plain", "red heart with white wings", winged_heart, "wood"),
         Concept("horned-cat", "cat", "yellow", "purple", "plain", "yellow cat, purple horns and mask", horned_cat),
-        Concept("unicorn-fish", "fish", "green", "pink", "striped", "green and pink fish, a horn", unicorn_fish, "sand"),
+        Concept(
+            "unicorn-fish", "fish", "green", "pink", "striped", "green and pink fish, a horn", unicorn_fish, "sand"
+        ),
         Concept("crested-bird", "bird", "blue", "red", "plain", "blue bird, red crest and tail", crested_bird),
         Concept("moth", "butterfly", "purple", "orange", "plain", "purple and orange wings, white eyes", moth, "snow"),
-        Concept("wizard-cat", "cat", "white", "red", "plain", "white cat, pointed red hat, red beard", wizard_cat, "wood"),
+        Concept(
+            "wizard-cat", "cat", "white", "red", "plain", "white cat, pointed red hat, red beard", wizard_cat, "wood"
+        ),
     )
 }
 

@@ -229,9 +229,7 @@ class Canvas:
         return np.asarray(mask.reduce(SUPERSAMPLE)) >= 128
 
 
-def texture_mask(
-    texture: str, size: tuple[int, int], place: Callable[[Points], Points], half: float
-) -> Image.Image:
+def texture_mask(texture: str, size: tuple[int, int], place: Callable[[Points], Points], half: float) -> Image.Image:
     """Where the second colour goes: stripes, spots or the lower half. Raises ValueError for an unknown texture."""
     pattern = Image.new("L", size)
     draw = ImageDraw.Draw(pattern)

@@ -54,9 +54,7 @@ def render(scene: Scene) -> tuple[np.ndarray, Masks]:
         second = canvas.figure(parts, spot, rng.uniform(46, 50), scene.second.colour)
     if scene.concept is not None:
         concept = CONCEPTS[scene.concept]
-        subject = canvas.figure(
-            concept.parts(), centre, size, concept.colour, concept.texture, concept.second_colour
-        )
+        subject = canvas.figure(concept.parts(), centre, size, concept.colour, concept.texture, concept.second_colour)
     else:
         parts = FIGURES[scene.subject]()
         if scene.worn:

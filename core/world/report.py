@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .captions import caption
+from .captions import BACKGROUND_PHRASES, caption
 from .checks import Judge, Verdict, default_judge
 from .concepts import RESERVED
 from .render import render
@@ -53,12 +53,12 @@ class Question:
 
 def question(scene: Scene, rng: np.random.Generator) -> Question:
     """A caption of `scene` with what it says, told from the caption's own words."""
-    from .captions import BACKGROUND_PHRASES
-
     text = caption(scene, rng)
-    says_where = any(phrase in text for phrase in BACKGROUND_PHRASES[scene.background])
-    before = text.split(f" {scene.subject}")[0] if f" {scene.subject}" in text else text
-    says_colour = f"{scene.colour} " in before + " "
+    phrases = [phrase for phrase in BACKGROUND_PHRASES[scene.background] if phrase in text]
+    says_where, rest = bool(phrases), text
+    for phrase in phrases:
+        rest = rest.replace(phrase, "")  # "in the blue water" says nothing about the subject
+    says_colour = scene.colour in rest.split(f" {scene.subject}")[0].split()
     return Question(
         text,
         scene,

@@ -43,7 +43,8 @@ def load_part(part: str, device: str | torch.device = "cpu", dtype: torch.dtype 
         module.load_state_dict(read_weights(part))
     else:
         warnings.warn(f"tiny model: no trained weights for {part}, using random ones", stacklevel=2)
-    return module.requires_grad_(False).eval().to(device, dtype)
+    module = module.requires_grad_(False).eval().to(device)
+    return module if dtype == torch.float32 else module.to(dtype)
 
 
 def load_tiny(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> TinyStableDiffusion:

@@ -23,7 +23,9 @@ def merges_of_open_clip() -> list[tuple[str, str]]:
     spec = importlib.util.find_spec("open_clip")
     path = Path(spec.origin).parent / BPE_FILE if spec and spec.origin else None
     if path is None or not path.exists():
-        raise FileNotFoundError("no CLIP vocabulary here: install open_clip_torch (the `train` extra), or run in ComfyUI")
+        raise FileNotFoundError(
+            "no CLIP vocabulary here: install open_clip_torch (the `train` extra), or run in ComfyUI"
+        )
     lines = gzip.open(path, "rt", encoding="utf-8").read().split("\n")[1 : MERGES + 1]
     return [tuple(line.split()) for line in lines]  # type: ignore[misc]
 

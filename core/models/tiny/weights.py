@@ -39,7 +39,9 @@ def write_weights(part: str, state: dict[str, torch.Tensor], metadata: dict[str,
     """Write floating-point tensors as fp16 (ids stay integers), whole file or none."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = tiny_weights_path(part)
-    tensors = {k: (v.detach().cpu().half() if v.is_floating_point() else v.cpu()).contiguous() for k, v in state.items()}
+    tensors = {
+        k: (v.detach().cpu().half() if v.is_floating_point() else v.cpu()).contiguous() for k, v in state.items()
+    }
     fresh = path.with_suffix(".new")
     save_file(tensors, fresh, metadata={"format": "pt", **metadata})
     fresh.replace(path)
