@@ -58,7 +58,8 @@ def tangent(gradient: Array, v: Array) -> Array:
 def retract(v: Array, move: Array) -> Array:
     """Back to the sphere of `v` after a tangent `move`, by normalisation: (v + move) / |v + move| * |v|."""
     require_same_shape(v=v, move=move)
-    return rescale(v + move, row_norms(v))
+    xp = array_namespace(v, move)
+    return xp.astype(rescale(widen(v) + widen(move), row_norms(v)), v.dtype, copy=False)
 
 
 def exponential_map(v: Array, move: Array) -> Array:

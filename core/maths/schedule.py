@@ -62,7 +62,7 @@ def sigma_at(t: Array, alpha_bar: Array) -> Array:
     """sigma at real-valued timesteps `t` (B,) in [0, T - 1], log-linear between the timesteps of `alpha_bar` (T,)."""
     xp = array_namespace(t, alpha_bar)
     log_sigma = xp.log(sigma(alpha_bar))
-    low = xp.clip(xp.floor(t), 0, alpha_bar.shape[0] - 2)
+    low = xp.clip(xp.floor(t), 0.0, alpha_bar.shape[0] - 2.0)
     below = take(log_sigma, xp.astype(low, xp.int64), axis=0)
     above = take(log_sigma, xp.astype(low, xp.int64) + 1, axis=0)
     return xp.exp(below + (t - low) * (above - below))
@@ -76,7 +76,7 @@ def timestep_at(sigma_t: Array, alpha_bar: Array) -> Array:
     low = xp.clip(xp.searchsorted(log_sigma, xp.log(sigma_t), side="right") - 1, 0, steps - 2)
     below, above = take(log_sigma, low, axis=0), take(log_sigma, low + 1, axis=0)
     share = (xp.log(sigma_t) - below) / (above - below)
-    return xp.clip(xp.astype(low, share.dtype) + share, 0, steps - 1)
+    return xp.clip(xp.astype(low, share.dtype) + share, 0.0, steps - 1.0)
 
 
 def add_noise(z_0: Array, noise: Array, alpha_bar_t: Array) -> Array:
