@@ -1,1 +1,1 @@
-"""How the bundled tiny Stable Diffusion is made: `python -m contextual_inversion.pretraining.tiny_model --stage all`."""
+"""How the bundled tiny Stable Diffusion is made; `tiny_model` is the command."""

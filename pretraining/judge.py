@@ -88,7 +88,7 @@ def disturb(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return x + 0.08 * torch.rand(n, 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
 
 
-def train_judge(folder: Path, processes: Processes, steps: int = 1800, batch: int = 32, scenes: int = 6000) -> None:
+def train_judge(folder: Path, processes: Processes, steps: int = 1400, batch: int = 32, scenes: int = 4800) -> None:
     """Train the judge and write its weights (rank 0)."""
     device = processes.device
     if processes.first:

@@ -91,7 +91,7 @@ def horned_cat() -> list[Part]:
 
 def unicorn_fish() -> list[Part]:
     horn = Part([(-0.78, -0.36), (-1.12, -1.0), (-0.48, -0.5)], "pink")
-    tail, fin, *rest = fish()
+    tail, _fin, *rest = fish()
     sail = Part([(-0.42, -0.36), (-0.1, -1.0), (0.2, -0.66), (0.46, -0.98), (0.5, -0.2)], "pink")
     return [horn, Part(tail.points, "pink"), sail, *rest]
 

@@ -193,7 +193,7 @@ class Canvas:
         texture: str = "plain",
         second_colour: str = "white",
     ) -> np.ndarray:
-        """Draw `parts` at `centre` with half width `size / 2` (pixels of the final picture); the figure's mask (H, W)."""
+        """Draw `parts` at `centre` with half width `size / 2` (final pixels); returns its mask (H, W)."""
         half, scale = size / 2, SUPERSAMPLE
         width = max(1, round(OUTLINE * half * scale))
 

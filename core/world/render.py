@@ -21,7 +21,7 @@ class Masks:
 
 
 def layout(scene: Scene, rng: np.random.Generator) -> tuple[tuple[float, float], float]:
-    """Centre and size of the subject in pixels: 82-98 in the middle (80 under a hat), 70-76 at a side or beside a second object."""
+    """Centre and size of the subject in pixels: 82-98 in the middle, 70-76 at a side, less with a hat or a second."""
     jitter = rng.uniform(-3, 3, 2)
     middle = IMAGE_SIZE / 2
     if scene.second is not None:

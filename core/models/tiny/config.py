@@ -15,7 +15,7 @@ BOS, EOS = 49406, 49407
 """Start and end of text; the end token pads as well (CLIP-L, SD 1.x)."""
 
 PARTS = ("unet", "text_encoder", "vae", "image_encoder")
-"""Weight files `weights/<part>.safetensors` of the model; `weights/judge.safetensors` belongs to `core.world.checks`."""
+"""Weight files `weights/<part>.safetensors` of the model; `judge.safetensors` beside them belongs to `core.world.checks`."""
 
 VAE: dict[str, Any] = {
     "latent_channels": LATENT_CHANNELS,
@@ -41,7 +41,7 @@ TEXT_ENCODER: dict[str, Any] = {
     "eos_token_id": EOS,
     "pad_token_id": EOS,
 }
-"""`transformers.CLIPTextModelWithProjection`, CLIP-L's shape made small; the UNet reads the final layer norm's output."""
+"""`transformers.CLIPTextModelWithProjection`, CLIP-L's shape made small; the UNet reads the final norm's output."""
 
 IMAGE_ENCODER: dict[str, Any] = {
     "image_size": 64,

@@ -26,7 +26,8 @@ def merges_of_open_clip() -> list[tuple[str, str]]:
         raise FileNotFoundError(
             "no CLIP vocabulary here: install open_clip_torch (the `train` extra), or run in ComfyUI"
         )
-    lines = gzip.open(path, "rt", encoding="utf-8").read().split("\n")[1 : MERGES + 1]
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        lines = file.read().split("\n")[1 : MERGES + 1]
     return [tuple(line.split()) for line in lines]  # type: ignore[misc]
 
 

@@ -39,7 +39,8 @@ def model():
 def test_vocabulary_is_the_stock_one() -> None:
     tokenizer = tiny_tokenizer()
     assert len(tokenizer) == config.VOCABULARY
-    assert tokenizer("").input_ids == [config.BOS, config.EOS] and tokenizer.pad_token_id == config.EOS
+    assert tokenizer("").input_ids == [config.BOS, config.EOS]
+    assert tokenizer.pad_token_id == config.EOS
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
@@ -76,7 +77,8 @@ def test_weights_are_there_frozen_and_small(model) -> None:
     sizes = [tiny_weights_path(part).stat().st_size for part in (*PARTS, "judge")]
     assert sum(sizes) <= 16_000_000
     for module in (model.unet, model.text_encoder, model.vae, model.image_encoder):
-        assert not any(p.requires_grad for p in module.parameters()) and not module.training
+        assert not any(p.requires_grad for p in module.parameters())
+        assert not module.training
 
 
 def test_loading_twice_gives_the_same_model(model) -> None:
@@ -98,7 +100,8 @@ def test_parts_fit_together(model) -> None:
 
     z = ddim(denoise, context[:1], context[1:], seed=0, steps=2)
     again = ddim(denoise, context[:1], context[1:], seed=0, steps=2)
-    assert torch.equal(z, again) and torch.isfinite(z).all()
+    assert torch.equal(z, again)
+    assert torch.isfinite(z).all()
     assert model.vae.decode(z).sample.shape == (1, 3, config.IMAGE_SIZE, config.IMAGE_SIZE)
 
 

@@ -93,7 +93,8 @@ def test_similarity_prefers_the_concept_and_ignores_the_background(judge: Judge)
         same = render(Scene(concept.subject, background=elsewhere, seed=11))[0]
         other = render(Scene(word, "green", background=concept.background, seed=11))[0]
         near, far = judge.subject_similarity(np.stack([same, other]), references)
-        assert near > far and near <= 1 + 1e-5
+        assert near > far
+        assert near <= 1 + 1e-5
         scores = judge.concept_score(np.stack([same, other]), name)
         assert 0 <= scores[1] < scores[0] <= 1
 
@@ -102,7 +103,8 @@ def test_both_forms_of_input_agree(judge: Judge) -> None:
     images = np.stack([render(Scene("cat", seed=i))[0] for i in range(2)])
     as_float = (to_batch(images) + 1) / 2
     for a, b in zip(judge.read(images), judge.read(as_float), strict=True):
-        assert (a.subject, a.background) == (b.subject, b.background) and np.allclose(a.kinds, b.kinds, atol=1e-4)
+        assert (a.subject, a.background) == (b.subject, b.background)
+        assert np.allclose(a.kinds, b.kinds, atol=1e-4)
     assert len(judge.read(images)[0].kinds) == len(KINDS)
     with pytest.raises(ValueError, match="128 x 128"):
         judge.read(np.zeros((1, 64, 64, 3), np.uint8))

@@ -32,8 +32,10 @@ def scenes(n: int, seed: int = 0) -> list[Scene]:
 def test_equal_scenes_give_equal_pictures() -> None:
     for scene in scenes(12):
         (a, masks_a), (b, masks_b) = render(scene), render(replace(scene))
-        assert a.dtype == np.uint8 and a.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
-        assert np.array_equal(a, b) and np.array_equal(masks_a.subject, masks_b.subject)
+        assert a.dtype == np.uint8
+        assert a.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
+        assert np.array_equal(a, b)
+        assert np.array_equal(masks_a.subject, masks_b.subject)
 
 
 def test_another_seed_gives_another_picture() -> None:
@@ -58,8 +60,10 @@ def test_second_object_mask_is_exact_and_apart_from_the_subject() -> None:
     drawn, masks = render(scene)
     recoloured, _ = render(replace(scene, second=SecondObject("star", "blue")))
     changed = (drawn != recoloured).any(-1)
-    assert changed.any() and not changed[~masks.second].any()
-    assert masks.second.sum() > 400 and not (masks.second & masks.subject).any()
+    assert changed.any()
+    assert not changed[~masks.second].any()
+    assert masks.second.sum() > 400
+    assert not (masks.second & masks.subject).any()
 
 
 def test_without_a_second_object_its_mask_is_empty() -> None:
@@ -76,15 +80,18 @@ def test_backgrounds_and_styles_all_differ() -> None:
 
 def test_training_world_shows_no_held_out_concept() -> None:
     for scene in scenes(4000):
-        assert scene.subject in SHAPES and (scene.second is None or scene.second.shape in SHAPES)
+        assert scene.subject in SHAPES
+        assert scene.second is None or scene.second.shape in SHAPES
         for pair in ((scene.colour, scene.second_colour), (scene.second_colour, scene.colour)):
             assert (scene.subject, *pair) not in RESERVED
-        assert scene.worn in WORN and scene.colour in COLOURS
+        assert scene.worn in WORN
+        assert scene.colour in COLOURS
 
 
 def test_concepts_are_enough_of_both_kinds_with_known_classes() -> None:
     creatures = [c for c in CONCEPTS.values() if c.creature]
-    assert len(creatures) >= 4 and len(CONCEPTS) - len(creatures) >= 4
+    assert len(creatures) >= 4
+    assert len(CONCEPTS) - len(creatures) >= 4
     assert all(c.super_category in FIGURES for c in CONCEPTS.values())
     assert set(CREATURES) <= set(SHAPES)
 
@@ -93,7 +100,8 @@ def test_concepts_are_enough_of_both_kinds_with_known_classes() -> None:
 def test_concept_images_share_one_background_and_repeat(name: str) -> None:
     images, masks, word = concept_images(name, n=3, seed=1)
     again, _, _ = concept_images(name, n=3, seed=1)
-    assert images.shape == (3, IMAGE_SIZE, IMAGE_SIZE, 3) and np.array_equal(images, again)
+    assert images.shape == (3, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert np.array_equal(images, again)
     assert word == CONCEPTS[name].super_category
     assert not np.array_equal(images[0], images[1])
     assert all(0.1 < m.subject.mean() < 0.7 and not m.second.any() for m in masks)
