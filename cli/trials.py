@@ -1,0 +1,168 @@
+"""One trial: train a word for a held-out concept of ConceptWorld one way, then judge what it draws."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..core.concept import Concept
+from ..core.inspection.diagnostics import context_similarity
+from ..core.inspection.world_evaluation import as_training_images, context_probes, draw, score
+from ..core.models.diffusers_adapter import DiffusersModel
+from ..core.models.tiny import load_tiny
+from ..core.prompts.sets import built_in_set
+from ..core.training.core_regularizer import CoReRegularizer, recommended_weights
+from ..core.training.events import Finished, Step
+from ..core.training.presets import ADAMW
+from ..core.training.settings import TrainSettings
+from ..core.training.trainer import train
+from ..core.world import concepts as world
+from ..core.world.prompts import EvaluationPrompt, evaluation_prompts
+
+PICTURES = 4
+"""Training pictures of a concept, as a user would have."""
+
+RECIPE: dict[str, Any] = {
+    "steps": 300,
+    "batch": 6,
+    "learning_rate": 2e-2,
+    "optimizer": "AdamW",
+    "optimizer_options": ADAMW,
+}
+"""The regime in which plain textual inversion learns the concept and swallows the prompt on the bundled model
+(docs/tiny_model.md); both methods are trained with it."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a word. `weights` are CoRe's lambda_emb and lambda_attn, None for plain textual inversion."""
+
+    name: str
+    label: str
+    weights: tuple[float, float] | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of it: the word, the judged pictures, and plain figures."""
+
+    concept: Concept
+    pictures: np.ndarray
+    prompts: Sequence[EvaluationPrompt]
+    figures: dict[str, Any]
+
+
+def plain_inversion(**changes: Any) -> Method:
+    """Textual inversion without any regularizer."""
+    return Method("ti", "plain TI", None, changes)
+
+
+def core_inversion(model: DiffusersModel, **changes: Any) -> Method:
+    """Textual inversion with CoRe at the weights recommended for the model."""
+    weights = recommended_weights(model)
+    return Method("core", "CoRe", (weights.embedding, weights.attention), changes)
+
+
+def demo_model() -> DiffusersModel:
+    """The bundled model behind the protocol."""
+    return DiffusersModel.from_tiny(load_tiny())
+
+
+def run_trial(
+    model: DiffusersModel,
+    method: Method,
+    name: str,
+    seed: int,
+    *,
+    prompts: Sequence[EvaluationPrompt] | None = None,
+    watch: Callable[[Step], None] | None = None,
+) -> Trial:
+    """Train `method` on `PICTURES` pictures of the held-out concept `name` and judge one picture a prompt.
+
+    Seeds are paired: two methods with the same `seed` see the same noise in training and start their pictures from the
+    same noise. `seconds` is the training alone.
+    """
+    subject = world.CONCEPTS[name]
+    references, _, class_word = world.concept_images(name, PICTURES, seed=seed)
+    started = time.perf_counter()
+    concept = learn(model, method, name, class_word, references, seed, watch)
+    seconds = time.perf_counter() - started
+    prompts = list(prompts or evaluation_prompts(without=subject.background))
+    seeds = [1000 * seed + index for index in range(len(prompts))]
+    pictures = draw(model, [prompt.text for prompt in prompts], seeds, vectors=concept.vectors)
+    near = [EvaluationPrompt("a photo of a {}")] * 8
+    plain = draw(
+        model, [prompt.text for prompt in near], [1000 * seed + 500 + i for i in range(8)], vectors=concept.vectors
+    )
+    context = context_similarity(model, context_probes(), vectors=concept.vectors)
+    figures = {
+        "method": method.name,
+        "concept": name,
+        "class_word": class_word,
+        "seed": seed,
+        **score(pictures, prompts, subject, references).figures(),
+        "plain_prompt": score(plain, near, subject, references).figures(),
+        "sim1": context.sim1,
+        "sim2": context.sim2,
+        "norm": float(next(iter(concept.vectors.values())).norm(dim=-1).mean()),
+        "seconds": seconds,
+        "weights": method.weights,
+    }
+    return Trial(concept, pictures, prompts, figures)
+
+
+def learn(
+    model: DiffusersModel,
+    method: Method,
+    name: str,
+    class_word: str,
+    pictures: np.ndarray,
+    seed: int,
+    watch: Callable[[Step], None] | None = None,
+) -> Concept:
+    """The training of a trial."""
+    settings = TrainSettings(**{"class_word": class_word, "name": name, "seed": seed, **RECIPE, **method.changes})
+    with train(model, list(as_training_images(pictures)), settings, regularizers=regularizers(method)) as run:
+        for event in run:
+            if isinstance(event, Step) and watch is not None:
+                watch(event)
+            if isinstance(event, Finished):
+                return event.concept
+    raise RuntimeError("the training ended without a result")
+
+
+def regularizers(method: Method) -> list[CoReRegularizer]:
+    """What the method adds to the diffusion loss, on the prompt set of this world."""
+    if method.weights is None:
+        return []
+    embedding, attention = method.weights
+    prompts = built_in_set("concept_world").prompts
+    return [CoReRegularizer(prompts, embedding_weight=embedding, attention_weight=attention)]
+
+
+def cached_trial(folder: Path, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The figures of a trial from `folder`, or made now and kept there, so that a long comparison can be resumed."""
+    path = folder / f"{key}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    figures = run()
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    temporary.replace(path)
+    return figures
+
+
+def method_key(method: Method) -> str:
+    """A short name for files that tells methods with different settings apart."""
+    import hashlib
+
+    digest = hashlib.blake2b(json.dumps([asdict(method), RECIPE], sort_keys=True, default=str).encode(), digest_size=4)
+    return f"{method.name}-{digest.hexdigest()}"

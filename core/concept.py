@@ -1,0 +1,52 @@
+"""What was learned: the one object that every node socket, file and viewer speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+PLACEHOLDER = "{}"
+"""Where a concept goes in a prompt template."""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A learned word.
+
+    `vectors` maps a text encoder's name to (n, d) float32 input embeddings on the CPU, the same n for every encoder.
+    `layer_vectors` (XTI) maps it to (layers, n, d). `lora` holds kohya-named tensors with diffusers layer names.
+    `hard_token` is the nearest vocabulary word. `provenance` is plain JSON data: recipe, model fingerprint, steps, losses.
+    """
+
+    name: str
+    class_word: str
+    vectors: Mapping[str, torch.Tensor]
+    layer_vectors: Mapping[str, torch.Tensor] | None = None
+    lora: Mapping[str, torch.Tensor] | None = None
+    hard_token: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.vectors:
+            raise ValueError("a concept needs the vectors of at least one text encoder")
+        lengths = set()
+        for encoder, value in self.vectors.items():
+            if value.ndim != 2 or 0 in value.shape:
+                raise ValueError(f"vectors of {encoder} must be (n, width), got {tuple(value.shape)}")
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"vectors of {encoder} hold values that are not finite")
+            lengths.add(int(value.shape[0]))
+        if len(lengths) != 1:
+            raise ValueError(f"every text encoder needs the same number of vectors, got {sorted(lengths)}")
+
+    @property
+    def length(self) -> int:
+        """n, the number of token positions that the word takes."""
+        return int(next(iter(self.vectors.values())).shape[0])
+
+    def renamed(self, name: str) -> Concept:
+        """The same concept under another name."""
+        return replace(self, name=name)

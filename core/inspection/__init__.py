@@ -1,0 +1,1 @@
+"""Looking at what was learned: diagnostics in the text encoder, and exact evaluation on ConceptWorld."""

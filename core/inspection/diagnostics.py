@@ -1,0 +1,83 @@
+"""What a learned word does to its neighbours in the text encoder: sim1 and sim2 (METHODS.md 2.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ..maths.similarity import sim1, sim2
+from ..models.protocol import TextEncoder, TextToImageModel
+from ..prompts.tokens import TokenizedPrompt, input_embeddings, tokenize_prompt
+
+
+@dataclass(frozen=True)
+class ContextProbe:
+    """A prompt with the concept, one of its context words, and a prompt that says the word without the concept.
+
+    E.g. `ContextProbe("a picture of a {} with the beach in the background", "beach", "a picture of the beach")`.
+    """
+
+    template: str
+    word: str
+    reference: str
+
+
+class ContextSimilarity(NamedTuple):
+    """`sim1`: cos of the concept's output and the context word's; `sim2`: cos of the context word's outputs with and
+    without the concept. Means over probes and text encoders."""
+
+    sim1: float
+    sim2: float
+
+
+@torch.no_grad()
+def context_similarity(
+    model: TextToImageModel,
+    probes: Sequence[ContextProbe],
+    *,
+    vectors: Mapping[str, torch.Tensor] | None = None,
+    words: str | None = None,
+) -> ContextSimilarity:
+    """METHODS.md 2.7 for a concept's `vectors`, or for plain `words` in its place (the class word, as a yardstick).
+
+    A concept of several positions speaks through its last one, which has seen the others. Raises ValueError where a
+    probe's word is not in its prompts, or there are no probes.
+    """
+    if not probes:
+        raise ValueError("no probes: give at least one prompt with a context word")
+    pairs = [
+        _similarity(encoder, probe, None if vectors is None else vectors[name], words)
+        for name, encoder in model.text_encoders.items()
+        for probe in probes
+    ]
+    means = torch.tensor(pairs, dtype=torch.float64).mean(dim=0)
+    return ContextSimilarity(float(means[0]), float(means[1]))
+
+
+def word_position(encoder: TextEncoder, prompt: TokenizedPrompt, word: str) -> int:
+    """The position of the first sub-token of `word` (METHODS.md 2.7) outside the filled slot. ValueError if absent."""
+    tokens = encoder.tokenize(word)
+    for start in range(1, prompt.eot - len(tokens) + 1):
+        stretch = range(start, start + len(tokens))
+        if list(prompt.ids[start : start + len(tokens)]) == tokens and not set(stretch) & set(prompt.fill):
+            return start
+    raise ValueError(f"the word {word!r} is not in the prompt {prompt.text!r}")
+
+
+def _similarity(
+    encoder: TextEncoder, probe: ContextProbe, vectors: torch.Tensor | None, words: str | None
+) -> tuple[float, float]:
+    rows = None if vectors is None else vectors.shape[0]
+    prompt = tokenize_prompt(encoder, probe.template, rows=rows, words=words)
+    reference = tokenize_prompt(encoder, probe.reference)
+    ours, theirs = (_outputs(encoder, p, vectors) for p in (prompt, reference))
+    at = word_position(encoder, prompt, probe.word)
+    reference_at = word_position(encoder, reference, probe.word)
+    return float(sim1(ours, prompt.fill[-1], at)), float(sim2(ours, at, theirs, reference_at))
+
+
+def _outputs(encoder: TextEncoder, prompt: TokenizedPrompt, vectors: torch.Tensor | None) -> torch.Tensor:
+    return encoder.encode(*input_embeddings(encoder, [prompt], vectors)).tokens[0]
