@@ -17,8 +17,9 @@ from .writing import narrowed, write_concept_file
 
 Layout = Literal["encoders", "emb_params"]
 
-ENCODER_OF_WIDTH: Mapping[int, str] = {768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
+ENCODER_OF_WIDTH: Mapping[int, str] = {128: "clip_l", 768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 FAMILY_OF_WIDTH: Mapping[int, str] = {
+    128: "the bundled tiny model",
     768: "SD 1.x, and clip_l of SDXL",
     1024: "SD 2.x",
     1280: "clip_g of SDXL",

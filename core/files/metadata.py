@@ -31,7 +31,10 @@ class Facts:
 
 
 def write_facts(concept: Concept, kind: str, encoder: str | None = None) -> dict[str, str]:
-    """Metadata of a file: one JSON text under `contextual_inversion`, and the `format` that other loaders ask for."""
+    """Metadata of a file: one JSON text under one key, since safetensors writes several keys in a random order.
+
+    So the same concept always gives the same bytes.
+    """
     content = {
         "version": VERSION,
         "kind": kind,
@@ -41,7 +44,7 @@ def write_facts(concept: Concept, kind: str, encoder: str | None = None) -> dict
         "encoder": encoder,
         "provenance": _plain(concept.provenance),
     }
-    return {"format": "pt", KEY: json.dumps(content, allow_nan=False, sort_keys=True)}
+    return {KEY: json.dumps(content, allow_nan=False, sort_keys=True)}
 
 
 def read_facts(path: Path, metadata: Mapping[str, str]) -> Facts:

@@ -1,0 +1,238 @@
+"""Text to pretrain a contextualizer on (METHODS.md 2.4): the built-in captions, a text file, or webdataset shards.
+
+A source draws captions with replacement from a generator and keeps no position, so any step of any process can be drawn
+alone and a resume needs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..world.captions import caption
+from ..world.concepts import RESERVED
+from ..world.scenes import sample_scene
+from .rich import RichPrompts, rich_prompts, with_articles, words
+
+REAL_SHARE = 0.7
+"""METHODS.md 2.4: of the training text, 70 % are captions of real pictures and 30 % synthetic."""
+HELD_OUT_SHARE = 0.05
+HELD_OUT_TRIES = 10_000
+
+
+class CaptionSource(Protocol):
+    """Plain sentences, no placeholders."""
+
+    name: str
+
+    def draw(self, count: int, generator: torch.Generator) -> list[str]:
+        """`count` captions, with replacement; every choice comes from the CPU `generator`."""
+
+    def state(self) -> dict[str, object]:
+        """Plain data for provenance; it differs where the text differs."""
+
+
+@dataclass(frozen=True)
+class WorldCaptions:
+    """Captions of scenes of ConceptWorld's training world, without rendering them."""
+
+    name: str = "concept_world"
+
+    def draw(self, count: int, generator: torch.Generator) -> list[str]:
+        rngs = [np.random.default_rng(seed) for seed in torch.randint(2**62, (count,), generator=generator).tolist()]
+        return [caption(sample_scene(rng, RESERVED), rng) for rng in rngs]
+
+    def state(self) -> dict[str, object]:
+        return {"source": self.name}
+
+
+@dataclass(frozen=True)
+class ClassCaptions:
+    """Rich prompts with a plain class word in place of the concept: METHODS.md 2.4's synthetic captions."""
+
+    prompts: RichPrompts
+    class_words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.prompts.name
+
+    def draw(self, count: int, generator: torch.Generator) -> list[str]:
+        nouns = torch.randint(len(self.class_words), (count,), generator=generator).tolist()
+        templates = self.prompts.draw(count, generator)
+        return [
+            with_articles(template.replace("{}", self.class_words[noun]))
+            for template, noun in zip(templates, nouns, strict=True)
+        ]
+
+    def state(self) -> dict[str, object]:
+        return {"source": "class captions", **self.prompts.state(), "class_words": list(self.class_words)}
+
+
+@dataclass(frozen=True)
+class ListedCaptions:
+    """The lines of a caption file."""
+
+    captions: tuple[str, ...]
+    name: str = "captions"
+
+    def __post_init__(self) -> None:
+        if not self.captions:
+            raise ValueError(f"{self.name} holds no caption; write one a line")
+
+    def draw(self, count: int, generator: torch.Generator) -> list[str]:
+        return [self.captions[i] for i in torch.randint(len(self.captions), (count,), generator=generator).tolist()]
+
+    def state(self) -> dict[str, object]:
+        return {"source": self.name, "captions": len(self.captions), "digest": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.blake2b("\n".join(self.captions).encode(), digest_size=8).hexdigest()
+
+
+class ShardCaptions:
+    """The `.txt` members of webdataset shards, which are plain tar files. Each shard's index is read once; a caption is
+    then read at its place, so nothing is unpacked and no shard is held in memory."""
+
+    def __init__(self, paths: Sequence[Path | str], name: str = "shards", member: str = ".txt") -> None:
+        self.name, self.paths, self.member = name, tuple(Path(path) for path in paths), member
+        entries = [_members(path, member) for path in self.paths]
+        self.shard = np.repeat(np.arange(len(entries)), [len(entry) for entry in entries])
+        places = [entry for entry in entries if len(entry)]
+        if not places:
+            raise ValueError(f"the shards {', '.join(map(str, self.paths)) or '-'} hold no {member} member")
+        self.places = np.concatenate(places)
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def __getitem__(self, index: int) -> str:
+        """Caption number `index`. Raises ValueError where it is not UTF-8 text."""
+        path = self.paths[int(self.shard[index])]
+        offset, size = self.places[index].tolist()
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+        try:
+            return " ".join(data.decode("utf-8").split())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path.name}: the caption at byte {offset} is not UTF-8 text") from error
+
+    def draw(self, count: int, generator: torch.Generator) -> list[str]:
+        return [self[i] for i in torch.randint(len(self), (count,), generator=generator).tolist()]
+
+    def state(self) -> dict[str, object]:
+        digest = hashlib.blake2b(self.places.tobytes() + self.shard.tobytes(), digest_size=8).hexdigest()
+        return {"source": self.name, "member": self.member, "captions": len(self), "digest": digest}
+
+
+@dataclass(frozen=True)
+class MixedCaptions:
+    """METHODS.md 2.4: each caption is real with probability `real_share`, else synthetic."""
+
+    real: CaptionSource
+    synthetic: CaptionSource
+    real_share: float = REAL_SHARE
+
+    @property
+    def name(self) -> str:
+        return f"{self.real.name} and {self.synthetic.name}"
+
+    def draw(self, count: int, generator: torch.Generator) -> list[str]:
+        real = (torch.rand(count, generator=generator) < self.real_share).tolist()
+        return [(self.real if one else self.synthetic).draw(1, generator)[0] for one in real]
+
+    def state(self) -> dict[str, object]:
+        return {"real": self.real.state(), "synthetic": self.synthetic.state(), "real_share": self.real_share}
+
+
+@dataclass(frozen=True)
+class SplitCaptions:
+    """The captions of `source` that are held out, or those that are not: a caption's own hash decides, whichever source
+    and draw it comes from, so no held-out sentence is ever trained on."""
+
+    source: CaptionSource
+    held_out: bool
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def draw(self, count: int, generator: torch.Generator) -> list[str]:
+        """Raises ValueError where the source seems to have no such caption."""
+        found: list[str] = []
+        missed = 0
+        while len(found) < count:
+            text = self.source.draw(1, generator)[0]
+            if is_held_out(text) == self.held_out:
+                found.append(text)
+                missed = 0
+            elif (missed := missed + 1) == HELD_OUT_TRIES:
+                kind = "held out" if self.held_out else "to train on"
+                raise ValueError(f"{self.name} has too few different captions: none {kind} in {HELD_OUT_TRIES} draws")
+        return found
+
+    def state(self) -> dict[str, object]:
+        return self.source.state()
+
+
+def is_held_out(text: str) -> bool:
+    """Whether a sentence belongs to the 5 % that are only tested on. Neither case nor spacing matters."""
+    digest = hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") < HELD_OUT_SHARE * 2**64
+
+
+def synthetic_captions(name: str) -> CaptionSource:
+    """The built-in captions: "concept_world", "pets" or "objects". Raises ValueError for another name."""
+    if name == "concept_world":
+        return WorldCaptions()
+    prompts = rich_prompts(name)
+    return ClassCaptions(prompts, words("pet_classes" if name == "pets" else "object_classes"))
+
+
+def captions_from_file(path: Path | str) -> ListedCaptions:
+    """A UTF-8 text file, one caption a line; blank lines are skipped.
+
+    Raises ValueError that names the line where it is not UTF-8 or where there is none, OSError where it cannot be read.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = 1 + error.object[: error.start].count(b"\n")
+        raise ValueError(f"{path.name}, line {line}: this is not UTF-8 text") from error
+    lines = (" ".join(line.split()) for line in text.split("\n"))
+    return ListedCaptions(tuple(line for line in lines if line), path.name)
+
+
+def _members(path: Path, ending: str) -> np.ndarray:
+    """Offset and size (n, 2) of every member of a tar file that ends in `ending`. Raises ValueError for no tar file."""
+    try:
+        with tarfile.open(path, "r:") as tar:  # "r:" refuses compression, in which nothing can be read at its place
+            found = [(one.offset_data, one.size) for one in tar if one.isfile() and one.name.endswith(ending)]
+    except tarfile.TarError as error:
+        raise ValueError(f"{path.name} is no uncompressed tar file: {error}") from error
+    return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+__all__ = [
+    "CaptionSource",
+    "ClassCaptions",
+    "ListedCaptions",
+    "MixedCaptions",
+    "ShardCaptions",
+    "SplitCaptions",
+    "WorldCaptions",
+    "captions_from_file",
+    "is_held_out",
+    "synthetic_captions",
+]
