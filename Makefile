@@ -7,7 +7,8 @@ TORCH   := torch==2.13.0
 TORCH_COMPANIONS := torchvision==0.28.0 torchaudio==2.11.0
 
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Without --no-compile, most of the set-up would be spent on byte code of modules that nothing imports.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test demo bench world-report comfy lint format lock clean

@@ -38,7 +38,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         chosen = Path(folder) / "requirements.txt"
         chosen.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "-r", str(chosen)], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "-r", str(chosen)], check=True
+        )
     STAMP.write_text(fingerprint, encoding="utf-8")
     return 0
 
