@@ -1,0 +1,87 @@
+"""Pictures, masks and their augmentation before the autoencoder."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from stub_model import StubModel
+
+from contextual_inversion.core.training.pictures import _augmenting_grid, _prepare, encode_pictures
+from contextual_inversion.core.training.settings import Augmentation
+
+STILL = Augmentation(rotation=0, rotate=0, flip=0, random_crop=True, bank=4)
+
+
+def encode(images, masks=None, augmentation=None, resolution=64, seed=0):
+    return encode_pictures(StubModel(), images, masks, resolution=resolution, augmentation=augmentation, seed=seed)
+
+
+def test_a_picture_of_the_right_size_is_not_touched():
+    picture, mask = torch.rand(3, 64, 64), torch.rand(1, 64, 64)
+    for augmentation in (None, STILL):
+        same, same_mask = _prepare(picture, mask, 64, augmentation, 0, 0)
+        torch.testing.assert_close(same, picture, atol=1e-5, rtol=0)
+        torch.testing.assert_close(same_mask, mask, atol=1e-5, rtol=0)
+
+
+def test_unrotated_crops_copy_pixels():
+    picture = torch.rand(3, 64, 100)
+    crops = [_prepare(picture, picture[:1], 64, STILL, 0, version)[0] for version in range(6)]
+    windows = picture.unfold(2, 64, 1).permute(2, 0, 1, 3)
+    found = [int((windows - crop).abs().amax((1, 2, 3)).argmin()) for crop in crops]
+    for crop, place in zip(crops, found, strict=True):
+        torch.testing.assert_close(crop, windows[place], atol=2e-5, rtol=0)
+    assert len(set(found)) > 1
+
+
+def test_flips_are_mirrors():
+    picture = torch.rand(3, 64, 64)
+    mirrored, _ = _prepare(picture, picture[:1], 64, Augmentation(rotation=0, rotate=0, flip=1, bank=1), 0, 0)
+    torch.testing.assert_close(mirrored, picture.flip(2), atol=1e-5, rtol=0)
+
+
+@given(angle=st.floats(-0.78, 0.78), h=st.integers(64, 90), w=st.integers(64, 90))
+def test_a_rotation_keeps_shapes_and_covers_what_a_rotated_rectangle_covers(angle, h, w):
+    # The middle of the canvas is the middle of the picture, and distances keep one ratio: a similarity.
+    grid = _augmenting_grid((h, w), 64, angle, False, (0.5, 0.5))[0].double()
+    pixels = torch.stack([grid[..., 0] * w / 2, grid[..., 1] * h / 2], -1)
+    step_x, step_y = pixels[0, 1] - pixels[0, 0], pixels[1, 0] - pixels[0, 0]
+    torch.testing.assert_close(step_x.norm(), step_y.norm(), atol=1e-4, rtol=0)
+    assert float((step_x * step_y).sum()) == pytest.approx(0, abs=1e-4)
+    assert pixels.mean((0, 1)).abs().max() < step_x.norm()
+    assert step_x.norm() >= 1 - 1e-5  # expand, then shrink back: never magnified
+
+
+def test_rotated_corners_are_masked_out_and_filled_with_picture():
+    turned, mask = _prepare(torch.ones(3, 64, 64), torch.ones(1, 64, 64), 64, Augmentation(rotate=1, bank=1), 0, 1)
+    torch.testing.assert_close(turned, torch.ones(3, 64, 64))  # reflection, not black
+    assert mask[0, 0, 0] == 0
+    assert mask[0, 32, 32] == 1
+    assert 0.3 < float(mask.mean()) < 0.999
+
+
+def test_masks_travel_with_their_picture():
+    picture = torch.rand(1, 70, 90, 3).round()
+    bank = encode(picture.expand(1, -1, -1, 3), masks=picture[..., 0], augmentation=Augmentation(bank=3))
+    plain = encode(picture, augmentation=Augmentation(bank=3))
+    assert torch.equal(bank.latents, plain.latents)
+    assert bank.weights.shape == (3, 1, 8, 8)
+    assert bool((bank.weights <= plain.weights + 1e-6).all())
+
+
+def test_any_sizes_make_one_bank_and_versions_lie_together():
+    images = [torch.rand(50, 80, 3), torch.rand(1, 200, 90, 3), torch.rand(2, 64, 64, 3)]
+    bank = encode(images, augmentation=Augmentation(bank=5))
+    assert (bank.pictures, bank.versions, tuple(bank.latents.shape)) == (4, 5, (20, 4, 8, 8))
+    plain = encode(images)
+    assert (plain.versions, plain.weights, tuple(plain.latents.shape)) == (1, None, (4, 4, 8, 8))
+
+
+def test_the_bank_is_a_function_of_the_seed_and_the_digest_of_the_pictures():
+    images = torch.rand(2, 64, 80, 3)
+    first, same, other = (encode(images, augmentation=Augmentation(bank=2), seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.latents, same.latents)
+    assert not torch.equal(first.latents, other.latents)
+    assert first.digest == other.digest
+    assert encode(images.flip(0)).digest != encode(images).digest
+    assert encode(images, masks=torch.ones(2, 64, 80)).digest != encode(images).digest
