@@ -85,3 +85,43 @@ def test_sets_say_where_they_came_from(tmp_path):
     assert built_in_set("animate").source == "built-in set animate"
     with pytest.raises(ValueError, match=r"no built-in prompt set.*animate"):
         built_in_set("../secrets")
+
+
+def test_the_world_set_keeps_out_what_is_evaluated():
+    """No background held out for evaluation, none of its second objects, and no evaluation prompt, in any style."""
+    from contextual_inversion.core.world.captions import BACKGROUND_PHRASES
+    from contextual_inversion.core.world.prompts import (
+        EVALUATION_BACKGROUNDS,
+        REGULARIZATION_BACKGROUNDS,
+        evaluation_prompts,
+    )
+    from contextual_inversion.core.world.scenes import COLOURS
+
+    prompts = built_in_set("concept_world").prompts
+    practised = [phrase for background in REGULARIZATION_BACKGROUNDS for phrase in BACKGROUND_PHRASES[background]]
+    held_out = [phrase for background in EVALUATION_BACKGROUNDS for phrase in BACKGROUND_PHRASES[background]]
+    elsewhere = " ".join((*practised, *COLOURS, "a photo of"))  # "the blue water", "in front of bricks"
+    words = set(" ".join(held_out).split()) - set(elsewhere.split())
+    assert {"water", "night", "brick", "bricks", "lava"} <= words
+    for prompt in prompts:
+        assert any(prompt.endswith(phrase) for phrase in practised), prompt
+        assert not any(phrase in prompt for phrase in held_out), prompt
+        assert not words & set(prompt.split()), prompt
+    assert {phrase for phrase in practised if any(p.endswith(phrase) for p in prompts)} == set(practised)
+    evaluation = evaluation_prompts()
+    assert any(prompt.held_out for prompt in evaluation)
+    assert not {prompt.text for prompt in evaluation if prompt.held_out} & set(prompts)
+    for prompt in evaluation:
+        if prompt.second is not None:
+            assert not any(prompt.second.shape in other for other in prompts)
+
+
+def test_the_world_set_uses_only_words_of_the_world():
+    from contextual_inversion.core.world import captions, scenes
+
+    known = " ".join(phrase for phrases in captions.BACKGROUND_PHRASES.values() for phrase in phrases)
+    known += " " + " ".join(opening for openings in captions.OPENINGS.values() for opening in openings)
+    known += " " + " ".join((*captions.BESIDE, *captions.PLACE_PHRASES["left"], *captions.PLACE_PHRASES["right"]))
+    known += " a an " + " ".join((*scenes.COLOURS, *scenes.SHAPES))
+    for prompt in built_in_set("concept_world").prompts:
+        assert set(prompt.split()) <= set(known.split()), prompt
