@@ -1,0 +1,216 @@
+"""A learned word in use, in a file, and back."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import folder_paths
+import torch
+from comfy_api.latest import io, ui
+
+from ..core.concept import Concept
+from ..core.files import inside, load_concept, safe_name, save_bundle, save_embedding
+from .concept_tokenizer import encoder_widths, with_concept
+from .folders import BUNDLES, EMBEDDINGS, ENDING, files_of, first_folder
+from .sockets import CATEGORY, PREFIX, ConceptSocket
+
+NUMBER, REPLACE, REFUSE = "add a number", "replace", "refuse"
+NOTHING_SAVED = "(nothing saved yet)"
+
+
+class ApplyConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=PREFIX + "ApplyConcept",
+            display_name="Apply Concept",
+            category=CATEGORY,
+            description="A model that knows the new word. Type <name> or embedding:name in any prompt that is encoded "
+            "with the CLIP that comes out. No file is needed.",
+            inputs=[
+                io.Model.Input("model", tooltip="A model of the kind that the concept was trained on."),
+                io.Clip.Input("clip", tooltip="Its text encoder. Only the copy that comes out learns the word."),
+                ConceptSocket.Input("concept", tooltip="From TrainConcept or LoadConcept."),
+                io.Float.Input(
+                    "strength_model",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How strongly the concept's LoRA changes the model. Without a LoRA nothing changes.",
+                ),
+                io.Float.Input(
+                    "strength_clip",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How strongly the concept's LoRA changes the text encoder. The word itself is weighted in "
+                    "the prompt: (<name>:1.2).",
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="Another name to type, for example to compare two trainings of one thing.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model, with the concept's LoRA where it has one."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder that knows the word."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, concept: Concept, strength_model: float, strength_clip: float, name: str
+    ) -> io.NodeOutput:
+        concept = concept.renamed(checked_word(name.strip() or concept.name))
+        if concept.layer_vectors:
+            raise ValueError(f"{concept.name!r} has a vector for every layer, which this version cannot apply.")
+        if concept.lora:
+            model, clip = comfy.sd.load_lora_for_models(model, clip, dict(concept.lora), strength_model, strength_clip)
+        return io.NodeOutput(model, with_concept(clip, concept))
+
+
+class SaveConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=PREFIX + "SaveConcept",
+            display_name="Save Concept",
+            category=CATEGORY,
+            description="Writes a small bundle (everything that was learned, and how) and an embedding file that "
+            "every Stable Diffusion program reads. Files are written whole, read back and compared.",
+            inputs=[
+                ConceptSocket.Input("concept", tooltip="From TrainConcept; what was learned."),
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="File name, also what is typed after embedding: later. Empty: the concept's own name. "
+                    "Letters, digits and _ - . + are allowed, and folders after a /.",
+                ),
+                io.Combo.Input(
+                    "if_taken",
+                    options=[NUMBER, REPLACE, REFUSE],
+                    default=NUMBER,
+                    tooltip="Where files of this name exist: write name_2, overwrite them, or stop with an error.",
+                ),
+                io.Boolean.Input(
+                    "embedding_file",
+                    default=True,
+                    tooltip="Also write the word alone into models/embeddings, for embedding:name in any graph or "
+                    "program.",
+                ),
+                io.Boolean.Input("half_precision", default=False, tooltip="float16: half the size, slightly rounded."),
+            ],
+            outputs=[io.String.Output(display_name="text", tooltip="What to type in a prompt: embedding:name.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, concept: Concept, name: str, if_taken: str, embedding_file: bool, half_precision: bool
+    ) -> io.NodeOutput:
+        folders = {save_bundle: first_folder(BUNDLES)}
+        if embedding_file:
+            folders[save_embedding] = first_folder(EMBEDDINGS)
+        name = free_name(name.strip() or concept.name, list(folders.values()), if_taken)
+        # Under the name it will be typed by, whatever it was called while it was trained.
+        concept = concept.renamed(name.rpartition("/")[2])
+        dtype = torch.float16 if half_precision else torch.float32
+        exists = "replace" if if_taken == REPLACE else "error"
+        written = [save(concept, folder, name, dtype=dtype, if_exists=exists) for save, folder in folders.items()]
+        text = f"embedding:{name}"
+        lines = [f"Type {text} in a prompt.", *(f"Saved {path}" for path in written)]
+        return io.NodeOutput(text, ui=ui.PreviewText("\n".join(lines)))
+
+
+class LoadConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=PREFIX + "LoadConcept",
+            display_name="Load Concept",
+            category=CATEGORY,
+            description="A saved concept, or a textual-inversion embedding of another program (.safetensors only: a "
+            "pickle can run code when it is opened).",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=saved_files() or [NOTHING_SAVED],
+                    tooltip="Bundles written by SaveConcept, and the files in models/embeddings.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="Checks at once that the concept fits this text encoder. Needed for embeddings of models "
+                    "with an unusual width.",
+                ),
+            ],
+            outputs=[
+                ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept, or TrainConcept to continue."),
+                io.String.Output(display_name="text", tooltip="What to type in a prompt: embedding:name."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: object) -> object:
+        # A file that was written anew under the same name counts as another input.
+        try:
+            facts = saved_path(file).stat()
+        except (OSError, ValueError):
+            return None
+        return facts.st_mtime_ns, facts.st_size
+
+    @classmethod
+    def execute(cls, file: str, clip: Any = None) -> io.NodeOutput:
+        path = saved_path(file)
+        concept = load_concept(path, widths=None if clip is None else encoder_widths(clip))
+        _, _, inner = file.partition("/")
+        concept = concept.renamed(typeable(inner.removesuffix(ENDING)))
+        return io.NodeOutput(concept, f"embedding:{concept.name}")
+
+
+def saved_files() -> list[str]:
+    """What LoadConcept offers: `<kind>/<path inside the folder>`."""
+    return [f"{kind}/{name}" for kind in (BUNDLES, EMBEDDINGS) for name in files_of(kind)]
+
+
+def saved_path(file: str) -> Path:
+    """The path of one of `saved_files`. Raises ValueError where it is none of them."""
+    kind, _, name = file.partition("/")
+    path = folder_paths.get_full_path(kind, name) if file in saved_files() else None
+    if path is None:
+        raise ValueError(f"There is no saved concept {file!r}. Choose one from the list; press R to refresh it.")
+    return Path(path)
+
+
+def checked_word(name: str) -> str:
+    """`name` where each part of it between slashes is a `safe_name`. Raises ValueError that shows what is wrong."""
+    return "/".join(safe_name(part) for part in name.split("/"))
+
+
+def typeable(name: str) -> str:
+    """A file's name as a word that can be typed: what would end or change the word becomes an underscore."""
+    return re.sub(r"[^\w.+/-]", "_", name.replace("\\", "/"))
+
+
+def free_name(name: str, folders: list[Path], if_taken: str) -> str:
+    """`name`, or with `NUMBER` the first of name_2, name_3, ... that no folder has yet.
+
+    One name for all folders, so that bundle and embedding stay twins. Raises ValueError for an unsafe name, and
+    FileExistsError with `REFUSE` where one of the folders has it: before anything is written.
+    """
+    candidate, number = checked_word(name), 1
+    while if_taken != REPLACE:
+        taken = [path for path in (inside(folder, candidate, ENDING) for folder in folders) if path.exists()]
+        if not taken:
+            break
+        if if_taken == REFUSE:
+            raise FileExistsError(f"{taken[0]} exists. Choose another name, or set if_taken to another way.")
+        number += 1
+        candidate = checked_word(f"{name}_{number}")
+    return candidate

@@ -1,0 +1,91 @@
+"""A model and pictures to try everything with, where nothing has been downloaded yet."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+
+from ..core.world.concepts import CONCEPTS, concept_images
+from ..core.world.scenes import BACKGROUNDS
+from . import demo_model
+from .sockets import CATEGORY, PREFIX
+
+OWN_BACKGROUND = "the concept's own"
+
+
+class LoadDemoModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=PREFIX + "LoadDemoModel",
+            display_name="Load Demo Model",
+            category=CATEGORY,
+            description="The bundled tiny Stable Diffusion (16 MB, 128 x 128 pictures of a small drawn world). It "
+            "trains and samples on a CPU, so that every graph can be tried before a real checkpoint takes its place.",
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The tiny UNet; any sampler takes it."),
+                io.Clip.Output(display_name="clip", tooltip="Its text encoder, behind the ordinary CLIP tokenizer."),
+                io.Vae.Output(display_name="vae", tooltip="Its autoencoder: 8 pixels a latent cell, like SD's."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(demo_model.load_model_patcher(), demo_model.load_clip(), demo_model.load_vae())
+
+
+class DemoImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=PREFIX + "DemoImages",
+            display_name="Demo Images",
+            category=CATEGORY,
+            description="Drawn pictures of a thing that the demo model has never seen, as a stand-in for your own "
+            "photos.",
+            inputs=[
+                io.Combo.Input(
+                    "concept",
+                    options=list(CONCEPTS),
+                    default=next(iter(CONCEPTS)),
+                    tooltip="The thing to learn. None of these is in the demo model's training pictures or captions.",
+                ),
+                io.Int.Input(
+                    "count",
+                    default=4,
+                    min=1,
+                    max=32,
+                    tooltip="How many pictures. Three to six are usual for a new word.",
+                ),
+                io.Combo.Input(
+                    "background",
+                    options=[OWN_BACKGROUND, *BACKGROUNDS],
+                    default=OWN_BACKGROUND,
+                    tooltip="Where all the pictures are taken. One place for all is what makes an ordinary training "
+                    "swallow the prompt: the word learns the place too.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Places and sizes vary with it. The same seed draws the same pixels.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="The pictures, 128 x 128."),
+                io.Mask.Output(display_name="masks", tooltip="Exactly where the thing is, for a training with masks."),
+                io.String.Output(display_name="class_word", tooltip="The ordinary word for it, for TrainConcept."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, concept: str, count: int, background: str, seed: int) -> io.NodeOutput:
+        place = None if background == OWN_BACKGROUND else background
+        pictures, masks, class_word = concept_images(concept, count, seed, place)
+        images = torch.from_numpy(pictures.astype(np.float32) / 255)
+        subjects = torch.from_numpy(np.stack([mask.subject for mask in masks]).astype(np.float32))
+        return io.NodeOutput(images, subjects, class_word)

@@ -1,0 +1,41 @@
+"""What our own sockets carry. Node ids, socket types and the order of inputs are a contract with people's workflows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+
+from ..core.models.protocol import TextToImageModel
+from ..core.training.regularizer import Regularizer
+
+CATEGORY = "Contextual Inversion"
+PREFIX = "ContextualInversion"
+
+PromptsSocket = io.Custom("PROMPTS")
+"""A `PromptSet`."""
+RegularizerSocket = io.Custom("REGULARIZER")
+"""A `Regularization`."""
+ConceptSocket = io.Custom("CONCEPT")
+"""A `Concept`."""
+LossMapSocket = io.Custom("LOSS_MAP")
+"""ComfyUI's own: a dict whose "loss" is a list of numbers, one a step."""
+
+MakeRegularizer = Callable[[TextToImageModel], Regularizer]
+
+
+@dataclass(frozen=True)
+class Regularization:
+    """How to make each regularizer once the model is known, and the norm rule that belongs to them.
+
+    Recipes and not regularizers travel along the wire: ComfyUI keeps what a node gave and hands it to every training
+    that is connected, and a regularizer remembers things about the one training that it is in.
+    """
+
+    makers: tuple[MakeRegularizer, ...]
+    norm_mode: str
+
+    def make(self, model: TextToImageModel) -> tuple[Regularizer, ...]:
+        """A fresh regularizer from every recipe."""
+        return tuple(maker(model) for maker in self.makers)
