@@ -33,7 +33,7 @@ def latents(folder: Path, split: str, n: int, processes: Processes) -> torch.Ten
         _, images, _ = pictures(folder / "pictures", split, n)
         mine, out = np.array_split(np.arange(n), size)[rank], []
         for index in np.array_split(mine, max(1, len(mine) // 64)):
-            x = torch.from_numpy(images[index[0] : index[-1] + 1]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            x = torch.from_numpy(np.array(images[index[0] : index[-1] + 1])).permute(0, 3, 1, 2).float() / 127.5 - 1
             with torch.no_grad(), torch.autocast(processes.device.type, torch.bfloat16):
                 x = x.to(processes.device).contiguous(memory_format=torch.channels_last)
                 out.append(vae.encode(x).latents.half().cpu().contiguous())

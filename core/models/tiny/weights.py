@@ -44,6 +44,7 @@ def write_weights(part: str, state: dict[str, torch.Tensor], metadata: dict[str,
     }
     fresh = path.with_suffix(".new")
     save_file(tensors, fresh, metadata={"format": "pt", **metadata})
+    fresh.chmod(0o644)
     fresh.replace(path)
     return path
 
