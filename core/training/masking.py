@@ -58,7 +58,9 @@ def caption_row(encoder: TextEncoder, caption: str, nameable: np.ndarray) -> Mas
     return _row(ids, [ORDINARY] * encoder.max_length, encoder.eos, (), end, nameable)
 
 
-def prompt_row(encoder: TextEncoder, prompt: TokenizedPrompt, class_word: str | None, nameable: np.ndarray) -> MaskableRow:
+def prompt_row(
+    encoder: TextEncoder, prompt: TokenizedPrompt, class_word: str | None, nameable: np.ndarray
+) -> MaskableRow:
     """METHODS.md M3: a prompt with the concept in it. Neither the concept's positions nor those of the `class_word`
     that follows it may be masked; None: it stands alone.
 

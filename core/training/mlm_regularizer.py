@@ -47,17 +47,19 @@ class MLMRegularizer:
         if not given or len(set(names)) != len(names):
             raise ValueError(f"one contextualizer a text encoder is needed, got {', '.join(names) or 'none'}")
         if weight < 0 or not 0 < rho <= 1 or batch < 1:
-            raise ValueError(f"a weight of at least 0, 0 < rho <= 1 and a batch of at least 1: {weight}, {rho}, {batch}")
+            raise ValueError(f"weight >= 0, 0 < rho <= 1 and batch >= 1 are needed: {weight}, {rho}, {batch}")
         self.given = given
         self.prompts = prompts
         self.weight, self.rho, self.batch, self.beside_class = weight, rho, batch, beside_class
         self._encoders: list[_Guesser] = []
 
     def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
-        """Freeze copies of the contextualizers on the model's device. Raises ValueError where one is not for this model,
-        or a prompt does not fit a text encoder."""
-        beside = class_word if self.beside_class else None
+        """Freeze copies of the contextualizers on the model's device. Raises ValueError where one is not for this
+        model, or a prompt does not fit a text encoder."""
         self._encoders = []
+        if self.weight == 0:
+            return
+        beside = class_word if self.beside_class else None
         for psi in self.given:
             encoder = model.text_encoders.get(psi.encoder.name)
             if encoder is None:
