@@ -12,7 +12,6 @@ import torch
 def frozen(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
     """Evaluation mode and nothing trainable inside; both flags of every part restored on exit, also after errors."""
     training = [(part, part.training) for module in modules for part in module.modules()]
-    # Only what has to change: nothing may be set on the inference tensors that ComfyUI's nodes load.
     trainable = [value for module in modules for value in module.parameters() if value.requires_grad]
     try:
         for module in modules:
@@ -25,7 +24,8 @@ def frozen(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
         for part, flag in training:
             part.training = flag
         for value in trainable:
-            value.requires_grad_(True)
+            with torch.inference_mode(value.is_inference()):  # the only mode in which such a tensor takes the flag
+                value.requires_grad_(True)
 
 
 @contextmanager

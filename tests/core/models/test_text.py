@@ -1,0 +1,45 @@
+"""Prompts through every encoder of a model, with words or with a concept in the slot."""
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("open_clip")
+
+from small_pipelines import pipeline
+
+from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
+from contextual_inversion.core.models.text import encode_prompts
+
+TEMPLATES = ["a photo of a {} in the snow", "{}"]
+
+
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+def model(request: pytest.FixtureRequest) -> DiffusersModel:
+    return DiffusersModel.from_pipeline(pipeline(request.param))
+
+
+@pytest.mark.parametrize("words", ["dog", "teddy bear"])
+def test_a_concept_of_the_words_own_vectors_is_the_words(model: DiffusersModel, words: str) -> None:
+    own = {name: encoder.table()[encoder.tokenize(words)] for name, encoder in model.text_encoders.items()}
+    concept, plain = encode_prompts(model, TEMPLATES, vectors=own), encode_prompts(model, TEMPLATES, words=words)
+    for name in model.text_encoders:
+        assert torch.equal(concept[name].tokens, plain[name].tokens)
+        pooled, reference = concept[name].pooled, plain[name].pooled
+        assert (pooled is None and reference is None) or torch.equal(pooled, reference)
+
+
+def test_tokens_before_the_concept_cannot_see_it(model: DiffusersModel) -> None:
+    with model.session():
+        vectors = {name: encoder.table()[:1].clone().requires_grad_() for name, encoder in model.text_encoders.items()}
+        for name, encoding in encode_prompts(model, TEMPLATES[:1], vectors=vectors).items():
+            before, after = encoding.tokens[0, :5].sum(), (encoding.tokens[0, 5:] ** 2).sum()
+            (early,) = torch.autograd.grad(before, vectors[name], retain_graph=True)
+            (late,) = torch.autograd.grad(after, vectors[name])
+            assert early.abs().max() == 0
+            assert late.abs().max() > 0
+
+
+def test_a_missing_encoder_is_named(model: DiffusersModel) -> None:
+    with pytest.raises(ValueError, match="clip_l"):
+        encode_prompts(model, TEMPLATES, vectors={"clip_h": torch.zeros(1, 8)})
