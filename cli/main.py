@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": ("demo", "train one word with plain textual inversion and with CoRe, and show both"),
     "train": ("train", "train a word on your own pictures"),
     "bench": ("bench", "measure the time and memory of a training step, with and without CoRe"),
+    "pretrain-contextualizer": ("pretrain_contextualizer", "train the network that MLM guesses masked words with"),
     "world-report": ("world_report", "measure how well the bundled tiny model obeys its prompts"),
     "claims": ("claims", "compare CoRe with plain textual inversion over concepts and seeds"),
     "inspect": ("inspect_file", "say what is in an embedding, LoRA or bundle file"),

@@ -1,0 +1,248 @@
+"""`contextual-inversion pretrain-contextualizer`: METHODS.md 2.4, alone or under `accelerate launch`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..core.files.contextualizer import save_contextualizer
+from ..core.models.diffusers_text import DiffusersTextEncoder
+from ..core.models.frozen import frozen, on_device
+from ..core.prompts.captions import (
+    REAL_SHARE,
+    CaptionSource,
+    MixedCaptions,
+    ShardCaptions,
+    captions_from_file,
+    synthetic_captions,
+)
+from ..core.training.contextualizer_pretraining import (
+    Pretrained,
+    PretrainingEvent,
+    PretrainingMode,
+    PretrainSettings,
+    Processes,
+    pretrain_contextualizer,
+)
+from ..core.training.events import CheckpointSaved, Started, Step
+from ..core.training.schedules import LearningRateSchedule
+
+
+def main(
+    *,
+    model: Literal["tiny"] | Path = "tiny",
+    encoder: str | None = None,
+    captions: Path | None = None,
+    shards: tuple[Path, ...] = (),
+    synthetic: Literal["concept_world", "pets", "objects"] | None = None,
+    real_share: float = REAL_SHARE,
+    out: Path = Path("contextualizer.safetensors"),
+    overwrite: bool = False,
+    half: bool = True,
+    preset: Literal["paper", "tiny"] | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    learning_rate: float | None = None,
+    schedule: LearningRateSchedule | None = None,
+    warmup: int = 0,
+    rho: float = 0.15,
+    mode: PretrainingMode = "non_padding",
+    vocabulary_captions: int | None = None,
+    held_out: int = 2000,
+    seed: int = 0,
+    workers: int = 0,
+    checkpoints: Path | None = None,
+    checkpoint_every: int = 1000,
+    resume: bool = False,
+    log_every: int = 50,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Train a contextualizer: the network that guesses masked words for the MLM regularizer.
+
+    Runs unchanged under `accelerate launch`: the processes share `--batch`. What is not given comes from METHODS.md
+    2.4, for the bundled tiny model from what suits its size.
+
+    Args:
+        model: "tiny" (bundled) or a folder of a diffusers pipeline, whose text encoder is used.
+        encoder: Which text encoder of the model, e.g. clip_l or clip_g; needed where it has several.
+        captions: A text file of captions, one a line.
+        shards: Webdataset shards (tar files) whose .txt members are captions.
+        synthetic: Built-in captions, alone or mixed with the real ones; concept_world for the tiny model, else none.
+        real_share: Share of real captions where both kinds are given.
+        out: Where the contextualizer goes.
+        overwrite: Replace that file if it exists.
+        half: Store float16 instead of float32.
+        preset: Size of the network.
+        steps: Optimiser steps.
+        batch: Captions a step, of all processes together.
+        learning_rate: AdamW's learning rate.
+        schedule: How it changes.
+        warmup: Steps over which it rises.
+        rho: Probability that a token is masked.
+        mode: Ask for every token, masked ones five times (non_padding), or for masked ones alone (masked).
+        vocabulary_captions: Keep output rows only for tokens that occur in so many captions; 0 keeps all.
+        held_out: Captions, never trained on, that are guessed at the end.
+        seed: Of every random choice.
+        workers: Processes that prepare batches.
+        checkpoints: A folder for checkpoints.
+        checkpoint_every: Steps between checkpoints.
+        resume: Go on from the newest checkpoint in that folder.
+        log_every: Steps between reports.
+        device: "cpu", "cuda", ...; the GPU where there is one if not given.
+    """
+    tiny = model == "tiny"
+    chosen = TINY if tiny else PAPER
+    given = {
+        "preset": preset,
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "vocabulary_captions": vocabulary_captions,
+    }
+    settings = PretrainSettings(
+        **{**chosen, **{name: value for name, value in given.items() if value is not None}},
+        warmup=warmup,
+        rho=rho,
+        mode=mode,
+        held_out=held_out,
+        seed=seed,
+        workers=workers,
+        checkpoint_dir=checkpoints,
+        checkpoint_every=checkpoint_every,
+        log_every=log_every,
+    )
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; choose another name with --out, or allow --overwrite")
+    if resume and checkpoints is None:
+        raise ValueError("--resume needs the folder of --checkpoints")
+    source = caption_source(captions, shards, synthetic or ("concept_world" if tiny else None), real_share)
+    processes, own_device = share_of(device)
+    text_encoder = load_text_encoder(model, encoder)
+    with frozen([text_encoder.module]), on_device([text_encoder.module], own_device):
+        run = pretrain_contextualizer(
+            text_encoder, source, settings, processes=processes, resume=checkpoints if resume else None
+        )
+        finished = follow(run, quiet=not processes.first)
+    figures = {
+        "steps": finished.step,
+        "seconds": finished.seconds,
+        "loss": float(finished.losses["loss"][-log_every:].mean()),
+        "masked_accuracy": float(finished.losses["masked accuracy"][-log_every:].mean()),
+        "held_out": None if finished.held_out is None else finished.held_out.figures(),
+        "classes": finished.contextualizer.classes,
+        "encoder": asdict(finished.contextualizer.encoder),
+        "processes": processes.size,
+    }
+    if processes.first:
+        finished.contextualizer.provenance["seconds"] = round(finished.seconds, 1)
+        name = out.name.removesuffix(".safetensors")
+        dtype = torch.float16 if half else torch.float32
+        path = save_contextualizer(
+            finished.contextualizer, out.parent, name, dtype=dtype, if_exists="replace" if overwrite else "error"
+        )
+        figures |= {"file": str(path), "bytes": path.stat().st_size}
+        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return figures
+
+
+PAPER: dict[str, Any] = {}
+"""METHODS.md 2.4, which `PretrainSettings` has by default."""
+TINY: dict[str, Any] = {
+    "preset": "tiny",
+    "steps": 2000,
+    "batch": 64,
+    "learning_rate": 2e-3,
+    "schedule": "cosine",
+    "vocabulary_captions": 20_000,
+}
+"""The bundled tiny model: a narrow encoder, few words, minutes on a CPU."""
+
+
+def caption_source(
+    captions: Path | None, shards: Iterable[Path], synthetic: str | None, real_share: float
+) -> CaptionSource:
+    """What the options name. Raises ValueError where they name nothing, or two kinds of real captions."""
+    shards = tuple(shards)
+    if captions is not None and shards:
+        raise ValueError("give --captions or --shards, not both")
+    if not 0 <= real_share <= 1:
+        raise ValueError(f"--real-share is a share, not {real_share}")
+    made = synthetic_captions(synthetic) if synthetic else None
+    real = captions_from_file(captions) if captions is not None else ShardCaptions(shards) if shards else None
+    if real is None and made is None:
+        raise ValueError("there is nothing to train on: give --captions, --shards or --synthetic")
+    if real is None or made is None:
+        return real or made  # type: ignore[return-value]
+    return MixedCaptions(real, made, real_share)
+
+
+def load_text_encoder(model: str | Path, name: str | None) -> DiffusersTextEncoder:
+    """One text encoder of the bundled model or of a pipeline's folder. Raises ValueError that lists the choices."""
+    if model == "tiny":
+        from ..core.models.tiny.load import load_part
+        from ..core.models.tiny.tokenizer import tiny_tokenizer
+
+        encoders = {"clip_l": DiffusersTextEncoder("clip_l", load_part("text_encoder"), tiny_tokenizer())}
+    else:
+        from ..core.models.diffusers_adapter import DiffusersModel
+
+        encoders = dict(DiffusersModel.from_pipeline(model).text_encoders)
+    if name is None and len(encoders) == 1:
+        return next(iter(encoders.values()))
+    if name not in encoders:
+        raise ValueError(f"choose one of the model's text encoders with --encoder: {', '.join(encoders)}")
+    return encoders[name]
+
+
+def share_of(device: str | None) -> tuple[Processes, torch.device]:
+    """This process among those of `accelerate launch`, and its device; alone outside of it."""
+    from accelerate import PartialState
+
+    # Without saying so, accelerate leaves processes on a machine without a GPU alone, each with the whole batch.
+    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
+    if int(os.environ.get("WORLD_SIZE", "1")) != state.num_processes:
+        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were launched, accelerate sees {state.num_processes}")
+    if state.num_processes == 1:
+        return Processes(), torch.device(device or state.device)
+
+    def add(value: torch.Tensor) -> torch.Tensor:
+        total = value.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    return Processes(state.process_index, state.num_processes, add), state.device
+
+
+def follow(run: Iterable[PretrainingEvent], quiet: bool = False) -> Pretrained:
+    """Show a run as it goes and return how it ended."""
+    from tqdm import tqdm
+
+    finished, bar = None, None
+    for event in run:
+        if isinstance(event, Started) and not quiet:
+            bar = tqdm(total=event.total_steps, initial=event.first_step, unit="step", mininterval=1.0)
+        elif isinstance(event, Step) and bar is not None:
+            bar.update(event.step - bar.n)
+            if event.losses is not None:
+                means = {name: f"{value.mean():.3f}" for name, value in event.losses.items()}
+                bar.set_postfix(means, refresh=False)
+        elif isinstance(event, CheckpointSaved) and bar is not None:
+            bar.write(f"checkpoint {event.path}")
+        elif isinstance(event, Pretrained):
+            finished = event
+    if bar is not None:
+        bar.close()
+        if finished.held_out is not None:
+            shares = finished.held_out.figures()
+            print(
+                f"held-out masked tokens guessed right: {shares['accuracy']:.1%}; "
+                f"most frequent token {shares['floor_most_frequent']:.1%}, "
+                f"shuffled context {shares['floor_shuffled_context']:.1%}"
+            )
+    return finished
