@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.protocol import TextToImageModel
@@ -57,7 +58,7 @@ def main(
     turns = repetitions + 1  # the first warms up and is not counted
     settings = TrainSettings(
         class_word="dog",
-        steps=steps * turns,
+        steps=steps * turns + 1,  # and one to count operations in
         batch=batch,
         passes=passes,
         precision=precision,
@@ -69,6 +70,7 @@ def main(
     plain, with_core = train(subject, pictures, settings), train(subject, pictures, settings, regularizers=[core])
     with plain, with_core:
         pairs = [(_step_cost(plain, steps), _step_cost(with_core, steps)) for _ in range(turns)][1:]
+        operations = _operations_of_a_step(plain), _operations_of_a_step(with_core)
     ratios = [core.seconds / ti.seconds for ti, core in pairs]
     figures = {
         "ti_step_s": statistics.median(ti.seconds for ti, _ in pairs),
@@ -77,6 +79,8 @@ def main(
         "core_over_ti_range": [min(ratios), max(ratios)],
         # On a CPU that others use as well, this is the steadier ratio.
         "core_over_ti_processor_time": statistics.median(core.processor / ti.processor for ti, core in pairs),
+        # Multiplications and additions, which no other program on the machine can change.
+        "core_over_ti_operations": operations[1] / operations[0],
         "peak_mb": _peak_mb(place),
         "batch": batch,
         "attention_batch": attention_batch or -(-batch // 3),
@@ -111,6 +115,12 @@ def _step_cost(run: TrainingRun, steps: int) -> Cost:
         else:  # `Started`: the pictures are encoded now
             taken, begin = 0, (time.perf_counter(), time.process_time())
     return Cost((time.perf_counter() - begin[0]) / steps, (time.process_time() - begin[1]) / steps)
+
+
+def _operations_of_a_step(run: TrainingRun) -> int:
+    with FlopCounterMode(display=False) as counter:
+        next(run)
+    return counter.get_total_flops()
 
 
 def _model(name: str | Path, device: torch.device) -> TextToImageModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from ..core.concept import Concept
-from ..core.files import LearnedNothingError, load_concept, save_bundle, save_embedding
+from ..core.files import LearnedNothingError, load_concept, safe_name, save_bundle, save_embedding
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.protocol import TextToImageModel
 from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_set_from_file
@@ -65,7 +66,7 @@ def main(
     Args:
         pictures: Folder of training pictures, of any sizes.
         class_word: The nearest ordinary word or phrase for what is in them; the new word starts from it.
-        name: The new word and the name of its files; the folder's name if not given.
+        name: The new word and the name of its files; made from the folder's name if not given.
         out: Folder to write to.
         model: "tiny" (bundled), or a folder of a diffusers pipeline (SD 1.x, SD 2.x, SDXL).
         preset: The recipe to start from; the options below replace its values.
@@ -93,11 +94,12 @@ def main(
     if preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     files = picture_files(pictures)
+    name = safe_name(name or re.sub(r"[^A-Za-z0-9_.+-]+", "_", pictures.resolve().name))  # before hours of training
     subject = load_model(model, device)
     given = {"steps": steps, "batch": batch, "learning_rate": learning_rate}
     settings = PRESETS[preset].settings(
         class_word,
-        name=name or pictures.resolve().name,
+        name=name,
         vectors=vectors,
         resolution=resolution,
         seed=seed,

@@ -1,0 +1,87 @@
+"""`train` and `bench` on the command line, with the stub in place of a real model."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from stub_model import StubModel
+
+from contextual_inversion.cli import bench
+from contextual_inversion.cli import train as command
+from contextual_inversion.core.files import load_concept
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "load_model", lambda name, device: StubModel())
+    pictures = tmp_path / "my thing"
+    pictures.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (2, 70, 90, 3), dtype=np.uint8)
+    Image.fromarray(noise[0]).save(pictures / "a.png")
+    Image.fromarray(noise[1]).save(pictures / "b.jpg")
+    (pictures / "notes.txt").write_text("not a picture")
+    return pictures
+
+
+def test_a_folder_of_pictures_becomes_files_that_hold_the_word(folder, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a {} in the snow\na {} at sea\n")
+    keywords = {"class_word": "dog", "preset": "Fast", "steps": 3, "batch": 2, "prompts": str(prompts)}
+    result = command.main(
+        folder, out=tmp_path / "out", preview_every=3, events=tmp_path / "events.jsonl", resolution=64, **keywords
+    )
+    assert result["step"] == 3
+    assert result["pictures"] == ["a.png", "b.jpg"]
+    assert {"diffusion", "core/embedding", "core/attention"} == set(result["losses"])
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == [
+        "started",
+        "step",
+        "step",
+        "step",
+        "preview",
+        "checkpointsaved",
+        "finished",
+    ]
+    widths = {"clip_l": 32}
+    embedding, bundle = (load_concept(result[kind], widths=widths) for kind in ("embedding", "bundle"))
+    assert torch.equal(embedding.vectors["clip_l"], bundle.vectors["clip_l"])
+    assert Image.open(next((tmp_path / "out" / "previews").glob("*.png"))).size == (64, 64)
+    again = command.main(folder, out=tmp_path / "out", resume=True, resolution=64, **keywords)
+    assert torch.equal(load_concept(again["embedding"], widths=widths).vectors["clip_l"], embedding.vectors["clip_l"])
+
+
+def test_the_command_says_what_is_wrong(folder, tmp_path):
+    with pytest.raises(ValueError, match="no preset"):
+        command.main(folder, class_word="dog", preset="nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no pictures"):
+        command.main(tmp_path / "empty", class_word="dog")
+    with pytest.raises(ValueError, match=r"\.\./evil"):
+        command.main(folder, class_word="dog", name="../evil")
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (90, 70)).save(tmp_path / "masks" / "b.png")
+    with pytest.raises(FileNotFoundError, match="no mask named a"):
+        command.main(folder, class_word="dog", masks=tmp_path / "masks")
+
+
+def test_pictures_are_turned_as_the_camera_says_and_transparency_is_white(tmp_path):
+    turned = Image.new("RGB", (4, 2), "red")
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera stood upright
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert tuple(command.read_picture(tmp_path / "turned.jpg").shape) == (4, 2, 3)
+    Image.new("RGBA", (3, 3), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert torch.equal(command.read_picture(tmp_path / "clear.png"), torch.ones(3, 3, 3))
+
+
+def test_bench_reports_its_figures(monkeypatch):
+    monkeypatch.setattr(bench, "_model", lambda name, device: StubModel())
+    result = bench.main(steps=2, repetitions=2, device="cpu")
+    assert {"ti_step_s", "core_step_s", "core_over_ti", "peak_mb", "machine"} <= set(result)
+    assert result["attention_batch"] == 2
+    assert result["ti_step_s"] > 0
+    # Operations do not depend on the machine. Twelve UNet batches for plain training, eighteen with CoRe, and text.
+    assert 1.3 < result["core_over_ti_operations"] < 1.8
