@@ -18,14 +18,15 @@ SHIPPED = ("core", "nodes", "cli")
 COMFYUI = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "execution", "folder_paths", "nodes", "server"}
 ONLY_IN_TRAIN_EXTRA = {"accelerate", "diffusers", "matplotlib", "open_clip", "tyro"}
 
-# maths <- networks, prompts, files <- models <- world <- inspection, training <- nodes, command line.
+# maths <- networks, prompts, files <- models <- inspection, training <- nodes, command line.
 # The two seams that everything speaks, the concept and the protocol of a model, are declarations beside the maths.
+# ConceptWorld's scenes, captions and renderer need nothing; what looks at them with the tiny model sits above it.
 LAYERS = (
     ("core.maths",),
     ("core.concept", "core.models.protocol"),
-    ("core.networks", "core.prompts", "core.files"),
+    ("core.networks", "core.prompts", "core.files", "core.world"),
     ("core.models",),
-    ("core.world",),
+    ("core.world.checks", "core.world.report", "core.world.sampling"),
     ("core.inspection", "core.training"),
     ("nodes", "cli"),
 )
