@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +24,23 @@ IGNORED = -100
 
 
 def judged_scene(index: int, split: str = "train") -> Scene:
-    """Scene `index` for the judge: two of three from the training world, the third with a held-out concept in it."""
+    """Scene `index` for the judge: of six, two show a held-out concept and one its class in the concept's colour."""
     base = training_scene(split, index)
-    if index % 3:
+    if index % 6 not in (0, 1, 3):
         return base
     rng = np.random.default_rng([9 if split == "train" else 10, index])
-    name = list(CONCEPTS)[int(rng.integers(len(CONCEPTS)))]
+    concept = list(CONCEPTS.values())[int(rng.integers(len(CONCEPTS)))]
+    if index % 6 == 1:  # what is easily mistaken for the concept
+        colours = [(concept.colour, base.second_colour), (concept.colour, concept.second_colour)]
+        colour, second_colour = colours[int(rng.integers(2))]
+        second = base.second if base.second is None or base.second.shape != concept.super_category else None
+        return replace(base, subject=concept.super_category, colour=colour, second_colour=second_colour, second=second)
     second = None
     if base.second is not None:
-        others = [s for s in SHAPES if s != CONCEPTS[name].super_category]
+        others = [s for s in SHAPES if s != concept.super_category]
         second = SecondObject(others[int(rng.integers(len(others)))], base.second.colour)
     return Scene(
-        CONCEPTS[name].subject,
+        concept.subject,
         background=base.background,
         place=base.place,
         second=second,
@@ -88,7 +94,7 @@ def disturb(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return x + 0.08 * torch.rand(n, 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
 
 
-def train_judge(folder: Path, processes: Processes, steps: int = 1400, batch: int = 32, scenes: int = 4800) -> None:
+def train_judge(folder: Path, processes: Processes, steps: int = 2000, batch: int = 32, scenes: int = 4800) -> None:
     """Train the judge and write its weights (rank 0)."""
     device = processes.device
     if processes.first:

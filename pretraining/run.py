@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from .muon import Muon
 from .processes import Processes
 
 
@@ -25,6 +26,7 @@ class Plan:
     weight_decay: float = 0.01
     ema: float = 0.0
     clip: float = 1.0
+    muon: bool = False
     save_every: int = 500
 
     def rate_at(self, step: int) -> float:
@@ -41,9 +43,8 @@ class Run:
     ) -> None:
         self.name, self.modules, self.plan, self.folder, self.processes = name, modules, plan, folder, processes
         self.parameters = [p for m in modules.values() for p in m.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay
-        )
+        kind = Muon if plan.muon else torch.optim.AdamW
+        self.optimizer = kind(self.parameters, lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay)
         self.ema = [p.detach().clone() for p in self.parameters] if plan.ema else []
         self.generator = torch.Generator().manual_seed(1000 + processes.rank)
         self.step = 0
@@ -60,7 +61,8 @@ class Run:
         state = torch.load(self.path(), map_location="cpu", weights_only=True)
         for key, module in self.modules.items():
             module.load_state_dict(state["modules"][key])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("muon", False) == self.plan.muon:  # another optimizer starts afresh on the same weights
+            self.optimizer.load_state_dict(state["optimizer"])
         self.ema = [e.to(p.device) for e, p in zip(state["ema"], self.parameters, strict=True)] if state["ema"] else []
         self.step = state["step"]
         own = self.path(self.processes.rank)
@@ -75,6 +77,7 @@ class Run:
                 "modules": {key: module.state_dict() for key, module in self.modules.items()},
                 "optimizer": self.optimizer.state_dict(),
                 "ema": self.ema,
+                "muon": self.plan.muon,
                 "step": self.step,
             }
             _replace(state, self.path())

@@ -75,7 +75,7 @@ def train_unet(
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
     compiled = torch.compile(unet, dynamic=False) if compile_network else unet
-    plan = Plan(steps, rate=1e-3, warm_up=200, decay=0.3, weight_decay=0.01, ema=0.999, save_every=250)
+    plan = Plan(steps, rate=2e-3, warm_up=200, decay=0.3, weight_decay=0.01, ema=0.999, save_every=250, muon=True)
     run = Run("unet", {"unet": unet}, plan, folder, processes)
     share = batch // processes.size
     rng = np.random.default_rng([6, processes.rank, run.step])
