@@ -18,7 +18,7 @@ class Concept:
 
     `vectors` maps a text encoder's name to (n, d) float32 input embeddings on the CPU, the same n for every encoder.
     `layer_vectors` (XTI) maps it to (layers, n, d). `lora` holds kohya-named tensors with diffusers layer names.
-    `hard_token` is the nearest vocabulary word. `provenance` is plain JSON data: recipe, model fingerprint, steps, losses.
+    `hard_token` is the nearest vocabulary word. `provenance` is plain JSON data: recipe, model, steps.
     """
 
     name: str
