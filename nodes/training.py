@@ -170,6 +170,8 @@ class TrainConcept(io.ComfyNode):
             raise ValueError(
                 "TrainConcept needs a class word: the ordinary word for what is in the pictures, such as dog."
             )
+        if preview_every > 0 and PLACEHOLDER not in preview_prompt:
+            raise ValueError(f"preview_prompt needs a {PLACEHOLDER} where the new word goes.")
         adapted = ComfyModel(model, clip, vae)
         settings = train_settings(
             recipe_for(recipe, adapted),

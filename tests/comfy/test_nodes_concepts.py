@@ -1,0 +1,258 @@
+"""ApplyConcept, SaveConcept and LoadConcept: in memory and from a file a word is the same word, everywhere."""
+
+import shutil
+
+import pytest
+import torch
+
+PREFIX = "ContextualInversion"
+
+
+def call(name: str, /, **inputs: object) -> dict:
+    """The prompt entry of one of this pack's nodes."""
+    return {"class_type": PREFIX + name, "inputs": inputs}
+
+
+def encode(clip: list, text: str) -> dict:
+    return {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": text}}
+
+
+@pytest.fixture
+def given(comfyui, monkeypatch):
+    """A node that puts a concept of our choice into a graph, and clean folders to save in."""
+    import folder_paths
+
+    for kind in ("embeddings", "contextual_inversion"):
+        for folder in folder_paths.get_folder_paths(kind):
+            shutil.rmtree(folder, ignore_errors=True)
+    folder_paths.filename_list_cache.clear()
+
+    def arrange(**concepts: object) -> dict:
+        for name, concept in concepts.items():
+            monkeypatch.setitem(comfyui.nodes.NODE_CLASS_MAPPINGS, f"Test{name}", node_that_gives(concept))
+        return {name: {"class_type": f"Test{name}", "inputs": {}} for name in concepts} | {
+            "model": call("LoadDemoModel")
+        }
+
+    return arrange
+
+
+def node_that_gives(value: object) -> type:
+    class Gives:
+        INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+        RETURN_TYPES = ("CONCEPT",)
+        FUNCTION = "give"
+        CATEGORY = "test"
+
+        def give(self) -> tuple:
+            return (value,)
+
+    return Gives
+
+
+def concept(name: str = "gizmo", n: int = 2, width: int = 128, seed: int = 0, **others: object) -> object:
+    from contextual_inversion.core.concept import Concept
+
+    vectors = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+    return Concept(name=name, class_word="house", vectors={"clip_l": vectors}, **others)
+
+
+def applied(**inputs: object) -> dict:
+    defaults = {"model": ["model", 0], "clip": ["model", 1], "concept": ["thing", 0]}
+    return call("ApplyConcept", **defaults | {"strength_model": 1.0, "strength_clip": 1.0, "name": ""} | inputs)
+
+
+def saved(**inputs: object) -> dict:
+    defaults = {"concept": ["thing", 0], "name": "", "if_taken": "add a number", "embedding_file": True}
+    return call("SaveConcept", **defaults | {"half_precision": False} | inputs)
+
+
+def tensors(conditioning: list) -> list[torch.Tensor]:
+    ((context, extras),) = conditioning
+    return [context, extras["pooled_output"]]
+
+
+PROMPTS = [
+    "embedding:gizmo",
+    "a photo of a embedding:gizmo in the snow",
+    "a photo of a embedding:gizmo, in the snow",
+    "(a embedding:gizmo:1.3) on [the] sand, (sharp)",
+    "a embedding:gizmo and another embedding:gizmo <not a word> end",
+    "dog,embedding:gizmo is plain text here",
+]
+
+
+def test_in_memory_and_from_a_file_a_word_means_the_same(run_graph, given):
+    graph = given(thing=concept()) | {"save": saved(), "apply": applied()}
+    graph |= {text: encode(["apply", 1], text) for text in PROMPTS}
+    memory = run_graph(graph, keep={text: (text, 0) for text in PROMPTS} | {"typed": ("save", 0)})
+    assert memory.status == "success", memory.error
+    assert memory.kept["typed"] == "embedding:gizmo"
+    # The CLIP that was never applied to anything reads the file.
+    graph = {"model": graph["model"]} | {text: encode(["model", 1], text) for text in PROMPTS}
+    stock = run_graph(graph, keep={text: (text, 0) for text in PROMPTS})
+    for text in PROMPTS:
+        for here, there in zip(tensors(memory.kept[text]), tensors(stock.kept[text]), strict=True):
+            assert torch.equal(here, there), text
+
+
+BARE = {
+    "a photo of a <gizmo> in the snow": "a photo of a embedding:gizmo in the snow",
+    "a <gizmo>, a cat": "a embedding:gizmo , a cat",
+    "(a <gizmo>:1.3) here": "(a embedding:gizmo :1.3) here",
+    "a<gizmo>b": "a embedding:gizmo b",
+    "a <gizmo> and a <other>": "a embedding:gizmo and a <other>",
+}
+
+
+def test_the_bare_word_can_be_typed(run_graph, given):
+    graph = given(thing=concept()) | {"apply": applied()}
+    graph |= {text: encode(["apply", 1], text) for pair in BARE.items() for text in pair}
+    run = run_graph(graph, keep={text: (text, 0) for pair in BARE.items() for text in pair})
+    assert run.status == "success", run.error
+    for bare, spelled in BARE.items():
+        for here, there in zip(tensors(run.kept[bare]), tensors(run.kept[spelled]), strict=True):
+            assert torch.equal(here, there), bare
+
+
+def test_only_the_copy_learns_the_word(run_graph, given):
+    text = "a photo of a <gizmo>"
+    graph = given(thing=concept()) | {"apply": applied(), "before": encode(["model", 1], text)}
+    graph |= {"knows": encode(["apply", 1], text), "after": encode(["model", 1], text + " ")}
+    graph["last"] = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["apply", 1], "stop_at_clip_layer": -2}}
+    graph["deep"] = encode(["last", 0], text)
+    names = ("before", "knows", "after", "deep")
+    run = run_graph(graph, keep={name: (name, 0) for name in names})
+    assert run.status == "success", run.error
+    before, knows, after, deep = (tensors(run.kept[name])[0] for name in names)
+    assert torch.equal(before, after)
+    assert not torch.equal(before, knows)
+    assert not torch.equal(knows, deep)
+
+
+def test_two_words_in_one_prompt(run_graph, given):
+    graph = given(thing=concept(), other=concept("gizmo-red", seed=1)) | {"apply": applied()}
+    graph["both"] = applied(model=["apply", 0], clip=["apply", 1], concept=["other", 0])
+    graph["renamed"] = applied(name="thing.v2")
+    graph["a"] = encode(["both", 1], "a <gizmo> beside a <gizmo-red>")
+    graph["b"] = encode(["both", 1], "a embedding:gizmo beside a embedding:gizmo-red")
+    graph["c"] = encode(["both", 1], "a <gizmo> beside a <gizmo>")
+    graph["d"] = encode(["renamed", 1], "embedding:thing.v2.")
+    graph["e"] = encode(["apply", 1], "embedding:gizmo .")
+    run = run_graph(graph, keep={name: (name, 0) for name in "abcde"})
+    assert run.status == "success", run.error
+    a, b, c, d, e = (tensors(run.kept[name])[0] for name in "abcde")
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert torch.equal(d, e)
+
+
+def test_a_lora_of_the_concept_is_applied_with_its_strength(run_graph, given):
+    generator = torch.Generator().manual_seed(3)
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    lora = {f"{name}.lora_down.weight": torch.randn(2, 128, generator=generator)}
+    lora |= {f"{name}.lora_up.weight": torch.randn(128, 2, generator=generator), f"{name}.alpha": torch.tensor(2.0)}
+    graph = given(thing=concept(lora=lora)) | {"apply": applied(strength_model=0.5)}
+    run = run_graph(graph, keep={"model": ("apply", 0), "plain": ("model", 0)})
+    assert run.status == "success", run.error
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    assert run.kept["plain"].patches == {}
+    assert list(run.kept["model"].patches) == [key]
+    assert run.kept["model"].patches[key][0][0] == 0.5
+
+
+def test_a_word_for_another_model_is_refused(run_graph, given):
+    graph = given(thing=concept(width=768)) | {"apply": applied()}
+    run = run_graph(graph, keep={"clip": ("apply", 1)})
+    assert run.status == "error"
+    assert "768" in run.error["exception_message"]
+    assert "128" in run.error["exception_message"]
+    assert "SD 1.x" in run.error["exception_message"]
+
+
+def test_what_is_saved_can_be_loaded(run_graph, given, comfyui):
+    thing = concept(provenance={"steps": 5})
+    graph = given(thing=thing) | {"save": saved(name="shelf/widget")}
+    first = run_graph(graph, keep={"text": ("save", 0)})
+    assert first.status == "success", first.error
+    assert first.kept["text"] == "embedding:shelf/widget"
+    assert "embedding:shelf/widget" in first.ui["save"]["text"][0]
+    for file in ("contextual_inversion/shelf/widget.safetensors", "embeddings/shelf/widget.safetensors"):
+        assert (comfyui.base / "models" / file).is_file()
+        load = {"model": call("LoadDemoModel"), "load": call("LoadConcept", file=file, clip=["model", 1])}
+        load["apply"] = applied(concept=["load", 0])
+        load["a"] = encode(["apply", 1], "a <shelf/widget>")
+        load["b"] = encode(["model", 1], "a embedding:shelf/widget ")
+        run = run_graph(load, keep={"concept": ("load", 0), "text": ("load", 1), "a": ("a", 0), "b": ("b", 0)})
+        assert run.status == "success", run.error
+        assert torch.equal(run.kept["concept"].vectors["clip_l"], thing.vectors["clip_l"])
+        assert run.kept["concept"].class_word == "house"
+        assert run.kept["concept"].provenance == {"steps": 5}
+        assert run.kept["text"] == "embedding:shelf/widget"
+        assert torch.equal(tensors(run.kept["a"])[0], tensors(run.kept["b"])[0])
+
+
+def test_a_taken_name_is_handled_as_chosen(run_graph, given, comfyui):
+    texts = []
+    for seed, if_taken in enumerate(("add a number", "add a number", "replace")):
+        graph = given(thing=concept(seed=seed)) | {"save": saved(if_taken=if_taken, embedding_file=seed != 0)}
+        graph["save"]["inputs"]["half_precision"] = False
+        run = run_graph({key: graph[key] for key in ("thing", "save")}, keep={"text": ("save", 0)})
+        assert run.status == "success", run.error
+        texts.append(run.kept["text"])
+        run_graph({"model": call("LoadDemoModel")}, keep={"m": ("model", 0)})
+    assert texts == ["embedding:gizmo", "embedding:gizmo_2", "embedding:gizmo"]
+    names = sorted(path.stem for path in (comfyui.base / "models" / "contextual_inversion").glob("*.safetensors"))
+    assert names == ["gizmo", "gizmo_2"]
+    assert (comfyui.base / "models" / "embeddings" / "gizmo_2.safetensors").is_file(), "twins share their number"
+    before = {path: path.read_bytes() for path in (comfyui.base / "models").rglob("gizmo*")}
+    graph = given(thing=concept(seed=9)) | {"save": saved(if_taken="refuse")}
+    run = run_graph(graph)
+    assert run.status == "error"
+    assert "exists" in run.error["exception_message"]
+    assert {path: path.read_bytes() for path in (comfyui.base / "models").rglob("gizmo*")} == before
+
+
+HOSTILE = ("../x", "/etc/x", "a/../../x", "a\\b", "con", "x" * 300, ".hidden", "a b", "x.safetensors", "a:b", "~/x")
+
+
+def test_hostile_names_write_nothing(run_graph, given, comfyui):
+    graph = given(thing=concept())
+    before = sorted(comfyui.base.rglob("*"))
+    for name in HOSTILE:
+        run = run_graph(graph | {"save": saved(name=name)})
+        assert run.status == "error", name
+        assert "name" in run.error["exception_message"], name
+        assert sorted(comfyui.base.rglob("*")) == before, name
+        apply = run_graph(graph | {"apply": applied(name=name)}, keep={"clip": ("apply", 1)})
+        assert apply.status == "error", name
+
+
+def test_a_file_that_changed_is_loaded_again(run_graph, given):
+    run_graph(given(thing=concept(seed=1)) | {"save": saved()})
+    load = {"load": call("LoadConcept", file="embeddings/gizmo.safetensors")}
+    load["model"] = call("LoadDemoModel")
+    load["load"]["inputs"]["clip"] = ["model", 1]
+    first = run_graph(load, keep={"concept": ("load", 0)})
+    assert first.status == "success", first.error
+    assert run_graph(load, keep={"concept": ("load", 0)}).executed == []
+    run_graph(given(thing=concept(n=3, seed=2)) | {"save2": saved(if_taken="replace")})
+    second = run_graph(load, keep={"concept": ("load", 0)})
+    assert "load" in second.executed
+    assert second.kept["concept"].length == 3
+
+
+def test_pickles_and_strangers_are_not_opened(run_graph, given, comfyui):
+    given()
+    folder = comfyui.base / "models" / "embeddings"
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"string_to_param": {"*": torch.zeros(1, 768)}}, folder / "old.pt")
+    (folder / "renamed.safetensors").write_bytes((folder / "old.pt").read_bytes())
+    assert (
+        run_graph({"load": call("LoadConcept", file="embeddings/old.pt")}, keep={"c": ("load", 0)}).status == "invalid"
+    )
+    run = run_graph({"load": call("LoadConcept", file="embeddings/renamed.safetensors")}, keep={"c": ("load", 0)})
+    assert run.status == "error"
+    assert "pickle" in run.error["exception_message"]
+    outside = call("LoadConcept", file="embeddings/../../../etc/passwd")
+    assert run_graph({"load": outside}, keep={"c": ("load", 0)}).status == "invalid"

@@ -1,0 +1,297 @@
+"""TrainConcept in a real ComfyUI: what it gives, what it leaves alone, and what becomes of it when it is cancelled."""
+
+import hashlib
+import shutil
+import struct
+import sys
+
+import pytest
+import torch
+
+PREFIX = "ContextualInversion"
+STEPS = 6
+NUMBERS = {"steps": STEPS, "learning_rate": 0.02, "batch": 2, "vectors": 2, "seed": 3}
+FIXED = {"train": "textual inversion", "recipe": "auto (for this model)", "continue_interrupted": True}
+QUIET = {"preview_every": 0, "preview_prompt": "a photo of a {}"}
+
+
+def call(name: str, /, **inputs: object) -> dict:
+    """The prompt entry of one of this pack's nodes."""
+    return {"class_type": PREFIX + name, "inputs": inputs}
+
+
+def graph(regularized: bool = True, **changes: object) -> dict:
+    """Model, two pictures, CoRe and a short training."""
+    sockets = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2], "images": ["images", 0]}
+    sockets |= {"regularizer": ["core", 0]} if regularized else {}
+    core = {"weights": "custom", "embedding_weight": 0.05, "attention_weight": 0.5, "rescale_mode": "as the recipe"}
+    core |= {"embedding_axis": "paper", "attention_mode": "official", "attention_batch": 0}
+    return {
+        "model": call("LoadDemoModel"),
+        "images": call("DemoImages", concept="castle", count=2, background="grass", seed=0),
+        "prompts": call("ContextPrompts", built_in_set="none", own_prompts="a {} in a jar\na red {}", file="none"),
+        "core": call("CoReRegularizer", prompts=["prompts", 0], **core),
+        "train": call("TrainConcept", **sockets, class_word="house", name="keep", **FIXED | NUMBERS | QUIET | changes),
+    }
+
+
+KEEP = {"concept": ("train", 0), "loss": ("train", 1)}
+PARTS = {"model": ("model", 0), "clip": ("model", 1), "vae": ("model", 2)}
+
+
+def pack_name() -> str:
+    """The name under which ComfyUI has imported this pack."""
+    suffix = ".nodes.training"
+    return next(name for name in sys.modules if name.endswith(suffix) and "custom_nodes" in name)[: -len(suffix)]
+
+
+def texts(run: object) -> list[str]:
+    """The lines that appeared on the training node."""
+    return [data["text"] for data in run.events("progress_text") if data["node"] == "train"]
+
+
+def vectors(run: object) -> torch.Tensor:
+    return run.kept["concept"].vectors["clip_l"]
+
+
+SET_BY_LOADING = {"bias_function", "weight_function", "comfy_force_cast_weights", "comfy_patched_weights"}
+"""What ComfyUI itself writes on a layer when it loads the model for any node."""
+
+
+def state_of(kept: dict) -> dict[str, object]:
+    """Everything about MODEL, CLIP and VAE that a training could leave changed."""
+    state: dict[str, object] = {}
+    for name, patcher in (("model", kept["model"]), ("clip", kept["clip"].patcher), ("vae", kept["vae"].patcher)):
+        digest = hashlib.sha256()
+        for key, value in patcher.model.state_dict().items():
+            digest.update(key.encode() + value.detach().cpu().float().contiguous().numpy().tobytes())
+        modules = list(patcher.model.modules())
+        state[name] = (
+            digest.hexdigest(),
+            dict(patcher.patches),
+            repr(patcher.model_options),
+            dict(patcher.object_patches),
+            {key: dict(value) for key, value in patcher.wrappers.items()},
+            patcher.weight_wrapper_patches,
+            {str(value.device) for value in patcher.model.parameters()},
+            {(id(value), value.requires_grad, value.is_inference()) for value in patcher.model.parameters()},
+            [(part.training, sorted(set(vars(part)) - SET_BY_LOADING)) for part in modules],
+            [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in modules],
+        )
+    return state
+
+
+def checkpoints(comfyui: object) -> list[str]:
+    root = comfyui.base / "user" / "contextual_inversion" / "checkpoints"
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*.safetensors"))
+
+
+@pytest.fixture(autouse=True)
+def no_old_checkpoints(comfyui):
+    shutil.rmtree(comfyui.base / "user" / "contextual_inversion", ignore_errors=True)
+
+
+@pytest.fixture
+def cancel_at(monkeypatch):
+    """Presses Cancel right after the given training step."""
+
+    def arrange(step: int) -> None:
+        import comfy.model_management
+
+        training = sys.modules[f"{pack_name()}.nodes.training"]
+        reports = training.Reporter.__call__
+
+        def report(reporter: object, event: object) -> None:
+            reports(reporter, event)
+            if getattr(event, "step", None) == step:
+                comfy.model_management.interrupt_current_processing()
+
+        monkeypatch.setattr(training.Reporter, "__call__", report)
+
+    return arrange
+
+
+def test_a_training_gives_a_concept_and_its_losses(run_graph, comfyui):
+    run = run_graph({**graph(), "plot": plot()}, keep=KEEP)
+    assert run.status == "success", run.error
+    concept, losses = run.kept["concept"], run.kept["loss"]
+    assert (concept.name, concept.class_word) == ("keep", "house")
+    assert vectors(run).shape == (2, 128)
+    assert not vectors(run).is_inference()
+    assert concept.provenance["steps"] == STEPS
+    assert concept.provenance["regularizers"][0]["embedding_weight"] == 0.05
+    for name in ("loss", "diffusion", "core/embedding", "core/attention"):
+        assert len(losses[name]) == STEPS
+        assert all(value == value and value > 0 for value in losses[name])
+    assert len(run.ui["plot"]["images"]) == 1
+    assert checkpoints(comfyui) == []
+    assert any("learned <keep>" in text for text in texts(run))
+
+
+def plot() -> dict:
+    return {"class_type": "LossGraphNode", "inputs": {"loss": ["train", 1], "filename_prefix": "loss"}}
+
+
+def test_progress_and_pictures_arrive_while_it_runs(run_graph, monkeypatch):
+    import comfy.utils
+
+    sent: list[tuple] = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda *values, node_id: sent.append((*values, node_id)))
+    run = run_graph(graph(regularized=False, preview_every=4), keep=KEEP)
+    assert run.status == "success", run.error
+    values = [value for value, *_ in sent]
+    assert values == sorted(values)
+    assert values[-1] == STEPS
+    assert {(total, node_id) for _, total, _, node_id in sent} == {(STEPS, "train")}
+    pictures = [preview[1] for _, _, preview, _ in sent if preview is not None]
+    # First the curves alone, then the sample above them.
+    assert [(picture.width, picture.height) for picture in pictures] == [(256, 96), (256, 352), (256, 352)]
+    assert any("of 6" in text and "diffusion" in text for text in texts(run))
+
+
+def test_what_came_in_is_as_it_was(run_graph):
+    first = run_graph(graph(), keep=PARTS)
+    before = state_of(first.kept)
+    run = run_graph(graph(preview_every=5), keep=KEEP | PARTS)
+    assert run.status == "success", run.error
+    assert "train" in run.executed
+    assert state_of(run.kept) == before
+
+
+def test_the_same_graph_is_trained_once(run_graph):
+    first = run_graph(graph(), keep=KEEP)
+    again = run_graph(graph(), keep=KEEP)
+    assert "train" in first.executed
+    assert again.executed == []
+    assert torch.equal(vectors(first), vectors(again))
+    other = run_graph(graph(seed=4), keep=KEEP)
+    assert other.executed == ["train"]
+    assert not torch.equal(vectors(first), vectors(other))
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_cancelled_training_goes_on_to_the_same_word(run_graph, comfyui, cancel_at, monkeypatch, step):
+    whole = run_graph(graph(seed=5), keep=KEEP)
+    before = state_of(run_graph(graph(), keep=PARTS).kept)
+    prompt = graph(seed=5)
+    # A comment in another node keeps ComfyUI from serving the first result, and changes nothing that is trained.
+    prompt["prompts"]["inputs"]["own_prompts"] += f"\n# cancelled at {step}"
+    cancel_at(step)
+    stopped = run_graph(prompt, keep=KEEP)
+    monkeypatch.undo()
+    assert stopped.status == "interrupted"
+    assert "concept" not in stopped.kept
+    assert any(f"{step} steps are kept" in text for text in texts(stopped))
+    assert len(checkpoints(comfyui)) == 1
+    assert state_of(run_graph(graph(), keep=PARTS).kept) == before
+
+    resumed = run_graph(prompt, keep=KEEP)
+    assert resumed.status == "success", resumed.error
+    assert any(f"continued at step {step}" in text for text in texts(resumed))
+    assert torch.equal(vectors(resumed), vectors(whole))
+    assert resumed.kept["loss"] == whole.kept["loss"]
+    assert checkpoints(comfyui) == []
+
+
+def test_other_inputs_do_not_continue_a_cancelled_training(run_graph, comfyui, cancel_at, monkeypatch):
+    cancel_at(2)
+    assert run_graph(graph(seed=6), keep=KEEP).status == "interrupted"
+    monkeypatch.undo()
+    other = run_graph(graph(seed=7), keep=KEEP)
+    assert not any("continued" in text for text in texts(other))
+    assert len(checkpoints(comfyui)) == 1, "the cancelled one still waits"
+    fresh = run_graph(graph(seed=6, continue_interrupted=False), keep=KEEP)
+    assert fresh.status == "success", fresh.error
+    assert not any("continued" in text for text in texts(fresh))
+    assert checkpoints(comfyui) == []
+
+
+def test_a_damaged_checkpoint_means_beginning_again(run_graph, comfyui, cancel_at, monkeypatch):
+    whole = run_graph(graph(seed=8, regularized=False), keep=KEEP)
+    prompt = graph(seed=8, regularized=False)
+    prompt["train"]["inputs"]["preview_every"] = 5
+    cancel_at(2)
+    assert run_graph(prompt, keep=KEEP).status == "interrupted"
+    monkeypatch.undo()
+    root = comfyui.base / "user" / "contextual_inversion" / "checkpoints"
+    for path in root.rglob("*.safetensors"):
+        path.write_bytes(struct.pack("<Q", 2**40) + b"{")
+    run = run_graph(prompt, keep=KEEP)
+    assert run.status == "success", run.error
+    assert torch.equal(vectors(run), vectors(whole))
+
+
+def test_an_error_inside_leaves_everything_as_it_was_and_keeps_the_work(run_graph, comfyui, monkeypatch):
+    before = state_of(run_graph(graph(), keep=PARTS).kept)
+    learner = sys.modules[f"{pack_name()}.core.training.learner"].Learner
+    real, count = learner.step, {"calls": 0}
+
+    def fail(*arguments: object, **options: object) -> object:
+        count["calls"] += 1
+        if count["calls"] == 4:
+            raise RuntimeError("the disk is on fire")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(learner, "step", fail)
+    run = run_graph(graph(seed=9), keep=KEEP | PARTS)
+    monkeypatch.undo()
+    assert run.status == "error"
+    assert "the disk is on fire" in run.error["exception_message"]
+    assert len(checkpoints(comfyui)) == 1
+    assert state_of(run_graph(graph(), keep=PARTS).kept) == before
+    resumed = run_graph(graph(seed=9), keep=KEEP)
+    assert any("continued at step 3" in text for text in texts(resumed))
+    assert checkpoints(comfyui) == []
+
+
+def test_a_concept_can_be_trained_further(run_graph):
+    prompt = graph(regularized=False)
+    more = prompt["train"]["inputs"] | {"concept": ["train", 0], "seed": 10, "vectors": 1}
+    prompt["more"] = {"class_type": PREFIX + "TrainConcept", "inputs": more}
+    run = run_graph(prompt, keep={"concept": ("train", 0), "more": ("more", 0)})
+    assert run.status == "success", run.error
+    start, end = run.kept["concept"].vectors["clip_l"], run.kept["more"].vectors["clip_l"]
+    assert start.shape == end.shape == (2, 128), "a concept keeps its number of vectors"
+    assert not torch.equal(start, end)
+    cosine = torch.cosine_similarity(start, end, dim=-1)
+    assert cosine.min() > 0.5, "it starts where the other one ended"
+
+
+def test_without_a_regularizer_the_length_is_free(run_graph):
+    plain = run_graph(graph(regularized=False), keep=KEEP)
+    core = run_graph(graph(), keep=KEEP)
+    assert plain.kept["concept"].provenance["settings"]["norm_mode"] == "none"
+    assert core.kept["concept"].provenance["settings"]["norm_mode"] == "core_window"
+    assert plain.kept["concept"].provenance["regularizers"] == []
+
+
+def test_masks_reach_the_loss(run_graph):
+    prompt = graph(regularized=False)
+    prompt["train"]["inputs"]["masks"] = ["images", 1]
+    masked = run_graph(prompt, keep=KEEP)
+    assert masked.status == "success", masked.error
+    assert masked.kept["loss"]["loss"] != run_graph(graph(regularized=False), keep=KEEP).kept["loss"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"class_word": "  "}, "class word"),
+        ({"name": "../escape"}, "'/'"),
+        ({"name": "my word"}, "' '"),
+        ({"name": "NUL"}, "reserved"),
+        ({"preview_every": 2, "preview_prompt": "no place"}, "{}"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_it_starts(run_graph, comfyui, changes, said):
+    prompt = graph(regularized=False)
+    prompt["train"]["inputs"] |= changes
+    run = run_graph(prompt, keep=KEEP)
+    assert run.status == "error"
+    assert said in run.error["exception_message"]
+    assert checkpoints(comfyui) == []
+
+
+def test_numbers_out_of_range_do_not_even_queue(run_graph):
+    assert run_graph(graph(steps=-1), keep=KEEP).status == "invalid"
+    assert run_graph(graph(recipe="nonsense"), keep=KEEP).status == "invalid"
