@@ -1,0 +1,69 @@
+"""The demo and the comparison, as a person runs them, with a handful of steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from contextual_inversion.cli.claims import compare
+from contextual_inversion.cli.main import main
+from contextual_inversion.cli.trials import cached_trial
+from contextual_inversion.core.files import load_embedding
+from contextual_inversion.core.world import prompts as world_prompts
+
+HEADLINE = {"prompt_fidelity", "subject_similarity", "sim1", "sim2", "seconds"}
+
+
+def test_demo_writes_pictures_embeddings_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = world_prompts.evaluation_prompts(without="grass")[:2]
+    monkeypatch.setattr("contextual_inversion.cli.trials.evaluation_prompts", lambda **_: few)
+    report_file = tmp_path / "report.json"
+    assert (
+        main(["demo", "--out", str(tmp_path), "--concept", "castle", "--steps", "3", "--json", str(report_file)]) == 0
+    )
+    report = json.loads(report_file.read_text())
+    words = {method: load_embedding(tmp_path / report[method]["embedding"]) for method in ("ti", "core")}
+    for method in ("ti", "core"):
+        assert set(report[method]) >= HEADLINE
+        assert report[method]["all"]["pictures"] == len(few)
+    vectors = [word.vectors["clip_l"] for word in words.values()]
+    assert vectors[0].shape == (1, 128)
+    assert not torch.equal(*vectors)
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert sheet.width > 5 * 160
+        assert sheet.height > 4 * 160
+
+
+def test_demo_names_the_concepts_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--concept", "unicorn"]) == 1
+    assert "horned-cat" in capsys.readouterr().err
+
+
+def test_a_comparison_is_paired_by_concept_and_seed() -> None:
+    measures = ("fidelity", "held_out_background", "leak", "recognised", "similarity", "sim1", "sim2", "seconds")
+    trials = [
+        {"method": method, "concept": concept, "seed": seed, "learning_rate": 0.02, **dict.fromkeys(measures, value)}
+        for concept, base in (("moth", 0.1), ("castle", 0.5))
+        for seed in (1, 2)
+        for method, value in (("ti", base), ("core", base + 0.25))
+    ]
+    rows = {row["measure"]: row for row in compare(trials[::-1])}
+    assert set(rows) == set(measures)
+    for row in rows.values():
+        # The gain is the same in every pair, so its interval has no width although the concepts differ.
+        assert (row["difference"], row["low"], row["high"]) == pytest.approx((0.25, 0.25, 0.25))
+        assert row["cells"] == 4
+        assert row["control"] == "ti"
+
+
+def test_a_finished_trial_is_not_done_again(tmp_path: Path) -> None:
+    calls = []
+
+    def run() -> dict[str, int]:
+        calls.append(1)
+        return {"figure": 7}
+
+    assert cached_trial(tmp_path / "new", "cell", run) == cached_trial(tmp_path / "new", "cell", run) == {"figure": 7}
+    assert len(calls) == 1
