@@ -39,6 +39,7 @@ class DiffusersTextEncoder:
         return fingerprint({"table": self.table()}, name=self.name, max_length=self.max_length)
 
     def tokenize(self, text: str) -> list[int]:
+        """As the pipelines do, which take SD 2's and SDXL's padding token "!" for itself even after a word (id 0)."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def token_text(self, token: int) -> str:
