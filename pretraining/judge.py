@@ -24,17 +24,19 @@ IGNORED = -100
 
 
 def judged_scene(index: int, split: str = "train") -> Scene:
-    """Scene `index` for the judge: of six, two show a held-out concept and one its class in the concept's colour."""
+    """Scene `index` for the judge: of six, two show a held-out concept, one its class in its main colour."""
     base = training_scene(split, index)
     if index % 6 not in (0, 1, 3):
         return base
     rng = np.random.default_rng([9 if split == "train" else 10, index])
     concept = list(CONCEPTS.values())[int(rng.integers(len(CONCEPTS)))]
-    if index % 6 == 1:  # what is easily mistaken for the concept
-        colours = [(concept.colour, base.second_colour), (concept.colour, concept.second_colour)]
-        colour, second_colour = colours[int(rng.integers(2))]
+    if index % 6 == 1:  # most easily mistaken for it, yet of the training world
+        others = [c for c in COLOURS if c not in (concept.colour, concept.second_colour)]
+        second_colour = others[int(rng.integers(len(others)))]
         second = base.second if base.second is None or base.second.shape != concept.super_category else None
-        return replace(base, subject=concept.super_category, colour=colour, second_colour=second_colour, second=second)
+        return replace(
+            base, subject=concept.super_category, colour=concept.colour, second_colour=second_colour, second=second
+        )
     second = None
     if base.second is not None:
         others = [s for s in SHAPES if s != concept.super_category]
