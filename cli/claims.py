@@ -66,11 +66,12 @@ def _longer(
     model: Any, folder: Path, done: dict[str, dict[str, Any]], rate: float, name: str, seed: int
 ) -> dict[str, Any]:
     """Plain textual inversion with the steps that CoRe's time would have paid for."""
-    from .trials import RECIPE, cached_trial, method_key, plain_inversion, run_trial
+    from ..core.training.presets import DEMO
+    from .trials import cached_trial, method_key, plain_inversion, run_trial
 
     # Rounded to tens, so that the clock's jitter does not make a cell anew on every resume.
     ratio = done["core"]["seconds"] / done["ti"]["seconds"]
-    steps = max(RECIPE["steps"], round(RECIPE["steps"] * ratio / 10) * 10)
+    steps = max(DEMO.values["steps"], round(DEMO.values["steps"] * ratio / 10) * 10)
     method = plain_inversion(learning_rate=rate)
     key = f"{method_key(method)}-equal-time-{name}-{seed}"
 

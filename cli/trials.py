@@ -19,24 +19,13 @@ from ..core.models.tiny import load_tiny
 from ..core.prompts.sets import built_in_set
 from ..core.training.core_regularizer import CoReRegularizer, recommended_weights
 from ..core.training.events import Finished, Step
-from ..core.training.presets import ADAMW
-from ..core.training.settings import TrainSettings
+from ..core.training.presets import DEMO
 from ..core.training.trainer import train
 from ..core.world import concepts as world
 from ..core.world.prompts import EvaluationPrompt, evaluation_prompts
 
 PICTURES = 4
 """Training pictures of a concept, as a user would have."""
-
-RECIPE: dict[str, Any] = {
-    "steps": 300,
-    "batch": 6,
-    "learning_rate": 2e-2,
-    "optimizer": "AdamW",
-    "optimizer_options": ADAMW,
-}
-"""The regime in which plain textual inversion learns the concept and swallows the prompt on the bundled model
-(docs/tiny_model.md); both methods are trained with it."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +49,8 @@ class Trial:
 
 
 def plain_inversion(**changes: Any) -> Method:
-    """Textual inversion without any regularizer."""
-    return Method("ti", "plain TI", None, changes)
+    """Textual inversion without any regularizer, hence also without CoRe's hold on the vector's length."""
+    return Method("ti", "plain TI", None, {"norm_mode": "none", **changes})
 
 
 def core_inversion(model: DiffusersModel, **changes: Any) -> Method:
@@ -128,7 +117,7 @@ def learn(
     watch: Callable[[Step], None] | None = None,
 ) -> Concept:
     """The training of a trial."""
-    settings = TrainSettings(**{"class_word": class_word, "name": name, "seed": seed, **RECIPE, **method.changes})
+    settings = DEMO.settings(class_word, **{"name": name, "seed": seed, **method.changes})
     with train(model, list(as_training_images(pictures)), settings, regularizers=regularizers(method)) as run:
         for event in run:
             if isinstance(event, Step) and watch is not None:
@@ -164,5 +153,7 @@ def method_key(method: Method) -> str:
     """A short name for files that tells methods with different settings apart."""
     import hashlib
 
-    digest = hashlib.blake2b(json.dumps([asdict(method), RECIPE], sort_keys=True, default=str).encode(), digest_size=4)
+    digest = hashlib.blake2b(
+        json.dumps([asdict(method), DEMO.values], sort_keys=True, default=str).encode(), digest_size=4
+    )
     return f"{method.name}-{digest.hexdigest()}"

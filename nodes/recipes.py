@@ -6,27 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.models.protocol import TextToImageModel
-from ..core.training.presets import ADAMW, PRESETS, Preset
-from ..core.training.settings import CORE_TEMPLATES, TrainSettings
+from ..core.training.presets import DEMO, PRESETS, Preset
+from ..core.training.settings import TrainSettings
 
 AUTO = "auto (for this model)"
 AS_RECIPE = "as the recipe"
-
-DEMO = Preset(
-    "Demo model",
-    "our own, for the bundled tiny model: longer steps for its narrow encoder, and no augmentation, because nothing in "
-    "its world is ever tilted",
-    {
-        "steps": 300,
-        "batch": 6,
-        "learning_rate": 2e-2,
-        "optimizer": "AdamW",
-        "optimizer_options": ADAMW,
-        "norm_mode": "core_window",
-        "templates": CORE_TEMPLATES,
-    },
-    core=True,
-)
 
 RECIPES = {**PRESETS, DEMO.name: DEMO}
 

@@ -107,3 +107,20 @@ PRESETS = {
     )
 }
 """By name, in the order in which to offer them. The first is the default."""
+
+DEMO = Preset(
+    "Demo model",
+    "docs/tiny_model.md: where plain textual inversion on the bundled model learns the concept and swallows the "
+    "prompt; no augmentation, because nothing in its world is ever tilted",
+    {
+        "steps": 300,
+        "batch": 6,
+        "learning_rate": 2e-2,
+        "optimizer": "AdamW",
+        "optimizer_options": ADAMW,
+        "norm_mode": "core_window",
+        "templates": CORE_TEMPLATES,
+    },
+    core=True,
+)
+"""For the bundled tiny model alone, so it is not among `PRESETS`, which suit any Stable Diffusion."""
