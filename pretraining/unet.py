@@ -106,7 +106,7 @@ def train_unet(
         return errors(compiled, x0, captions, t, noise).mean()
 
     def after(step: int) -> dict[str, float] | None:
-        if step % 250 or not processes.first:
+        if (step % 250 and step != plan.steps) or not processes.first:
             return None
         run.swap_ema()
         captions = sample_captions(test_world, list(range(128)), np.random.default_rng(7))
