@@ -26,6 +26,8 @@ from ..core.world.prompts import EvaluationPrompt, evaluation_prompts
 
 PICTURES = 4
 """Training pictures of a concept, as a user would have."""
+PLAIN = 6
+"""Pictures of the prompt that was trained on, to see whether the word was learned at all."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,12 @@ def run_trial(
     started = time.perf_counter()
     concept = learn(model, method, name, class_word, references, seed, watch)
     seconds = time.perf_counter() - started
-    prompts = list(prompts or evaluation_prompts(without=subject.background))
+    prompts = list(prompts or held_out_prompts(subject.background))
     seeds = [1000 * seed + index for index in range(len(prompts))]
     pictures = draw(model, [prompt.text for prompt in prompts], seeds, vectors=concept.vectors)
-    near = [EvaluationPrompt("a photo of a {}")] * 8
+    near = [EvaluationPrompt("a photo of a {}")] * PLAIN
     plain = draw(
-        model, [prompt.text for prompt in near], [1000 * seed + 500 + i for i in range(8)], vectors=concept.vectors
+        model, [prompt.text for prompt in near], [1000 * seed + 500 + i for i in range(PLAIN)], vectors=concept.vectors
     )
     context = context_similarity(model, context_probes(), vectors=concept.vectors)
     figures = {
@@ -105,6 +107,11 @@ def run_trial(
         "weights": method.weights,
     }
     return Trial(concept, pictures, prompts, figures)
+
+
+def held_out_prompts(training_background: str) -> list[EvaluationPrompt]:
+    """Prompts whose background no training picture showed and no regularisation prompt named."""
+    return [prompt for prompt in evaluation_prompts(without=training_background) if prompt.held_out]
 
 
 def learn(

@@ -39,13 +39,13 @@ class CoReWeights:
 
 
 PAPER = CoReWeights(LAMBDA_EMB, LAMBDA_ATTN, "the CoRe paper, for Stable Diffusion's encoders (METHODS.md C4)")
-NARROW = CoReWeights(0.05, 0.5, "the middle of what a first trial found for the bundled tiny model")
+NARROW = CoReWeights(0.15, 1.5, "chosen on development concepts for the bundled tiny model (docs/claims.md)")
 
 
 def recommended_weights(model: TextToImageModel) -> CoReWeights:
     """lambda does not carry over between models: the paper's for encoders of Stable Diffusion's width (768 and more,
-    METHODS.md C4), larger ones for narrow encoders such as the bundled tiny model's, where the trial runs that came
-    before it found 0.02-0.1 and 0.2-1 to work."""
+    METHODS.md C4), larger ones for narrow encoders such as the bundled tiny model's, whose gradient of the diffusion
+    loss is larger (docs/claims.md has the sweep)."""
     widest = max(encoder.width for encoder in model.text_encoders.values())
     return PAPER if widest >= 768 else NARROW
 

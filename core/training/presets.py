@@ -113,9 +113,9 @@ DEMO = Preset(
     "docs/tiny_model.md: where plain textual inversion on the bundled model learns the concept and swallows the "
     "prompt; no augmentation, because nothing in its world is ever tilted",
     {
-        "steps": 300,
+        "steps": 200,
         "batch": 6,
-        "learning_rate": 2e-2,
+        "learning_rate": 1e-2,
         "optimizer": "AdamW",
         "optimizer_options": ADAMW,
         "norm_mode": "core_window",
