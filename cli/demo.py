@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-DEFAULT_CONCEPT = "horned-cat"
+DEFAULT_CONCEPT = "goblet"
 
 
 def main(
