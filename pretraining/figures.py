@@ -39,7 +39,7 @@ PROMPTS = (
 
 def sheet(images: list[np.ndarray], titles: list[str], columns: int) -> Image.Image:
     """Pictures in rows with a short title under each."""
-    line = 26
+    line = 38
     rows = -(-len(images) // columns)
     page = Image.new("RGB", (columns * (IMAGE_SIZE + 4), rows * (IMAGE_SIZE + line)), "white")
     draw = ImageDraw.Draw(page)
@@ -51,7 +51,7 @@ def sheet(images: list[np.ndarray], titles: list[str], columns: int) -> Image.Im
             if len(lines[-1]) + len(word) > 22:
                 lines.append("")
             lines[-1] = f"{lines[-1]} {word}".strip()
-        draw.text((x + 2, y + IMAGE_SIZE), "\n".join(lines[:2]), fill="black", spacing=0, font_size=10)
+        draw.text((x + 2, y + IMAGE_SIZE), "\n".join(lines[:3]), fill="black", spacing=0, font_size=10)
     return page
 
 
