@@ -22,6 +22,8 @@ from .run import Plan, Run
 CAPTION_DROPOUT = 0.1
 TIMESTEP_POWER = 0.75
 """Timesteps are `1000 u^0.75`, u uniform: a little more practice where the picture is still being decided."""
+SHARE_OF_PAIRS = 0.4
+"""Share of visits that go to scenes with a second object (a quarter of all scenes): they are the harder ones."""
 
 
 def latents(folder: Path, split: str, n: int, processes: Processes) -> torch.Tensor:
@@ -51,7 +53,7 @@ def velocity(x0: torch.Tensor, noise: torch.Tensor, ab: torch.Tensor) -> torch.T
 def train_unet(
     folder: Path,
     processes: Processes,
-    steps: int = 5000,
+    steps: int = 6200,
     batch: int = 64,
     scenes: int = 24_000,
     compile_network: bool = True,
@@ -80,6 +82,8 @@ def train_unet(
     share = batch // processes.size
     rng = np.random.default_rng([6, processes.rank, run.step])
     schedule = alpha_bar().float().to(device)
+    pair = torch.tensor([scene.second is not None for scene in world])
+    chance = torch.where(pair, SHARE_OF_PAIRS / pair.sum(), (1 - SHARE_OF_PAIRS) / (~pair).sum())
 
     def encode(captions: list[str]) -> torch.Tensor:
         ids = token_batch(captions, words, config.POSITIONS).to(device)
@@ -96,7 +100,7 @@ def train_unet(
         return (v.float() - velocity(x0, noise, ab)).square().mean((1, 2, 3))
 
     def loss() -> torch.Tensor:
-        index = torch.randint(scenes, (share,), generator=run.generator)
+        index = torch.multinomial(chance, share, replacement=True, generator=run.generator)
         captions = sample_captions(world, index.tolist(), rng)
         dropped = torch.rand(share, generator=run.generator) < CAPTION_DROPOUT
         captions = ["" if drop else c for drop, c in zip(dropped.tolist(), captions, strict=True)]
