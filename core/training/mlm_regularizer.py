@@ -12,13 +12,46 @@ from ..maths.mlm import LAMBDA_MLM, RHO, cross_entropy, masked_loss
 from ..models.frozen import autograd
 from ..models.protocol import TextEncoder, TextToImageModel, fingerprint
 from ..networks.contextualizer import Contextualizer
-from ..prompts.rich import PromptSource, with_class
+from ..prompts.rich import PromptSource, with_class, world_prompts
 from ..prompts.tokens import tokenize_prompt
+from ..world.prompts import REGULARIZATION_BACKGROUNDS
 from .masking import MaskableRow, mask_rows, masked_inputs, nameable_ids, prompt_row
 from .regularizer import LossTerm, Terms, TrainingStep
 
 KEPT_ROWS = 1 << 16
 """Tokenized prompts that are kept; a set of METHODS.md 2.5 fits."""
+NARROW_LAMBDA = 0.1
+"""For encoders narrower than Stable Diffusion's, such as the bundled tiny model's (docs/claims.md)."""
+
+
+def recommended_lambda(model: TextToImageModel) -> float:
+    """lambda does not carry over between models: the paper's for encoders of Stable Diffusion's width (768 and more,
+    METHODS.md 2.6), a larger one for narrow encoders, whose gradient of the diffusion loss is larger."""
+    widest = max(encoder.width for encoder in model.text_encoders.values())
+    return LAMBDA_MLM if widest >= 768 else NARROW_LAMBDA
+
+
+def recommended_mlm(
+    model: TextToImageModel,
+    contextualizers: Contextualizer | Sequence[Contextualizer] | None = None,
+    prompts: PromptSource | None = None,
+    *,
+    weight: float | None = None,
+    **options: Any,
+) -> MLMRegularizer:
+    """MLM at the lambda that suits `model` unless `weight` is given; `options` are `MLMRegularizer`'s.
+
+    By default the bundled contextualizer, on ConceptWorld's rich prompts without the backgrounds that evaluation asks
+    for: both belong to the bundled tiny model. The concept stands without its class word, as in this pack's training
+    prompts.
+    """
+    if contextualizers is None:
+        from ..models.tiny.contextualizer import load_contextualizer
+
+        contextualizers = load_contextualizer()
+    prompts = prompts or world_prompts(REGULARIZATION_BACKGROUNDS)
+    weight = recommended_lambda(model) if weight is None else weight
+    return MLMRegularizer(contextualizers, prompts, **{"beside_class": False, **options}, weight=weight)
 
 
 class MLMRegularizer:
@@ -132,4 +165,4 @@ def frozen_copy(psi: Contextualizer, device: torch.device) -> Contextualizer:
         return copy.to(device).requires_grad_(False).eval()
 
 
-__all__ = ["MLMRegularizer", "frozen_copy"]
+__all__ = ["MLMRegularizer", "frozen_copy", "recommended_lambda", "recommended_mlm"]
