@@ -1,130 +1,207 @@
-"""`contextual-inversion claims`: CoRe against plain textual inversion on ConceptWorld, paired by concept and seed."""
+"""`contextual-inversion claims`: the papers' claims on ConceptWorld, every method paired with another by concept and
+seed."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from .trials import Method, cached_trial, method_key
+
 DEVELOPMENT = ("crested-bird", "goblet")
-"""Concepts on which learning rate and weights were chosen; never among those that are judged."""
+"""Concepts on which rates, steps and weights were chosen; never among those that are judged."""
 MEASURES = {
     "fidelity": "prompt fidelity",
     "held_out_background": "held-out background right",
     "leak": "training background leaks",
     "recognised": "subject recognised",
+    "concept_score": "probability of the subject",
     "similarity": "subject similarity",
     "sim1": "sim1",
     "sim2": "sim2",
+    "skl": "SKL",
     "seconds": "seconds",
 }
+START, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Methods that are trained on the same cells, and the pairs of them that are compared: (treated, control)."""
+
+    name: str
+    methods: tuple[Method, ...]
+    pairs: tuple[tuple[str, str], ...]
 
 
 def main(
+    parts: tuple[str, ...] = ("core",),
     folder: Path = Path("out/claims"),
     concepts: tuple[str, ...] = (),
     seeds: int = 3,
-    rates: tuple[float, ...] = (2e-2,),
-    equal_time: bool = True,
+    workers: int = 1,
+    markdown: Path | None = None,
 ) -> dict[str, Any]:
-    """Train every concept with every seed both ways, judge the pictures, and compare pair by pair.
+    """Train every concept with every seed by every method, judge the pictures, and compare pair by pair.
 
     A cell that is done is kept in FOLDER and not done again, so an interrupted run goes on where it was.
 
     Args:
+        parts: Which comparisons: "core", "mlm" or several of them.
         folder: Where each trial's figures are kept.
         concepts: Held-out concepts; all that were not used for development, if none are named.
         seeds: Seeds 1..N of each concept.
-        rates: Learning rates, each a comparison of its own.
-        equal_time: Also train plain textual inversion for as long as CoRe took.
+        workers: Processes that train at the same time, one thread each.
+        markdown: A document whose tables (between its two table marks) are written anew.
     """
     from tqdm import tqdm
 
     from ..core.world import concepts as world
-    from .trials import cached_trial, core_inversion, demo_model, method_key, plain_inversion, run_trial
+    from .claim_parts import PARTS
 
+    unknown = [name for name in parts if name not in PARTS] + [name for name in concepts if name not in world.CONCEPTS]
+    if unknown or seeds < 1 or workers < 1:
+        raise ValueError(
+            f"parts are {', '.join(PARTS)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
+            f"Unknown: {', '.join(unknown) or 'none'}"
+        )
     names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
-    model = demo_model()
-    cells = [(rate, name, seed) for rate in rates for name in names for seed in range(1, seeds + 1)]
-    trials: list[dict[str, Any]] = []
-    for rate, name, seed in tqdm(cells, desc="cells"):
-        done = {}
-        for method in (plain_inversion(learning_rate=rate), core_inversion(model, learning_rate=rate)):
-            key = f"{method_key(method)}-{name}-{seed}"
-            done[method.name] = cached_trial(
-                folder, key, lambda m=method, n=name, s=seed: run_trial(model, m, n, s).figures
-            )
-        trials += [{**figures, "learning_rate": rate} for figures in done.values()]
-        if equal_time:
-            trials.append({**_longer(model, folder, done, rate, name, seed), "learning_rate": rate})
-    report = {"trials": trials, "development_concepts": DEVELOPMENT, "comparisons": compare(trials)}
-    for line in as_markdown(report["comparisons"]):
-        print(line)
+    chosen = [PARTS[name]() for name in parts]
+    methods = {method_key(method): method for part in chosen for method in part.methods}
+    # Seed after seed, so that what is there of an unfinished run covers all concepts.
+    cells = [(m, name, seed) for seed in range(1, seeds + 1) for name in names for m in methods.values()]
+    done: dict[tuple[str, str, int], dict[str, Any]] = {}
+    with tqdm(total=len(cells), desc="trials", unit="trial") as bar:
+        for method, name, seed, figures in _trials(cells, folder, workers):
+            done[method_key(method), name, seed] = figures
+            bar.update()
+    report: dict[str, Any] = {"development_concepts": DEVELOPMENT, "parts": {}}
+    for part in chosen:
+        keys = {method.name: method_key(method) for method in part.methods}
+        trials = [
+            {**done[keys[m.name], n, s], "method": m.name} for m in part.methods for n in names for s in _up(seeds)
+        ]
+        report["parts"][part.name] = {"trials": trials, "comparisons": compare(trials, part.pairs)}
+    lines = as_markdown(report, {m.name: m.label for part in chosen for m in part.methods})
+    print("\n".join(lines))
+    if markdown is not None:
+        rewrite_tables(markdown, lines)
     return report
 
 
-def _longer(
-    model: Any, folder: Path, done: dict[str, dict[str, Any]], rate: float, name: str, seed: int
-) -> dict[str, Any]:
-    """Plain textual inversion with the steps that CoRe's time would have paid for."""
-    from ..core.training.presets import DEMO
-    from .trials import cached_trial, method_key, plain_inversion, run_trial
+def _up(seeds: int) -> range:
+    return range(1, seeds + 1)
 
-    # Rounded to tens, so that the clock's jitter does not make a cell anew on every resume.
-    ratio = done["core"]["seconds"] / done["ti"]["seconds"]
-    steps = max(DEMO.values["steps"], round(DEMO.values["steps"] * ratio / 10) * 10)
-    method = plain_inversion(learning_rate=rate)
-    key = f"{method_key(method)}-equal-time-{name}-{seed}"
+
+_model: Any = None
+
+
+def _prepare() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _one(job: tuple[Method, str, int, Path]) -> dict[str, Any]:
+    """One cell; the model is loaded once a process."""
+    from .trials import demo_model, run_trial
+
+    global _model
+    method, name, seed, folder = job
 
     def run() -> dict[str, Any]:
-        longer = plain_inversion(learning_rate=rate, steps=steps)
-        return {**run_trial(model, longer, name, seed).figures, "method": "ti_equal_time", "steps": steps}
+        global _model
+        _model = _model or demo_model()
+        return run_trial(_model, method, name, seed).figures
 
-    return cached_trial(folder, key, run)
+    return cached_trial(folder, f"{method_key(method)}-{name}-{seed}", run)
 
 
-def compare(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each learning rate and measure: both means and the paired difference with its 95 % bootstrap interval,
-    concepts drawn before seeds (`core.maths.statistics`)."""
+def _trials(
+    cells: Sequence[tuple[Method, str, int]], folder: Path, workers: int
+) -> Iterator[tuple[Method, str, int, dict[str, Any]]]:
+    if workers == 1:
+        for method, name, seed in cells:
+            yield method, name, seed, _one((method, name, seed, folder))
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare) as pool:
+        waiting = {pool.submit(_one, (*cell, folder)): cell for cell in cells}
+        try:
+            for job in as_completed(waiting):
+                yield *waiting[job], job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def compare(trials: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """For each pair of methods and each measure: both means and the paired difference with its 95 % bootstrap interval,
+    concepts drawn before seeds (`core.maths.statistics`). A measure that a trial lacks (or NaN) is left out."""
     from ..core.maths.statistics import paired_bootstrap
 
+    found = {(t["method"], t["concept"], t["seed"]): t for t in trials}
+    cells = sorted({(concept, seed) for _, concept, seed in found})
     rows = []
-    for rate in sorted({trial["learning_rate"] for trial in trials}):
-        chosen = {(t["method"], t["concept"], t["seed"]): t for t in trials if t["learning_rate"] == rate}
-        cells = sorted({(concept, seed) for _, concept, seed in chosen})
-        for control in ("ti", "ti_equal_time"):
-            if any((control, *cell) not in chosen for cell in cells) or len(cells) < 2:
+    for treated, control in pairs:
+        for measure in MEASURES:
+            ours = [found[(treated, *cell)].get(measure, math.nan) for cell in cells]
+            theirs = [found[(control, *cell)].get(measure, math.nan) for cell in cells]
+            if len(cells) < 2 or any(map(math.isnan, [*ours, *theirs])):
                 continue
-            for measure in MEASURES:
-                core = [chosen[("core", *cell)][measure] for cell in cells]
-                plain = [chosen[(control, *cell)][measure] for cell in cells]
-                gain = paired_bootstrap(core, plain, groups=[concept for concept, _ in cells])
-                rows.append(
-                    {
-                        "learning_rate": rate,
-                        "control": control,
-                        "measure": measure,
-                        "plain": sum(plain) / len(plain),
-                        "core": sum(core) / len(core),
-                        "difference": gain.value,
-                        "low": gain.low,
-                        "high": gain.high,
-                        "cells": len(cells),
-                    }
-                )
+            gain = paired_bootstrap(ours, theirs, groups=[concept for concept, _ in cells])
+            rows.append(
+                {
+                    "method": treated,
+                    "control": control,
+                    "measure": measure,
+                    "control_mean": sum(theirs) / len(theirs),
+                    "mean": sum(ours) / len(ours),
+                    "difference": gain.value,
+                    "low": gain.low,
+                    "high": gain.high,
+                    "pairs": len(cells),
+                }
+            )
     return rows
 
 
-def as_markdown(rows: list[dict[str, Any]]) -> list[str]:
-    """The comparisons as a table."""
-    lines = [
-        "| learning rate | against | measure | plain TI | CoRe | difference (95 % interval) | pairs |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    control = {"ti": "equal steps", "ti_equal_time": "equal time"}
-    for row in rows:
-        gain = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
-        numbers = f"{row['plain']:.3f} | {row['core']:.3f} | {gain} | {row['cells']}"
-        lines.append(
-            f"| {row['learning_rate']:g} | {control[row['control']]} | {MEASURES[row['measure']]} | {numbers} |"
-        )
+def as_markdown(report: dict[str, Any], labels: dict[str, str]) -> list[str]:
+    """All comparisons as tables, and every trial."""
+    lines: list[str] = []
+    for name, part in report["parts"].items():
+        rows = part["comparisons"]
+        for treated, control in dict.fromkeys((row["method"], row["control"]) for row in rows):
+            those = [row for row in rows if (row["method"], row["control"]) == (treated, control)]
+            lines += ["", f"### {labels[treated]} against {labels[control]} ({those[0]['pairs']} pairs)", ""]
+            lines += ["| measure | control | treated | difference (95 % interval) |", "| --- | --- | --- | --- |"]
+            for row in those:
+                gain = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+                numbers = f"{row['control_mean']:.3f} | {row['mean']:.3f} | {gain}"
+                lines.append(f"| {MEASURES[row['measure']]} | {numbers} |")
+        shown = [key for key in MEASURES if all(key in trial for trial in part["trials"])]
+        lines += ["", f"<details><summary>Every trial of part {name}</summary>", ""]
+        lines += ["| method | concept | seed | " + " | ".join(MEASURES[key] for key in shown) + " |"]
+        lines += ["| --- " * (3 + len(shown)) + "|"]
+        for trial in part["trials"]:
+            values = " | ".join(f"{trial[key]:.3f}" for key in shown)
+            lines.append(f"| {labels[trial['method']]} | {trial['concept']} | {trial['seed']} | {values} |")
+        lines += ["", "</details>"]
     return lines
+
+
+def rewrite_tables(path: Path, lines: Sequence[str]) -> None:
+    """Put `lines` between the two table marks of the document at `path`; what people wrote around them stays.
+
+    Raises ValueError where the document does not hold both marks, in that order.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, found, rest = text.partition(START)
+    _, closed, after = rest.partition(END)
+    if not found or not closed:
+        raise ValueError(f"{path} needs the lines {START} and {END} around its tables")
+    path.write_text("\n".join([before + START, *lines, "", END + after]), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`contextual-inversion demo`: one word learned with plain textual inversion and with CoRe, side by side."""
+"""`contextual-inversion demo`: one word learned with plain textual inversion, with CoRe and with MLM, side by side."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DEFAULT_CONCEPT = "goblet"
 def main(
     out: Path = Path("out/demo"), concept: str = DEFAULT_CONCEPT, seed: int = 0, steps: int | None = None
 ) -> dict[str, Any]:
-    """Learn one word twice, from the same pictures, seed and steps: with plain textual inversion and with CoRe.
+    """Learn one word three times, from the same pictures, seed and steps: with plain textual inversion, CoRe and MLM.
 
-    Writes to OUT: `contact_sheet.png` (training pictures and five prompts never trained on), `ti.safetensors` and
-    `core.safetensors` (the two embeddings), and returns the figures of `report.json`.
+    Writes to OUT: `contact_sheet.png` (training pictures and five prompts never trained on), `ti.safetensors`,
+    `core.safetensors` and `mlm.safetensors` (the embeddings), and returns the figures of `report.json`.
 
     Args:
         out: The folder for the results.
@@ -32,7 +32,7 @@ def main(
     from ..core.inspection.contact_sheet import Row, contact_sheet
     from ..core.inspection.world_evaluation import draw
     from ..core.world import concepts as world
-    from .trials import PICTURES, core_inversion, demo_model, plain_inversion, run_trial
+    from .trials import PICTURES, core_inversion, demo_model, mlm_inversion, plain_inversion, run_trial
 
     if concept not in world.CONCEPTS:
         raise ValueError(f"no held-out concept {concept!r}; there are {', '.join(world.CONCEPTS)}")
@@ -54,7 +54,7 @@ def main(
         ),
     ]
     report: dict[str, Any] = {"concept": concept, "class_word": class_word, "seed": seed, "prompts": templates}
-    for method in (plain_inversion(**changes), core_inversion(model, **changes)):
+    for method in (build(model, **changes) for build in (plain_inversion, core_inversion, mlm_inversion)):
         with tqdm(total=steps, desc=f"{method.label:9}", unit="step") as bar:
             trial = run_trial(model, method, concept, seed, watch=_follow(bar))
         path = save_embedding(trial.concept.renamed(method.name), out, if_exists="replace")
@@ -99,7 +99,7 @@ def summary(figures: dict[str, Any]) -> str:
     return f"prompt obeyed {figures['fidelity']:.0%}\nsubject recognised {figures['recognised']:.0%}"
 
 
-def table(report: dict[str, Any], methods: Sequence[str] = ("ti", "core")) -> list[str]:
+def table(report: dict[str, Any], methods: Sequence[str] = ("ti", "core", "mlm")) -> list[str]:
     """The headline figures as lines of text."""
     names = list(report[methods[0]])
     shown = [name for name in names if isinstance(report[methods[0]][name], float)]

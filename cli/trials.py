@@ -14,12 +14,15 @@ import numpy as np
 from ..core.concept import Concept
 from ..core.inspection.diagnostics import context_similarity
 from ..core.inspection.world_evaluation import as_training_images, context_probes, draw, score
+from ..core.maths.mlm import RHO
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.tiny import load_tiny
 from ..core.prompts.sets import built_in_set
 from ..core.training.core_regularizer import CoReRegularizer, recommended_weights
 from ..core.training.events import Finished, Step
+from ..core.training.mlm_regularizer import recommended_lambda, recommended_mlm
 from ..core.training.presets import DEMO
+from ..core.training.regularizer import Regularizer
 from ..core.training.trainer import train
 from ..core.world import concepts as world
 from ..core.world.prompts import EvaluationPrompt, evaluation_prompts
@@ -32,11 +35,13 @@ PLAIN = 6
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train a word. `weights` are CoRe's lambda_emb and lambda_attn, None for plain textual inversion."""
+    """A way to train a word: `core` is lambda_emb and lambda_attn (METHODS.md C4), `mlm` is lambda and rho
+    (METHODS.md 2.6), None where the method does without. `changes` are settings other than the recipe's."""
 
     name: str
     label: str
-    weights: tuple[float, float] | None = None
+    core: tuple[float, float] | None = None
+    mlm: tuple[float, float] | None = None
     changes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -50,15 +55,21 @@ class Trial:
     figures: dict[str, Any]
 
 
-def plain_inversion(**changes: Any) -> Method:
+def plain_inversion(model: DiffusersModel, **changes: Any) -> Method:
     """Textual inversion without any regularizer, hence also without CoRe's hold on the vector's length."""
-    return Method("ti", "plain TI", None, {"norm_mode": "none", **changes})
+    return Method("ti", "plain TI", changes={"norm_mode": "none", **changes})
 
 
 def core_inversion(model: DiffusersModel, **changes: Any) -> Method:
     """Textual inversion with CoRe at the weights recommended for the model."""
     weights = recommended_weights(model)
-    return Method("core", "CoRe", (weights.embedding, weights.attention), changes)
+    return Method("core", "CoRe", core=(weights.embedding, weights.attention), changes=changes)
+
+
+def mlm_inversion(model: DiffusersModel, **changes: Any) -> Method:
+    """Textual inversion with MLM at the weight recommended for the model."""
+    weight = recommended_lambda(model)
+    return Method("mlm", "MLM", mlm=(weight, RHO), changes={"norm_mode": "none", **changes})
 
 
 def demo_model() -> DiffusersModel:
@@ -104,7 +115,8 @@ def run_trial(
         "sim2": context.sim2,
         "norm": float(next(iter(concept.vectors.values())).norm(dim=-1).mean()),
         "seconds": seconds,
-        "weights": method.weights,
+        "core": method.core,
+        "mlm": method.mlm,
     }
     return Trial(concept, pictures, prompts, figures)
 
@@ -125,7 +137,7 @@ def learn(
 ) -> Concept:
     """The training of a trial."""
     settings = DEMO.settings(class_word, **{"name": name, "seed": seed, **method.changes})
-    with train(model, list(as_training_images(pictures)), settings, regularizers=regularizers(method)) as run:
+    with train(model, list(as_training_images(pictures)), settings, regularizers=regularizers(method, model)) as run:
         for event in run:
             if isinstance(event, Step) and watch is not None:
                 watch(event)
@@ -134,13 +146,17 @@ def learn(
     raise RuntimeError("the training ended without a result")
 
 
-def regularizers(method: Method) -> list[CoReRegularizer]:
-    """What the method adds to the diffusion loss, on the prompt set of this world."""
-    if method.weights is None:
-        return []
-    embedding, attention = method.weights
-    prompts = built_in_set("concept_world").prompts
-    return [CoReRegularizer(prompts, embedding_weight=embedding, attention_weight=attention)]
+def regularizers(method: Method, model: DiffusersModel) -> list[Regularizer]:
+    """What the method adds to the diffusion loss. No prompt of it names a background of the evaluation."""
+    found: list[Regularizer] = []
+    if method.core is not None:
+        embedding, attention = method.core
+        prompts = built_in_set("concept_world").prompts
+        found.append(CoReRegularizer(prompts, embedding_weight=embedding, attention_weight=attention))
+    if method.mlm is not None:
+        weight, rho = method.mlm
+        found.append(recommended_mlm(model, weight=weight, rho=rho))
+    return found
 
 
 def cached_trial(folder: Path, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any
 
 SHOWN, COLUMNS = 40, 8
 """Pictures on the sheet, and in a row of it."""
+SEEDS = 100_000
+"""Room for one picture's seed each between one report's seed and the next."""
 
 
 def main(n: int = 200, seed: int = 0, sheet: Path | None = Path("out/world-report.png")) -> dict[str, Any]:
@@ -19,18 +21,21 @@ def main(n: int = 200, seed: int = 0, sheet: Path | None = Path("out/world-repor
         sheet: Where to put a picture of the first ones, or nothing.
     """
     from ..core.inspection.contact_sheet import Row, contact_sheet
+    from ..core.inspection.world_evaluation import draw
+    from ..core.models.diffusers_adapter import DiffusersModel
     from ..core.models.tiny import load_tiny
-    from ..core.world.report import KEYS, questions, tiny_autoencode, tiny_sampler, world_report
+    from ..core.world.report import KEYS, questions, tiny_autoencode, world_report
 
-    model = load_tiny()
+    tiny = load_tiny()
+    model = DiffusersModel.from_tiny(tiny)
     started = time.perf_counter()
     drawn: list[Any] = []
 
     def sampler(texts: list[str], seed: int) -> Any:
-        drawn.append(tiny_sampler(model)(texts, seed))
+        drawn.append(draw(model, texts, range(SEEDS * seed, SEEDS * seed + len(texts))))
         return drawn[-1]
 
-    report = world_report(sampler, n=n, seed=seed, autoencode=tiny_autoencode(model))
+    report = world_report(sampler, n=n, seed=seed, autoencode=tiny_autoencode(tiny))
     report["seconds"] = time.perf_counter() - started
     print(f"{'':<16}{'model':>8}{'renders':>9}{'shuffled':>10}")
     for key in KEYS:

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..core.inspection.world_evaluation import draw
+from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.tiny import load_tiny
 from ..core.world.captions import caption
 from ..core.world.concepts import CONCEPTS, concept_images
 from ..core.world.render import render
-from ..core.world.report import tiny_autoencode, tiny_sampler
+from ..core.world.report import tiny_autoencode
 from ..core.world.scenes import IMAGE_SIZE, Scene
 from .pictures import scene
 
@@ -99,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = load_tiny()
     decoded = list(tiny_autoencode(model)(np.stack(drawn[:8])))
     sheet(drawn[:8] + decoded, ["render"] * 8 + ["through the VAE"] * 8, 8).save(options.out / "reconstructions.png")
-    sampled = list(tiny_sampler(model)(list(PROMPTS), 0))
+    sampled = list(draw(DiffusersModel.from_tiny(model), PROMPTS, range(len(PROMPTS))))
     sheet(sampled, list(PROMPTS), 8).save(options.out / "samples.png")
     if options.logs:
         curves(options.logs, options.out / "curves.png")

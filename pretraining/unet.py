@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core.maths.schedule import add_noise, alpha_bar, scaled_linear_betas, velocity
 from ..core.models.tiny import config
 from ..core.models.tiny.build import build_unet
 from ..core.models.tiny.load import load_part
 from ..core.models.tiny.weights import write_weights
-from ..core.world.sampling import alpha_bar
 from ..core.world.scenes import WORLD_VERSION
 from .captions import Words, sample_captions, token_batch
 from .pictures import pictures
@@ -43,11 +43,6 @@ def latents(folder: Path, split: str, n: int, processes: Processes) -> torch.Ten
     processes.wait()
     parts = [torch.load(path.with_name(f"{split}-{n}.latents{r}of{size}.pt"), weights_only=True) for r in range(size)]
     return torch.cat(parts)
-
-
-def velocity(x0: torch.Tensor, noise: torch.Tensor, ab: torch.Tensor) -> torch.Tensor:
-    """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (METHODS.md section 0)."""
-    return ab.sqrt() * noise - (1 - ab).sqrt() * x0
 
 
 def train_unet(
@@ -81,7 +76,8 @@ def train_unet(
     run = Run("unet", {"unet": unet}, plan, folder, processes)
     share = batch // processes.size
     rng = np.random.default_rng([6, processes.rank, run.step])
-    schedule = alpha_bar().float().to(device)
+    betas = scaled_linear_betas(*(config.SCHEDULER[key] for key in ("num_train_timesteps", "beta_start", "beta_end")))
+    schedule = torch.from_numpy(alpha_bar(betas)).float().to(device)
     pair = torch.tensor([scene.second is not None for scene in world])
     chance = torch.where(pair, SHARE_OF_PAIRS / pair.sum(), (1 - SHARE_OF_PAIRS) / (~pair).sum())
 
@@ -93,8 +89,8 @@ def train_unet(
     def errors(
         network: Callable, x0: torch.Tensor, captions: list[str], t: torch.Tensor, noise: torch.Tensor
     ) -> torch.Tensor:
-        ab = schedule[t][:, None, None, None]
-        z = ab.sqrt() * x0 + (1 - ab).sqrt() * noise
+        ab = schedule[t]
+        z = add_noise(x0, noise, ab)
         with torch.autocast(device.type, torch.bfloat16):
             v = network(z, t, encoder_hidden_states=encode(captions)).sample
         return (v.float() - velocity(x0, noise, ab)).square().mean((1, 2, 3))

@@ -26,7 +26,7 @@ LAYERS = (
     ("core.concept", "core.models.protocol"),
     ("core.networks", "core.prompts", "core.files", "core.world"),
     ("core.models",),
-    ("core.world.checks", "core.world.report", "core.world.sampling"),
+    ("core.world.checks", "core.world.report"),
     ("core.inspection", "core.training"),
     ("nodes", "cli"),
 )

@@ -110,30 +110,6 @@ def world_report(
     }
 
 
-def tiny_sampler(model: object, batch: int = 25) -> Sampler:
-    """A `Sampler` for `load_tiny()`'s model: 25 DDIM steps, guidance 4 (`sampling.ddim`)."""
-    from .sampling import ddim
-
-    device = next(model.unet.parameters()).device  # type: ignore[attr-defined]
-
-    def encode(texts: list[str]) -> torch.Tensor:
-        ids = model.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids  # type: ignore
-        return model.text_encoder(input_ids=ids.to(device)).last_hidden_state  # type: ignore[attr-defined]
-
-    def denoise(z: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        return model.unet(z, t, encoder_hidden_states=context).sample  # type: ignore[attr-defined]
-
-    @torch.no_grad()
-    def sample(texts: list[str], seed: int) -> np.ndarray:
-        empty, out = encode([""]), []
-        for start in range(0, len(texts), batch):
-            z = ddim(denoise, encode(texts[start : start + batch]), empty, seed * 100_000 + start)
-            out.append(to_uint8(model.vae.decode(z).sample))  # type: ignore[attr-defined]
-        return np.concatenate(out)
-
-    return sample
-
-
 def to_uint8(decoded: torch.Tensor) -> np.ndarray:
     """Decoded pictures (N, 3, H, W) in -1..1 as uint8 (N, H, W, 3)."""
     return ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,13 +1,14 @@
 """The demo and the comparison, as a person runs them, with a handful of steps."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from contextual_inversion.cli.claims import compare
+from contextual_inversion.cli.claims import END, START, compare, rewrite_tables
 from contextual_inversion.cli.main import main
 from contextual_inversion.cli.trials import cached_trial
 from contextual_inversion.core.files import load_embedding
@@ -24,13 +25,13 @@ def test_demo_writes_pictures_embeddings_and_report(tmp_path: Path, monkeypatch:
         main(["demo", "--out", str(tmp_path), "--concept", "castle", "--steps", "3", "--json", str(report_file)]) == 0
     )
     report = json.loads(report_file.read_text())
-    words = {method: load_embedding(tmp_path / report[method]["embedding"]) for method in ("ti", "core")}
-    for method in ("ti", "core"):
+    words = {method: load_embedding(tmp_path / report[method]["embedding"]) for method in ("ti", "core", "mlm")}
+    for method in ("ti", "core", "mlm"):
         assert set(report[method]) >= HEADLINE
         assert report[method]["all"]["pictures"] == len(few)
     vectors = [word.vectors["clip_l"] for word in words.values()]
     assert vectors[0].shape == (1, 128)
-    assert not torch.equal(*vectors)
+    assert not any(torch.equal(one, other) for one, other in combinations(vectors, 2))
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert sheet.width > 5 * 160
         assert sheet.height > 4 * 160
@@ -44,18 +45,31 @@ def test_demo_names_the_concepts_it_has(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_comparison_is_paired_by_concept_and_seed() -> None:
     measures = ("fidelity", "held_out_background", "leak", "recognised", "similarity", "sim1", "sim2", "seconds")
     trials = [
-        {"method": method, "concept": concept, "seed": seed, "learning_rate": 0.02, **dict.fromkeys(measures, value)}
+        {"method": method, "concept": concept, "seed": seed, **dict.fromkeys(measures, value)}
         for concept, base in (("moth", 0.1), ("castle", 0.5))
         for seed in (1, 2)
         for method, value in (("ti", base), ("core", base + 0.25))
     ]
-    rows = {row["measure"]: row for row in compare(trials[::-1])}
-    assert set(rows) == set(measures)
+    trials[0]["sim1"] = float("nan")  # what one trial lacks cannot be compared
+    rows = {row["measure"]: row for row in compare(trials[::-1], [("core", "ti")])}
+    assert set(rows) == {*measures} - {"sim1"}
     for row in rows.values():
         # The gain is the same in every pair, so its interval has no width although the concepts differ.
         assert (row["difference"], row["low"], row["high"]) == pytest.approx((0.25, 0.25, 0.25))
-        assert row["cells"] == 4
-        assert row["control"] == "ti"
+        assert row["pairs"] == 4
+        assert (row["method"], row["control"]) == ("core", "ti")
+
+
+def test_tables_are_rewritten_and_the_words_around_them_stay(tmp_path: Path) -> None:
+    page = tmp_path / "claims.md"
+    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    for _ in range(2):
+        rewrite_tables(page, ["| new |"])
+        assert page.read_text() == f"before\n{START}\n| new |\n\n{END}\nafter\n"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="needs the lines"):
+        rewrite_tables(page, ["| new |"])
+    assert page.read_text() == "no marks"
 
 
 def test_a_finished_trial_is_not_done_again(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ import torch
 
 pytest.importorskip("diffusers")
 
+from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
+from contextual_inversion.core.models.protocol import Conditioning
+from contextual_inversion.core.models.sampling import sample
 from contextual_inversion.core.models.tiny import PARTS, config, load_tiny, tiny_tokenizer, tiny_weights_path
 from contextual_inversion.core.models.tiny.token_table import IDS_KEY, ROWS_KEY, pack, unpack, untrained_rows
-from contextual_inversion.core.world.sampling import alpha_bar, ddim
 
 TEXTS = (
     "a photo of a red ball on the grass",
@@ -95,11 +97,9 @@ def test_parts_fit_together(model) -> None:
     context = model.text_encoder(input_ids=ids).last_hidden_state
     assert context.shape == (2, config.POSITIONS, config.WIDTH)
 
-    def denoise(z: torch.Tensor, t: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        return model.unet(z, t, encoder_hidden_states=c).sample
-
-    z = ddim(denoise, context[:1], context[1:], seed=0, steps=2)
-    again = ddim(denoise, context[:1], context[1:], seed=0, steps=2)
+    positive, negative = (Conditioning(part) for part in context.split(1))
+    protocol, shape = DiffusersModel.from_tiny(model), (1, 4, config.LATENT_SIZE, config.LATENT_SIZE)
+    z, again = (sample(protocol, positive, negative, shape=shape, seed=0, steps=2) for _ in range(2))
     assert torch.equal(z, again)
     assert torch.isfinite(z).all()
     assert model.vae.decode(z).sample.shape == (1, 3, config.IMAGE_SIZE, config.IMAGE_SIZE)
@@ -118,4 +118,5 @@ def test_schedule_is_diffusers_own(model) -> None:
     from diffusers import DDIMScheduler
 
     theirs = DDIMScheduler(**model.scheduler_config).alphas_cumprod
-    assert torch.allclose(alpha_bar().float(), theirs, rtol=1e-5, atol=1e-7)
+    ours = DiffusersModel.from_tiny(model).schedule.alpha_bar.float()
+    assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)

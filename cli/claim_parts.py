@@ -1,0 +1,52 @@
+"""What `claims` compares: every part is a set of methods and the pairs among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .claims import Part
+from .trials import Method, core_inversion, demo_model, mlm_inversion, plain_inversion
+
+LAMBDAS = (1e-5, 1e-4, 5e-4, 1e-3)
+"""The manuscript's range (METHODS.md 2.6), for an encoder of width 768."""
+SCALED = (0.03, 0.1, 0.3)
+"""What that becomes on the narrow encoder of the bundled model."""
+RHOS = (0.15, 0.5, 0.9)
+
+
+def core_part() -> Part:
+    """CoRe against plain textual inversion."""
+    model = demo_model()
+    methods = (plain_inversion(model), core_inversion(model))
+    return Part("core", methods, (("core", "ti"),))
+
+
+def mlm_part() -> Part:
+    """MLM and CoRe + MLM at the recommended weights."""
+    model = demo_model()
+    core, mlm = core_inversion(model), mlm_inversion(model)
+    both = Method("core_mlm", "CoRe + MLM", core=core.core, mlm=mlm.mlm)
+    return Part(
+        "mlm", (plain_inversion(model), core, mlm, both), (("mlm", "ti"), ("core_mlm", "ti"), ("core_mlm", "core"))
+    )
+
+
+def mlm_sweep() -> Part:
+    """lambda at rho 0.15, and rho at the recommended lambda."""
+    model = demo_model()
+    weight, rho = mlm_inversion(model).mlm
+    grid = [(value, rho) for value in (*LAMBDAS, *SCALED)] + [(weight, value) for value in RHOS if value != rho]
+    methods = [
+        Method(
+            f"mlm_{value:g}_{rho:g}",
+            f"MLM, lambda {value:g}, rho {rho:g}",
+            mlm=(value, rho),
+            changes={"norm_mode": "none"},
+        )
+        for value, rho in grid
+    ]
+    return Part("mlm-sweep", (plain_inversion(model), *methods), tuple((method.name, "ti") for method in methods))
+
+
+PARTS: dict[str, Callable[[], Part]] = {"core": core_part, "mlm": mlm_part, "mlm-sweep": mlm_sweep}
+"""By the name to give on the command line."""
