@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 
 
@@ -22,3 +24,25 @@ def attention_probabilities(query: torch.Tensor, key: torch.Tensor, scale: float
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return ((query * scale) @ key.transpose(-1, -2)).float().softmax(dim=-1)
+
+
+@runtime_checkable
+class AttentionObserver(Protocol):
+    """A probe that looks on: the model computes as it would without it, and the result is the same bit for bit.
+
+    In the place of an `AttentionProbe` it is shown queries and keys instead of receiving probabilities, so it need not
+    compute what it does not want, for instance the unconditional half of a batch.
+    """
+
+    def observe(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        scale: float | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """Queries (B, H, N, dh) and keys (B, H, L, dh) of cross-attention layer `layer`, counted in forward order.
+
+        `scale` is 1 / sqrt(dh) unless given; `size` (h, w) with h w = N where the adapter knows it.
+        """

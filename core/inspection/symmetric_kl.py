@@ -1,0 +1,121 @@
+"""SKL: how differently a word and the words beside it look at the picture (METHODS.md 2.7)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..maths.similarity import pixel_symmetric_kl, symmetric_kl
+from ..models.protocol import ImageSize, TextToImageModel
+from ..models.sampling import sample
+from ..models.text import encode_prompts
+from ..prompts.tokens import tokenize_prompt
+from .attention import AttentionRecorder
+from .attention_maps import word_maps
+from .diagnostics import ContextProbe, word_position
+
+SIDE = 16
+"""The MLM paper's layers are those with maps of 16 x 16."""
+
+
+class SymmetricKL(NamedTuple):
+    """Means over prompts and pictures. `raw` as the paper's code computes it, `normalised` over the pixels, in nats."""
+
+    raw: float
+    normalised: float
+
+
+@torch.no_grad()
+def skl(
+    model: TextToImageModel,
+    probes: Sequence[ContextProbe],
+    *,
+    vectors: Mapping[str, torch.Tensor] | None = None,
+    words: str | None = None,
+    size: ImageSize | None = None,
+    images: int = 1,
+    steps: int = 25,
+    guidance: float = 4.0,
+    seed: int = 0,
+    batch: int = 20,
+) -> SymmetricKL:
+    """METHODS.md 2.7 between the concept's map and its context word's, for `vectors` or for plain `words`.
+
+    `images` pictures of each probe's prompt are sampled (DDIM, picture i of all has seed `seed` + i). Only the
+    conditional half of the last step is looked at, in the layers whose maps are 16 x 16 or nearest to it, averaged over
+    layers and heads. A word of several tokens, concept or context, is the mean of its tokens' maps. Pictures are of
+    `size`, 128 x 128 unless given.
+
+    Raises ValueError where there are no probes or a probe's word is not in its prompt.
+    """
+    each = skl_of_each(
+        model, probes, vectors=vectors, words=words, size=size, images=images, steps=steps, guidance=guidance,
+        seed=seed, batch=batch,
+    )  # fmt: skip
+    return SymmetricKL(*(float(value) for value in each.double().mean(dim=0)))
+
+
+@torch.no_grad()
+def skl_of_each(
+    model: TextToImageModel,
+    probes: Sequence[ContextProbe],
+    *,
+    vectors: Mapping[str, torch.Tensor] | None = None,
+    words: str | None = None,
+    size: ImageSize | None = None,
+    images: int = 1,
+    steps: int = 25,
+    guidance: float = 4.0,
+    seed: int = 0,
+    batch: int = 20,
+) -> torch.Tensor:
+    """`skl` of every picture: (probes * images, 2), raw and normalised; a probe's pictures are neighbours."""
+    if not probes or images < 1:
+        raise ValueError("no probes: give at least one prompt with a context word, and one picture or more")
+    size = size or ImageSize(128, 128)
+    latent_size = (size.height // model.latent_factor, size.width // model.latent_factor)
+    asked = [probe for probe in probes for _ in range(images)]
+    found = []
+    with model.session():
+        empty = model.conditioning(encode_prompts(model, [""]), size)
+        for start in range(0, len(asked), batch):
+            part = asked[start : start + batch]
+            templates = [probe.template for probe in part]
+            context = model.conditioning(encode_prompts(model, templates, vectors=vectors, words=words), size)
+            recorder = AttentionRecorder(bins=1)
+            watch = recorder.sampling(model.cross_attention_layers(), latent_size)
+            sample(
+                model,
+                context,
+                empty,
+                shape=(len(part), model.latent_channels, *latent_size),
+                steps=steps,
+                guidance=guidance,
+                seed=[seed + start + i for i in range(len(part))],
+                probe=lambda step, steps, rows: watch(step, steps, rows) if step + 1 == steps else None,
+            )
+            maps = recorder.maps()
+            layers = maps.layers_of(side=SIDE)
+            for index, probe in enumerate(part):
+                pair = word_pair(model, probe, vectors, words)
+                ours, context_word = word_maps(maps, pair, layers=layers)[index].flatten(1)
+                found.append(
+                    torch.stack([symmetric_kl(ours, context_word), pixel_symmetric_kl(ours, context_word)]).cpu()
+                )
+    return torch.stack(found)
+
+
+def word_pair(
+    model: TextToImageModel,
+    probe: ContextProbe,
+    vectors: Mapping[str, torch.Tensor] | None,
+    words: str | None,
+) -> tuple[list[int], list[int]]:
+    """Positions of the concept and of the probe's context word, as the first text encoder counts them."""
+    name, encoder = next(iter(model.text_encoders.items()))
+    rows = None if vectors is None else int(vectors[name].shape[0])
+    prompt = tokenize_prompt(encoder, probe.template, rows=rows, words=words)
+    at = word_position(encoder, prompt, probe.word)
+    return list(prompt.fill), list(range(at, at + len(encoder.tokenize(probe.word))))
