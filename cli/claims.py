@@ -20,6 +20,7 @@ MEASURES = {
     "held_out_background": "held-out background right",
     "leak": "training background leaks",
     "recognised": "subject recognised",
+    "composed": "subject recognised and prompt obeyed",
     "concept_score": "probability of the subject",
     "similarity": "subject similarity",
     "sim1": "sim1",

@@ -29,7 +29,8 @@ class WorldScore:
     `background`, `held_out_background`, `second_object`, `style`: the same for one kind of demand; held out are the
     backgrounds that no regularisation prompt names. `leak`: another background was asked for and the training
     pictures' came. `recognised`: the judge names the concept. `concept_score`: its mean probability of the concept.
-    `similarity`: cosine of the judge's subject features with the training pictures'. NaN where no prompt asks.
+    `similarity`: cosine of the judge's subject features with the training pictures'. `composed`: everything that the
+    prompt asks for is there *and* the judge names the concept. NaN where no prompt asks.
     """
 
     fidelity: float
@@ -41,6 +42,7 @@ class WorldScore:
     recognised: float
     concept_score: float
     similarity: float
+    composed: float
     pictures: int
 
     def figures(self) -> dict[str, float | int]:
@@ -107,6 +109,7 @@ def score(
         recognised=_mean([v.subject == name for v in verdicts]),
         concept_score=float(judge.concept_score(pictures, concept.name).mean()),
         similarity=float(judge.subject_similarity(pictures, references).mean()),
+        composed=_mean([all(a.values()) and v.subject == name for a, v in zip(answers, verdicts, strict=True)]),
         pictures=len(pictures),
     )
 
