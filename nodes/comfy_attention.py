@@ -12,6 +12,7 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
 from ..core.models.attention import attention_probabilities, merge_heads, split_heads
+from ..core.models.low_rank import replayed
 from ..core.models.protocol import AttentionProbe
 
 BlockKey = tuple[str, int, int]
@@ -62,6 +63,53 @@ def _blocks(unet: Any) -> Iterator[tuple[str, int, str, Any]]:
         yield "middle", 0, "middle_block", unet.middle_block
     for number, sequence in enumerate(unet.output_blocks):
         yield "output", number, f"output_blocks.{number}", sequence
+
+
+LAYERS = "contextual_inversion_layers"
+"""In `transformer_options`: (B, layers, L, D), what each cross-attention attends to (XTI)."""
+
+
+@dataclass(frozen=True)
+class OwnContext:
+    """An `attn2` patch: in place of the common context each layer takes its own out of `LAYERS`, where there is one.
+
+    Tokens beyond L, which another node has appended to the common context, stay as they are.
+    """
+
+    index: Mapping[BlockKey, int]
+
+    def __call__(
+        self, query: torch.Tensor, context: torch.Tensor, value: torch.Tensor, options: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        layers, block = options.get(LAYERS), options.get("block")
+        if layers is None or block is None:
+            return query, context, value
+        own = layers[:, self.index[(*block, options.get("block_index", 0))]].to(context)
+        return query, self._instead(context, own), self._instead(value, own)
+
+    def _instead(self, context: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        rest = context[:, own.shape[1] :]
+        return torch.cat([own, rest], dim=1) if rest.shape[1] else own
+
+
+def own_context(layers: Sequence[CrossAttentionLayer]) -> OwnContext:
+    """The patch for a UNet with these cross-attention layers."""
+    return OwnContext({layer.key: index for index, layer in enumerate(layers)})
+
+
+def with_contexts(
+    options: Mapping[str, Any], layers: Sequence[CrossAttentionLayer], contexts: torch.Tensor
+) -> dict[str, Any]:
+    """`transformer_options` with a context for every layer, `contexts` (layers, B, L, D); what came in is not changed.
+
+    Raises ValueError where there are not as many as cross-attentions.
+    """
+    if len(contexts) != len(layers):
+        raise ValueError(f"this UNet has {len(layers)} cross-attention layers, the conditioning has {len(contexts)}")
+    patches = options.get("patches", {})
+    # Before other nodes' patches, so that these see what the layer will attend to.
+    ours = [own_context(layers), *patches.get("attn2_patch", [])]
+    return {**options, "patches": {**patches, "attn2_patch": ours}, LAYERS: contexts.transpose(0, 1)}
 
 
 @dataclass(frozen=True)
@@ -122,15 +170,15 @@ def checkpointed(
 ) -> torch.Tensor:
     """A `forward_timestep_embed_patch`: run one block without keeping its inner activations."""
     if isinstance(layer, ResBlock):
-        return torch.utils.checkpoint.checkpoint(layer, x, emb, use_reentrant=False)
+        return torch.utils.checkpoint.checkpoint(replayed(layer), x, emb, use_reentrant=False)
     # The UNet overwrites `options["block"]` on its way; when the block runs again it must see what it saw at first.
-    seen = dict(options)
+    seen, block = dict(options), replayed(layer)
     again = False
 
     def run(x: torch.Tensor, context: Any) -> torch.Tensor:
         nonlocal again
         recomputing, again = again, True
-        return layer(x, context, {**seen, RECOMPUTING: recomputing})
+        return block(x, context, {**seen, RECOMPUTING: recomputing})
 
     out = torch.utils.checkpoint.checkpoint(run, x, context, use_reentrant=False)
     if "transformer_index" in options:

@@ -13,10 +13,13 @@ import torch
 from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
+from ..core.models.attention import AttentionObserver
 from ..core.models.frozen import autograd, frozen
 from ..core.models.gaussian import draw
 from ..core.models.protocol import AttentionProbe, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
-from .comfy_attention import cross_attention_layers, diffusers_names, with_checkpointing, with_probe
+from .attention_recording import observing
+from .comfy_attention import cross_attention_layers, diffusers_names, with_checkpointing, with_contexts, with_probe
+from .comfy_features import encoder_features
 from .comfy_text import differentiable_layers, text_encoders
 from .comfy_weights import base_weight, load, loaded, normal_tensors, plain_patcher
 
@@ -57,7 +60,8 @@ class ComfyModel:
         self._ticks = model_sampling.timestep(model_sampling.sigmas).float()
         self._sigmas = model_sampling.sigmas
         self.latent_channels = int(base.latent_format.latent_channels)
-        self.latent_factor = int(vae.downscale_ratio)
+        # A diagnosis needs no autoencoder.
+        self.latent_factor = int(vae.downscale_ratio if vae is not None else base.latent_format.spacial_downscale_ratio)
         self._sizes: dict[tuple[ImageSize, int], torch.Tensor] = {}
         self._held: ExitStack | None = None
         self._checkpointing = False
@@ -90,21 +94,21 @@ class ComfyModel:
 
     def conditioning(self, encodings: Mapping[str, Encoding], size: ImageSize) -> Conditioning:
         parts = [encodings[name] for name in self.text_encoders]
-        context = torch.cat([part.tokens for part in parts], dim=-1)
+        context, layers = Encoding.beside(parts)
         if not self._is_xl:
-            return Conditioning(context)
+            return Conditioning(context, None, layers)
         pooled = encodings["clip_g"].pooled
         if pooled is None:
             raise ValueError("SDXL needs the pooled output of clip_g")
         numbers = self._size_numbers(size, pooled.shape[1]).expand(pooled.shape[0], -1)
-        return Conditioning(context, torch.cat([pooled.float(), numbers.to(pooled.device)], dim=-1))
+        return Conditioning(context, torch.cat([pooled.float(), numbers.to(pooled.device)], dim=-1), layers)
 
     def predict(
         self,
         latents: torch.Tensor,
         timesteps: torch.Tensor,
         conditioning: Conditioning,
-        probe: AttentionProbe | None = None,
+        probe: AttentionProbe | AttentionObserver | None = None,
     ) -> torch.Tensor:
         self._ready()
         timesteps = timesteps.to(self._ticks.device)
@@ -115,16 +119,32 @@ class ComfyModel:
             self._ticks[timesteps].to(self.device),
             context=conditioning.context.to(self.device, self.dtype),
             y=y,
-            transformer_options=self._transformer_options(self._sigmas[timesteps].to(self.device), probe),
+            transformer_options=self._transformer_options(
+                self._sigmas[timesteps].to(self.device), probe, conditioning.layers
+            ),
         )
         return output.float()
+
+    @torch.no_grad()
+    def features(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> list[torch.Tensor]:
+        maps = encoder_features(self._unet, lambda: self.predict(latents, timesteps, conditioning))
+        return [one.float() for one in maps]
 
     def cross_attention_layers(self) -> Sequence[str]:
         return [layer.name for layer in self._layers]
 
     def linear_layers(self) -> Mapping[str, torch.nn.Module]:
+        return {name: part for name, part in self.weight_layers().items() if isinstance(part, torch.nn.Linear)}
+
+    def weight_layers(self) -> Mapping[str, torch.nn.Module]:
         modules = self._unet.named_modules()
-        return {self._names.get(name, name): part for name, part in modules if isinstance(part, torch.nn.Linear)}
+        return {
+            self._names.get(name, name): part
+            for name, part in modules
+            if isinstance(getattr(part, "weight", None), torch.Tensor)
+        }
 
     @contextmanager
     def session(self, *, gradient_checkpointing: bool = False) -> Iterator[None]:
@@ -167,14 +187,20 @@ class ComfyModel:
         if self._held is None:
             load([self.patcher, self.clip_patcher], alone=False)
 
-    def _transformer_options(self, sigmas: torch.Tensor, probe: AttentionProbe | None) -> dict[str, Any]:
+    def _transformer_options(
+        self, sigmas: torch.Tensor, probe: AttentionProbe | AttentionObserver | None, contexts: torch.Tensor | None
+    ) -> dict[str, Any]:
         options = {
             **self.patcher.model_options["transformer_options"],
             "wrappers": self.patcher.wrappers,
             "sigmas": sigmas,
             "cond_or_uncond": [0],
         }
-        if probe is not None:
+        if contexts is not None:
+            options = with_contexts(options, self._layers, contexts.to(self.device, self.dtype))
+        if isinstance(probe, AttentionObserver):
+            options = observing(options, self._layers, probe)
+        elif probe is not None:
             options = with_probe(options, self._layers, probe)
         return with_checkpointing(options) if self._checkpointing and torch.is_grad_enabled() else options
 

@@ -6,15 +6,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-import comfy.sd
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
 from ..core.concept import Concept
-from ..core.files import inside, load_concept, safe_name, save_bundle, save_embedding
+from ..core.files import check_widths, inside, load_concept, safe_name, save_bundle, save_embedding
+from .concept_lora import with_weights
 from .concept_tokenizer import encoder_widths, with_concept
 from .folders import BUNDLES, EMBEDDINGS, ENDING, files_of, first_folder
+from .layer_contexts import reading_layers, writing_layers
 from .sockets import CATEGORY, PREFIX, ConceptSocket
 
 NUMBER, REPLACE, REFUSE = "add a number", "replace", "refuse"
@@ -68,11 +69,13 @@ class ApplyConcept(io.ComfyNode):
         cls, model: Any, clip: Any, concept: Concept, strength_model: float, strength_clip: float, name: str
     ) -> io.NodeOutput:
         concept = concept.renamed(checked_word(name.strip() or concept.name))
-        if concept.layer_vectors:
-            raise ValueError(f"{concept.name!r} has a vector for every layer, which this version cannot apply.")
+        check_widths(concept, encoder_widths(clip))
         if concept.lora:
-            model, clip = comfy.sd.load_lora_for_models(model, clip, dict(concept.lora), strength_model, strength_clip)
-        return io.NodeOutput(model, with_concept(clip, concept))
+            model, clip = with_weights(model, clip, concept, strength_model, strength_clip)
+        clip = with_concept(clip, concept)
+        if concept.layer_vectors:
+            model, clip = reading_layers(model, concept), writing_layers(clip, concept)
+        return io.NodeOutput(model, clip)
 
 
 class SaveConcept(io.ComfyNode):

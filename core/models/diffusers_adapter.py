@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .diffusers_attention import checkpoint_probed, cross_attention_modules, probed
+from .attention import AttentionObserver
+from .diffusers_attention import checkpoint_probed, cross_attention_modules, layered
+from .diffusers_features import encoder_features
+from .diffusers_observing import watched
 from .diffusers_text import DiffusersTextEncoder
 from .frozen import autograd, frozen, on_device
 from .gaussian import draw
@@ -127,39 +130,56 @@ class DiffusersModel:
 
     def conditioning(self, encodings: Mapping[str, Encoding], size: ImageSize) -> Conditioning:
         parts = [encodings[name] for name in self.text_encoders]
-        context = torch.cat([part.tokens for part in parts], dim=-1)
+        context, layers = Encoding.beside(parts)
         if not self._is_xl:
-            return Conditioning(context)
+            return Conditioning(context, None, layers)
         pooled = next(part.pooled for part in reversed(parts) if part.pooled is not None)
         numbers = _size_numbers(size, pooled.device).expand(pooled.shape[0], -1)
         # Sizes such as 1023 do not survive bfloat16, so `y` stays float32 until the UNet has expanded them.
-        return Conditioning(context, torch.cat([pooled.float(), numbers], dim=-1))
+        return Conditioning(context, torch.cat([pooled.float(), numbers], dim=-1), layers)
 
     def predict(
         self,
         latents: torch.Tensor,
         timesteps: torch.Tensor,
         conditioning: Conditioning,
-        probe: AttentionProbe | None = None,
+        probe: AttentionProbe | AttentionObserver | None = None,
     ) -> torch.Tensor:
         added = None
         if conditioning.y is not None:
             pooled, sizes = conditioning.y.split([conditioning.y.shape[1] - SIZE_NUMBERS, SIZE_NUMBERS], dim=1)
             added = {"text_embeds": pooled.to(self.dtype), "time_ids": sizes}
-        with nullcontext() if probe is None else probed(list(self._cross_attention.values()), probe):
+        attentions = list(self._cross_attention.values())
+        with ExitStack() as stack:
+            context = conditioning.context
+            if conditioning.layers is not None:
+                context = stack.enter_context(layered(attentions, conditioning.layers))
+            if probe is not None:
+                stack.enter_context(watched(attentions, probe))
             output = self.unet(
                 latents.to(self.dtype),
                 timesteps,
-                encoder_hidden_states=conditioning.context.to(self.dtype),
+                encoder_hidden_states=context.to(self.dtype),
                 added_cond_kwargs=added,
             ).sample
         return output.float()
+
+    @torch.no_grad()
+    def features(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> list[torch.Tensor]:
+        maps = encoder_features(self.unet, lambda: self.predict(latents, timesteps, conditioning))
+        return [one.float() for one in maps]
 
     def cross_attention_layers(self) -> Sequence[str]:
         return list(self._cross_attention)
 
     def linear_layers(self) -> Mapping[str, torch.nn.Module]:
         return {name: part for name, part in self.unet.named_modules() if isinstance(part, torch.nn.Linear)}
+
+    def weight_layers(self) -> Mapping[str, torch.nn.Module]:
+        modules = self.unet.named_modules()
+        return {name: part for name, part in modules if isinstance(getattr(part, "weight", None), torch.Tensor)}
 
     @contextmanager
     def session(self, *, gradient_checkpointing: bool = False) -> Iterator[None]:

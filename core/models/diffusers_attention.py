@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 from .attention import attention_probabilities, merge_heads, split_heads
+from .low_rank import replayed
 from .protocol import AttentionProbe
 
 PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor")
@@ -74,21 +75,66 @@ def probed(layers: Sequence[Any], report: AttentionProbe | None) -> Iterator[Non
             layer.set_processor(processor)
 
 
-def checkpoint_probed(layers: Sequence[Any], run: Callable[..., Any], *arguments: Any) -> Any:
-    """Gradient checkpointing of one block of a probed pass.
+@contextmanager
+def layered(attentions: Sequence[Any], contexts: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yields the one context (B, layers * L, D) to give to the UNet: inside, every cross-attention takes its own L
+    tokens of it. `contexts` (layers, B, L, D).
 
-    The backward pass runs the block again, long after the processors were put back: it needs ours once more, or it
-    would not compute what was saved, but it must not report a second time.
+    They travel in the UNet's input, and not in the hooks, so that a checkpointed block that runs again finds them.
+    Raises ValueError where there are not as many contexts as cross-attentions.
     """
+    if len(contexts) != len(attentions):
+        raise ValueError(f"this UNet has {len(attentions)} cross-attention layers, the conditioning has {len(contexts)}")
+    with _taking_their_own(attentions):
+        yield contexts.transpose(0, 1).flatten(1, 2)
+
+
+@contextmanager
+def _taking_their_own(attentions: Sequence[Any]) -> Iterator[None]:
+    hooks = [_TakeOwn(index, len(attentions)) for index in range(len(attentions))]
+    handles = [
+        attention.register_forward_pre_hook(hook, with_kwargs=True)
+        for attention, hook in zip(attentions, hooks, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _TakeOwn:
+    """A hook: hands the layer its own part of a context that holds every layer's."""
+
+    def __init__(self, layer: int, layers: int) -> None:
+        self.layer, self.layers = layer, layers
+
+    def __call__(self, module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        context = keywords["encoder_hidden_states"]
+        return arguments, {**keywords, "encoder_hidden_states": context.chunk(self.layers, dim=1)[self.layer]}
+
+
+def checkpoint_probed(layers: Sequence[Any], run: Callable[..., Any], *arguments: Any) -> Any:
+    """Gradient checkpointing of one block of a pass that is probed or has a context for every layer.
+
+    The backward pass runs the block again, long after processors and hooks were put back: it needs ours once more, or
+    it would not compute what was saved, but it must not report a second time.
+    """
+    run = replayed(run)
     watched = isinstance(layers[0].processor, ProbedProcessor) if layers else False
+    own = any(isinstance(hook, _TakeOwn) for hook in layers[0]._forward_pre_hooks.values()) if layers else False
     again = False
 
     def block(*inputs: Any) -> Any:
         nonlocal again
-        if not (watched and again):
+        if not again:
             again = True
             return run(*inputs)
-        with probed(layers, None):
+        with ExitStack() as stack:
+            if own:
+                stack.enter_context(_taking_their_own(layers))
+            if watched:
+                stack.enter_context(probed(layers, None))
             return run(*inputs)
 
     return torch.utils.checkpoint.checkpoint(block, *arguments, use_reentrant=False)

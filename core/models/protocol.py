@@ -27,31 +27,59 @@ class Encoding:
     """What one text encoder says about a batch of prompts.
 
     `tokens` (B, L, d) is what the UNet attends to (SD 1/2: last layer after the final norm; SDXL: the penultimate layer
-    without it). `pooled` (B, p) is the pooled output where the model uses one, else None.
+    without it). `pooled` (B, p) is the pooled output where the model uses one, else None. `layers` (layers, B, L, d) is
+    what each cross-attention layer attends to in place of `tokens`, where a word has a vector for each of them (XTI).
     """
 
     tokens: torch.Tensor
     pooled: torch.Tensor | None = None
+    layers: torch.Tensor | None = None
 
     def expand(self, batch: int) -> Encoding:
         """Repeat a batch of one to `batch` rows without copying."""
         pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
-        return Encoding(self.tokens.expand(batch, -1, -1), pooled)
+        layers = None if self.layers is None else self.layers.expand(-1, batch, -1, -1)
+        return Encoding(self.tokens.expand(batch, -1, -1), pooled, layers)
+
+    @staticmethod
+    def beside(parts: Sequence[Encoding]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`tokens` and `layers` of several encoders, joined along the features; `layers` is None where none has it."""
+        tokens = torch.cat([part.tokens for part in parts], dim=-1)
+        count = next((len(part.layers) for part in parts if part.layers is not None), None)
+        if count is None:
+            return tokens, None
+        wide = [part.tokens.expand(count, -1, -1, -1) if part.layers is None else part.layers for part in parts]
+        return tokens, torch.cat(wide, dim=-1)
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What `predict` needs beside latents and timesteps: `context` (B, L, D) and, for SDXL, the vector `y` (B, A)."""
+    """What `predict` needs beside latents and timesteps: `context` (B, L, D) and, for SDXL, the vector `y` (B, A).
+
+    `layers` (layers, B, L, D) stands in for `context`, one for each cross-attention layer in forward order (XTI).
+    """
 
     context: torch.Tensor
     y: torch.Tensor | None = None
+    layers: torch.Tensor | None = None
+
+    def expand(self, batch: int) -> Conditioning:
+        """Repeat a batch of one to `batch` rows without copying; a full batch stays as it is."""
+        y = None if self.y is None else self.y.expand(batch, -1)
+        layers = None if self.layers is None else self.layers.expand(-1, batch, -1, -1)
+        return Conditioning(self.context.expand(batch, -1, -1), y, layers)
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Join along the batch axis."""
+        """Join along the batch axis. Where only some have `layers`, the others' layers all see their context."""
         ys = [part.y for part in parts]
         y = None if ys[0] is None else torch.cat(ys)  # type: ignore[arg-type]
-        return Conditioning(torch.cat([part.context for part in parts]), y)
+        count = next((len(part.layers) for part in parts if part.layers is not None), None)
+        layers = None
+        if count is not None:
+            wide = [part.context.expand(count, -1, -1, -1) if part.layers is None else part.layers for part in parts]
+            layers = torch.cat(wide, dim=1)
+        return Conditioning(torch.cat([part.context for part in parts]), y, layers)
 
 
 @dataclass(frozen=True)
@@ -110,6 +138,9 @@ class TextEncoder(Protocol):
         the pooled output. Position embeddings are added inside.
         """
 
+    def linear_layers(self) -> Mapping[str, torch.nn.Module]:
+        """The linear layers of its transformer by transformers' name ("text_model.encoder.layers.0.mlp.fc1")."""
+
 
 @runtime_checkable
 class TextToImageModel(Protocol):
@@ -152,11 +183,22 @@ class TextToImageModel(Protocol):
         Differentiable with respect to `latents` and `conditioning`.
         """
 
+    def features(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
+    ) -> list[torch.Tensor]:
+        """What the UNet's encoder half sees in noisy latents (METHODS.md 3.2): its down-path residuals in forward order
+        and its middle, (B, c, h, w) float32 each, without gradient. Arguments as in `predict`; the other half does not
+        run.
+        """
+
     def cross_attention_layers(self) -> Sequence[str]:
         """Names of the cross-attention layers in forward order; `probe` counts in this order."""
 
     def linear_layers(self) -> Mapping[str, torch.nn.Module]:
         """The UNet's linear layers by diffusers name, for low-rank deltas."""
+
+    def weight_layers(self) -> Mapping[str, torch.nn.Module]:
+        """Every layer of the UNet that has a weight, by diffusers name, for full-rank deltas."""
 
     def session(self, *, gradient_checkpointing: bool = False) -> AbstractContextManager[None]:
         """Hold while training: on the device, autograd usable, frozen, evaluation mode; restores all on exit."""

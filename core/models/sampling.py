@@ -8,10 +8,15 @@ from typing import cast
 import torch
 
 from ..maths.schedule import PredictionType, predicted_noise, predicted_sample
-from .protocol import Conditioning, TextToImageModel
+from .attention import AttentionObserver
+from .protocol import AttentionProbe, Conditioning, TextToImageModel
 
 SampleCallback = Callable[[int, int, torch.Tensor], None]
 """Receives `(step, steps, z_0)` after every step, with the clean latents as predicted there; step counts from 1."""
+
+SampleProbe = Callable[[int, int, slice], AttentionProbe | AttentionObserver | None]
+"""Receives `(step, steps, rows)` before every step, step counting from 0, and answers who watches its UNet pass; `rows`
+are those of the conditional half."""
 
 
 def ddim_timesteps(schedule_steps: int, steps: int) -> list[int]:
@@ -47,6 +52,7 @@ def sample(
     seed: int | Sequence[int],
     eta: float = 0.0,
     callback: SampleCallback | None = None,
+    probe: SampleProbe | None = None,
 ) -> torch.Tensor:
     """Scaled latents of `shape` (B, C, h, w) for `positive` (1 or B prompts) guided away from `negative` (1 or B).
 
@@ -69,12 +75,13 @@ def sample(
     # One transfer before the loop; the last step ends at alpha_bar = 1, clean latents.
     path = torch.cat([model.schedule.alpha_bar[timesteps], torch.ones(1, dtype=torch.float64)])
     alpha_bars, ticks = path.float().to(model.device), torch.tensor(timesteps).to(model.device)
-    both = Conditioning.cat([_expand(negative, batch), _expand(positive, batch)])
+    both = Conditioning.cat([negative.expand(batch), positive.expand(batch)])
 
     latents = noise()
     for index in range(steps):
         alpha_bar, alpha_bar_next = alpha_bars[index], alpha_bars[index + 1]
-        output = model.predict(torch.cat([latents, latents]), ticks[index].expand(2 * batch), both)
+        watcher = None if probe is None else probe(index, steps, slice(batch, 2 * batch))
+        output = model.predict(torch.cat([latents, latents]), ticks[index].expand(2 * batch), both, watcher)
         prediction = guided(*output.chunk(2), guidance)
         z_0 = predicted_sample(kind, prediction, latents, alpha_bar)
         direction = predicted_noise(kind, prediction, latents, alpha_bar)
@@ -85,8 +92,3 @@ def sample(
         if callback is not None:
             callback(index + 1, steps, z_0)
     return latents
-
-
-def _expand(conditioning: Conditioning, batch: int) -> Conditioning:
-    y = conditioning.y
-    return Conditioning(conditioning.context.expand(batch, -1, -1), None if y is None else y.expand(batch, -1))

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..prompts.tokens import input_embeddings, tokenize_prompt
-from .protocol import Encoding, TextToImageModel
+from ..prompts.tokens import TokenizedPrompt, input_embeddings, tokenize_prompt
+from .protocol import Encoding, TextEncoder, TextToImageModel
 
 
 def encode_prompts(
@@ -16,10 +16,12 @@ def encode_prompts(
     *,
     vectors: Mapping[str, torch.Tensor] | None = None,
     words: str | None = None,
+    layers: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Encoding]:
     """Encode `templates`, each "{}" filled with a concept's `vectors` (encoder name -> (n, d)) or with plain `words`.
 
-    Differentiable in `vectors`. Templates without a placeholder need neither.
+    Differentiable in `vectors`. Templates without a placeholder need neither. `layers` (encoder name -> (layers, n, d))
+    are the vectors that each cross-attention layer sees in place of `vectors` (XTI).
 
     Raises:
         ValueError: `vectors` lacks one of the model's encoders, or a prompt cannot be filled (see `tokenize_prompt`).
@@ -31,5 +33,27 @@ def encode_prompts(
         own = None if vectors is None else vectors[name]
         rows = None if own is None else int(own.shape[0])
         prompts = [tokenize_prompt(encoder, template, rows=rows, words=words) for template in templates]
-        encodings[name] = encoder.encode(*input_embeddings(encoder, prompts, own))
+        if own is None or layers is None:
+            encodings[name] = encoder.encode(*input_embeddings(encoder, prompts, own))
+        else:
+            encodings[name] = encode_layers(encoder, prompts, own, layers[name], range(len(layers[name])))
     return encodings
+
+
+def encode_layers(
+    encoder: TextEncoder,
+    prompts: Sequence[TokenizedPrompt],
+    vectors: torch.Tensor,
+    slots: torch.Tensor,
+    slot_of_layer: Sequence[int],
+) -> Encoding:
+    """Encode `prompts` with `vectors` (n, d), and once more for each of the `slots` (S, n, d), all in one batch.
+
+    `slot_of_layer` says which slot each cross-attention layer looks at; layers of one slot share its encoding.
+    """
+    embedded = [input_embeddings(encoder, [prompt], one) for one in (vectors, *slots) for prompt in prompts]
+    inputs, ids = (torch.cat(parts) for parts in zip(*embedded, strict=True))
+    encoding = encoder.encode(inputs, ids)
+    copies = encoding.tokens.unflatten(0, (len(slots) + 1, len(prompts)))
+    pooled = None if encoding.pooled is None else encoding.pooled[: len(prompts)]
+    return Encoding(copies[0], pooled, torch.stack([copies[1 + slot] for slot in slot_of_layer]))

@@ -22,7 +22,6 @@ from ..maths.core import (
 from ..models.protocol import Conditioning, Encoding, TextEncoder, TextToImageModel, TokenMeans
 from ..prompts.tokens import tokenize_prompt
 from .draws import send
-from .prompts import expand
 from .regularizer import AttentionPass, LossTerm, Terms, TrainingStep
 
 ATTENTION_SHARE = 3
@@ -137,13 +136,14 @@ class CoReRegularizer:
     def _embedding(
         self, prompt: str, concept: Mapping[str, Encoding], reference: Mapping[str, Encoding]
     ) -> torch.Tensor:
-        """METHODS.md C2, the mean over the text encoders."""
-        parts = [
-            embedding_loss(
-                encoding.tokens[0], reference[name].tokens[0], *self._positions[name, prompt], axis=self.axis
-            )
-            for name, encoding in concept.items()
-        ]
+        """METHODS.md C2, the mean over the text encoders and, for a word with several, over what its vectors say."""
+        parts = []
+        for name, encoding in concept.items():
+            ours, theirs = encoding.tokens[0], reference[name].tokens[0]
+            if encoding.layers is not None:
+                ours = encoding.layers[:, 0]
+                theirs = theirs.expand(len(ours), -1, -1)
+            parts.append(embedding_loss(ours, theirs, *self._positions[name, prompt], axis=self.axis))
         return sum(parts) / len(parts)
 
     def _attention(
@@ -161,14 +161,14 @@ class CoReRegularizer:
         # Encoders of one model share their tokenizer, hence also the places of the context tokens.
         positions = self._positions[next(iter(step.model.text_encoders)), prompt]
         expected = TokenMeans()
-        with torch.no_grad():
-            step.model.predict(latents, timesteps, expand(reference, batch), expected)
+        with torch.no_grad(), step.model_as_it_came():
+            step.model.predict(latents, timesteps, reference.expand(batch), expected)
 
         def finish(layers: Sequence[torch.Tensor]) -> dict[str, LossTerm]:
             loss = attention_loss(layers, expected.layers, *positions, mode=self.attention_mode)
             return {"core/attention": LossTerm(loss * (full / batch), self.attention_weight)}
 
-        return Terms(losses, AttentionPass(latents, timesteps, expand(concept, batch)), finish)
+        return Terms(losses, AttentionPass(latents, timesteps, concept.expand(batch)), finish)
 
 
 __all__ = ["CoReRegularizer", "CoReWeights", "recommended_weights"]

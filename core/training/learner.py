@@ -1,4 +1,4 @@
-"""All that a training step changes: the concept's vectors, their optimizer, norm rule, average and loss scale."""
+"""All that a training step changes: the word's vectors, weights, their optimizer, norm rule, average, loss scale."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ..concept import Concept
 from ..maths import norms
 from ..models.protocol import TextEncoder, TextToImageModel
 from .schedules import learning_rate_factor
 from .settings import TrainSettings, optimizer_class
+from .word import Word
 
 LOSS_SCALE = 2.0**16
 LOSS_SCALE_PATIENCE = 2000
@@ -20,46 +20,35 @@ LOSS_SCALE_PATIENCE = 2000
 TensorTree = dict[str, torch.Tensor]
 
 
-def starting_vectors(encoder: TextEncoder, class_word: str, length: int) -> torch.Tensor:
-    """(length, d) float32 input embeddings of the class word's tokens, taken in order and again from the first where
-    there are more vectors than tokens; one vector of a phrase is its first token (METHODS.md 1.4 no. 1).
-
-    Raises ValueError where the class word has no token.
-    """
-    tokens = encoder.tokenize(class_word)
-    if not tokens:
-        raise ValueError(f"the class word {class_word!r} holds no token of {encoder.name}")
-    rows = [tokens[index % len(tokens)] for index in range(length)]
-    return encoder.table()[rows].detach().float().clone()
-
-
-def vectors_of(concept: Concept, model: TextToImageModel, length: int) -> TensorTree:
-    """The vectors of a concept to continue from. Raises ValueError where they do not fit the model or `length`."""
-    wanted = {name: (length, encoder.width) for name, encoder in model.text_encoders.items()}
-    found = {name: tuple(value.shape) for name, value in concept.vectors.items()}
-    if wanted != found:
-        raise ValueError(f"the concept {concept.name!r} has vectors {found}, this training needs {wanted}")
-    return {name: concept.vectors[name].detach().float().clone() for name in wanted}
-
-
 class Learner:
-    """Float32 master vectors, one leaf (n, d) a text encoder, and everything that moves with them.
+    """Float32 leaves and everything that moves with them: the learned `vectors` of the word, by text encoder, and the
+    `weights`, by name. Only vectors know a norm rule.
 
     `done` counts finished steps. A step is all or nothing: where its loss or gradient is not finite, or an interrupt
-    arrives in the middle, vectors and optimizer are what they were before it. The first is decided on the device.
+    arrives in the middle, leaves and optimizer are what they were before it. The first is decided on the device.
     """
 
-    def __init__(self, model: TextToImageModel, settings: TrainSettings, initial: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self,
+        model: TextToImageModel,
+        settings: TrainSettings,
+        start: Word,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         self.settings = settings
         self.device = model.device
         self.done = 0
         self.window = norms.rescale_window(settings.steps, *settings.window)
         self.vectors: TensorTree = {}
         self.norms: TensorTree = {}
-        for name, encoder in model.text_encoders.items():
-            self._enter(name, encoder, initial[name])
+        for name, value in start.learned.items():
+            self._enter(name, model.text_encoders[name], value)
+        fixed = {name: value.to(self.device) for name, value in start.fixed.items()}
+        self.word = Word(self.vectors, fixed, start.slot_of_layer)
+        self.weights: TensorTree = dict(weights or {})
+        self.leaves: TensorTree = {**self.vectors, **self.weights}
         self.initial = {name: value.detach().clone() for name, value in self.vectors.items()}
-        self.average = {name: value.detach().clone() for name, value in self.vectors.items()} if settings.ema else {}
+        self.average = {name: value.detach().clone() for name, value in self.leaves.items()} if settings.ema else {}
         self.optimizer = self._make_optimizer()
         half = settings.precision == "fp16" or (settings.precision == "model" and model.dtype == torch.float16)
         self.scale = torch.tensor(LOSS_SCALE if half else 1.0, device=self.device)
@@ -80,26 +69,43 @@ class Learner:
     def _make_optimizer(self) -> torch.optim.Optimizer:
         kind = optimizer_class(self.settings.optimizer)
         options = {"lr": self.settings.learning_rate, **self.settings.optimizer_options}
+        groups = [
+            {"params": list(tree.values()), "lr": rate}
+            for tree, rate in (
+                (self.vectors, options["lr"]),
+                (self.weights, self.settings.weight_rate or options["lr"]),
+            )
+            if tree
+        ]
+        self.rates = [float(group["lr"]) for group in groups]
         try:
-            return kind(list(self.vectors.values()), **options)
+            return kind(groups, **options)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.settings.optimizer} does not take the options {options}: {error}") from error
 
     @property
     def numbers(self) -> int:
         """How many numbers are trained."""
-        return sum(value.numel() for value in self.vectors.values())
+        return sum(value.numel() for value in self.leaves.values())
 
-    def learned(self) -> TensorTree:
-        """The vectors as they are now, their running average where there is one: float32 on the CPU."""
-        return {name: value.detach().to("cpu", copy=True) for name, value in (self.average or self.vectors).items()}
+    def learned(self) -> Word:
+        """The word as it is now, by its running average where there is one: float32 on the CPU."""
+        now = self.average or self.leaves
+        learned = {name: now[name].detach().to("cpu", copy=True) for name in self.vectors}
+        fixed = {name: value.to("cpu", copy=True) for name, value in self.word.fixed.items()}
+        return Word(learned, fixed, self.word.slot_of_layer)
+
+    def learned_weights(self) -> TensorTree:
+        """The weights as they are now, their running average where there is one: float32 on the CPU."""
+        now = self.average or self.leaves
+        return {name: now[name].detach().to("cpu", copy=True) for name in self.weights}
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of `loss` to the vectors, scaled up in half precision so that it does not vanish."""
+        """Add the gradient of `loss` to the leaves, scaled up in half precision so that it does not vanish."""
         (loss * self.scale if self.scaled else loss).backward()
 
     def step(self, loss: torch.Tensor) -> torch.Tensor:
-        """Move the vectors by what `backward` gathered. `loss` is the detached total, looked at for being finite.
+        """Move the leaves by what `backward` gathered. `loss` is the detached total, looked at for being finite.
 
         Returns a device flag (): this or an earlier step was not finite, and nothing moves any more.
         """
@@ -130,16 +136,16 @@ class Learner:
     def _gradients(self) -> list[torch.Tensor]:
         return [
             torch.zeros_like(value) if value.grad is None else value.grad / self.scale if self.scaled else value.grad
-            for value in self.vectors.values()
+            for value in self.leaves.values()
         ]
 
     def _move(self, gradients: list[torch.Tensor], good: torch.Tensor) -> None:
         mode, number = self.settings.norm_mode, self.done + 1
-        for value, gradient in zip(self.vectors.values(), gradients, strict=True):
+        for (name, value), gradient in zip(self.leaves.items(), gradients, strict=True):
             gradient = torch.where(good, gradient, torch.zeros_like(gradient))
-            value.grad = norms.direct(mode, gradient, value.detach())
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * learning_rate_factor(
+            value.grad = norms.direct(mode, gradient, value.detach()) if name in self.vectors else gradient
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * learning_rate_factor(
                 self.done, self.settings.steps, schedule=self.settings.schedule, warmup=self.settings.warmup
             )
         self.optimizer.step()
@@ -151,13 +157,13 @@ class Learner:
                 value.copy_(rows)
                 if norm is not None:
                     self.norms[name] = norm
-                if self.average:
-                    self.average[name].lerp_(value, 1 - self.settings.ema)
+            for name, value in self.average.items():
+                value.lerp_(self.leaves[name], 1 - self.settings.ema)
 
     def _snapshot(self) -> dict[str, Any]:
         state = self.optimizer.state
         return {
-            "vectors": {name: value.detach().clone() for name, value in self.vectors.items()},
+            "leaves": {name: value.detach().clone() for name, value in self.leaves.items()},
             "average": {name: value.clone() for name, value in self.average.items()},
             "norms": dict(self.norms),
             "optimizer": {key: {k: _copy(v) for k, v in values.items()} for key, values in state.items()},
@@ -168,7 +174,7 @@ class Learner:
     @torch.no_grad()
     def _keep_where(self, good: torch.Tensor, before: dict[str, Any]) -> None:
         """Undo the step where it was not `good`, without asking the host."""
-        for kind in ("vectors", "average"):
+        for kind in ("leaves", "average"):
             for name, value in getattr(self, kind).items():
                 value.copy_(torch.where(good, value, before[kind][name]))
         for key, values in before["optimizer"].items():
@@ -192,7 +198,7 @@ class Learner:
 
     @torch.no_grad()
     def _restore(self, before: dict[str, Any]) -> None:
-        for kind in ("vectors", "average"):
+        for kind in ("leaves", "average"):
             for name, value in getattr(self, kind).items():
                 value.copy_(before[kind][name])
         self.norms = before["norms"]
@@ -205,6 +211,7 @@ class Learner:
         """Everything as one tree of tensors and plain values, for a checkpoint."""
         return {
             "vectors": {name: value.detach() for name, value in self.vectors.items()},
+            "weights": {name: value.detach() for name, value in self.weights.items()},
             "initial": self.initial,
             "average": self.average,
             "norms": self.norms,
@@ -220,8 +227,10 @@ class Learner:
         for name, value in self.vectors.items():
             value.copy_(state["vectors"][name])
             self.initial[name] = state["initial"][name].to(self.device)
-            if self.average:
-                self.average[name].copy_(state["average"][name])
+        for name, value in self.weights.items():
+            value.copy_(state["weights"][name])
+        for name, value in self.average.items():
+            value.copy_(state["average"][name])
         self.norms = {name: value.to(self.device) for name, value in state["norms"].items()}
         groups = self.optimizer.state_dict()["param_groups"]
         entries = {int(key): value for key, value in state["optimizer"].items()}

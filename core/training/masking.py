@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,13 @@ class MaskableRow:
     maskable: torch.Tensor
     concept_rows: torch.Tensor
     end: int
+
+    def of_copy(self, copy: int, length: int) -> MaskableRow:
+        """This row for one of several copies of the concept's `length` vectors that lie one after another."""
+        if copy == 0:
+            return self
+        ordinary = self.concept_rows == ORDINARY
+        return replace(self, concept_rows=torch.where(ordinary, self.concept_rows, self.concept_rows + copy * length))
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,9 @@ class MLMRegularizer:
         prompts = self.prompts.draw(self.batch, step.generator)
         losses = {}
         for guesser in self._encoders:
-            uniform = torch.rand((self.batch, guesser.encoder.max_length), generator=step.generator)
-            loss = guesser.loss(prompts, uniform, self.rho, step.vectors[guesser.encoder.name])
+            copies = step.copies[guesser.encoder.name]
+            uniform = torch.rand((len(copies) * self.batch, guesser.encoder.max_length), generator=step.generator)
+            loss = guesser.loss(prompts, uniform, self.rho, copies)
             losses[f"{self.name}/{guesser.encoder.name}"] = LossTerm(loss, self.weight)
         return Terms(losses)
 
@@ -141,10 +142,16 @@ class _Guesser:
         self.nameable = nameable_ids(psi.rows)
         self.row = lru_cache(maxsize=KEPT_ROWS)(self._row)
 
-    def loss(self, prompts: Sequence[str], uniform: torch.Tensor, rho: float, vectors: torch.Tensor) -> torch.Tensor:
-        """METHODS.md M5: the mean cross-entropy of the masked tokens, (). The output layer sees only those."""
+    def loss(self, prompts: Sequence[str], uniform: torch.Tensor, rho: float, copies: torch.Tensor) -> torch.Tensor:
+        """METHODS.md M5: the mean cross-entropy of the masked tokens, (). The output layer sees only those.
+
+        METHODS.md 2.6: every prompt is encoded with each of the `copies` (S, n, d) of the concept's vectors, masked
+        independently by `uniform` (S * B, L).
+        """
         table = self.encoder.table()
-        batch = mask_rows([self.row(prompt) for prompt in prompts], uniform, rho).to(table.device)
+        rows = [self.row(prompt).of_copy(copy, copies.shape[1]) for copy in range(len(copies)) for prompt in prompts]
+        batch = mask_rows(rows, uniform, rho).to(table.device)
+        vectors = copies.flatten(0, 1)
         outputs = self.encoder.encode(masked_inputs(table, batch, self.psi.mask, vectors), batch.ids).tokens
         logits = self.psi(outputs, batch.masked)
         return masked_loss(cross_entropy(logits, self.psi.rows[batch.targets]))

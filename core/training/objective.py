@@ -13,7 +13,7 @@ from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, min_snr_we
 from ..models.protocol import Conditioning, TextToImageModel, TokenMeans
 from .draws import Draws, draw_step, generator_for
 from .pictures import LatentBank
-from .prompts import PromptEncoder, StepView, expand
+from .prompts import PromptEncoder, StepView
 from .regularizer import AttentionPass, LossTerm, Regularizer, Terms
 from .settings import TrainSettings
 
@@ -85,7 +85,7 @@ class Objective:
                     latents=z_t,
                     timesteps=timesteps,
                     class_word=settings.class_word,
-                    length=settings.vectors,
+                    length=self.prompts.word.length,
                     generator=generator_for(settings.seed, stream, step),
                     prompts=self.prompts,
                 )
@@ -97,7 +97,7 @@ class Objective:
         """The instance prompts of one batch; a prompt that all samples share is encoded once."""
         chosen = templates[:1] if len(set(templates)) == 1 else templates
         encodings, _ = self.prompts.with_concept([self.settings.templates[index] for index in chosen])
-        return expand(self.prompts.conditioning(encodings), len(templates))
+        return self.prompts.conditioning(encodings).expand(len(templates))
 
     def _predict(self, passes: Sequence[AttentionPass]) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
         """The first pass's prediction, and per-layer token means of the others."""

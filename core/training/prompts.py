@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from ..models.protocol import Conditioning, Encoding, ImageSize, TextToImageModel
+from ..models.text import encode_layers
 from ..prompts.tokens import TokenizedPrompt, input_embeddings, tokenize_prompt
+from .weights import TrainableWeights
+from .word import Word
 
 Encoded = tuple[Mapping[str, Encoding], Mapping[str, Sequence[TokenizedPrompt]]]
 
 
 class PromptEncoder:
-    """Encodes templates for one run. `vectors` are the learner's leaves, so a gradient reaches them."""
+    """Encodes templates for one run. `word` is the learner's, so a gradient reaches it.
 
-    def __init__(self, model: TextToImageModel, vectors: Mapping[str, torch.Tensor], size: ImageSize) -> None:
+    Plain words are encoded once and kept, by the model as it came, also where a text encoder itself is learning.
+    """
+
+    def __init__(
+        self, model: TextToImageModel, word: Word, size: ImageSize, weights: TrainableWeights | None = None
+    ) -> None:
         self.model = model
-        self.vectors = vectors
+        self.word = word
         self.size = size
+        self.weights = weights
         self._with_words = lru_cache(maxsize=1024)(self._encode_words)
         self._tokenized = lru_cache(maxsize=1024)(self._tokenize)
 
     def with_concept(self, templates: Sequence[str]) -> Encoded:
         """Each template with the concept in its placeholder, with gradient."""
         encodings, prompts = {}, {}
+        slots = self.word.slots
         for name, encoder in self.model.text_encoders.items():
-            vectors = self.vectors[name]
-            rows = [self._tokenized(name, template) for template in templates]
+            vectors = self.word.vectors[name]
+            rows = prompts[name] = [self._tokenized(name, template) for template in templates]
+            if slots is not None:
+                encodings[name] = encode_layers(encoder, rows, vectors, slots[name], self.word.slot_of_layer)
+                continue
             # One at a time, so that the placement of a template is looked up and not sent to the device every step.
             embedded = [input_embeddings(encoder, [row], vectors) for row in rows]
             inputs, ids = (torch.cat(parts) for parts in zip(*embedded, strict=True))
-            encodings[name], prompts[name] = encoder.encode(inputs, ids), rows
+            encodings[name] = encoder.encode(inputs, ids)
         return encodings, prompts
 
     def with_words(self, templates: Sequence[str], words: str | None) -> Encoded:
@@ -48,15 +62,21 @@ class PromptEncoder:
         """What the UNet needs, at the size of the training pictures."""
         return self.model.conditioning(encodings, self.size)
 
+    def model_as_it_came(self) -> AbstractContextManager[None]:
+        """Nothing that was learned changes the model inside."""
+        return nullcontext() if self.weights is None else self.weights.off()
+
     def _tokenize(self, name: str, template: str) -> TokenizedPrompt:
-        return tokenize_prompt(self.model.text_encoders[name], template, rows=self.vectors[name].shape[0])
+        return tokenize_prompt(self.model.text_encoders[name], template, rows=self.word.length)
 
     @torch.no_grad()
     def _encode_words(self, template: str, words: str | None) -> Encoded:
         encodings, prompts = {}, {}
         for name, encoder in self.model.text_encoders.items():
             row = tokenize_prompt(encoder, template, words=words)
-            encodings[name], prompts[name] = encoder.encode(*input_embeddings(encoder, [row], None)), [row]
+            with self.model_as_it_came():
+                encodings[name] = encoder.encode(*input_embeddings(encoder, [row], None))
+            prompts[name] = [row]
         return encodings, prompts
 
 
@@ -76,7 +96,11 @@ class StepView:
 
     @property
     def vectors(self) -> Mapping[str, torch.Tensor]:
-        return self.prompts.vectors
+        return self.prompts.word.vectors
+
+    @property
+    def copies(self) -> Mapping[str, torch.Tensor]:
+        return self.prompts.word.copies
 
     def encode_concept(self, templates: Sequence[str]) -> Encoded:
         return self.prompts.with_concept(templates)
@@ -87,11 +111,8 @@ class StepView:
     def conditioning(self, encodings: Mapping[str, Encoding]) -> Conditioning:
         return self.prompts.conditioning(encodings)
 
-
-def expand(conditioning: Conditioning, batch: int) -> Conditioning:
-    """Repeat a batch of one to `batch` rows without copying; a full batch stays as it is."""
-    y = conditioning.y
-    return Conditioning(conditioning.context.expand(batch, -1, -1), None if y is None else y.expand(batch, -1))
+    def model_as_it_came(self) -> AbstractContextManager[None]:
+        return self.prompts.model_as_it_came()
 
 
 def _join(encodings: Sequence[Encoding]) -> Encoding:

@@ -8,6 +8,7 @@ Any list of regularizers adds up.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,6 +62,8 @@ class TrainingStep(Protocol):
     """n, the vectors of the concept."""
     vectors: Mapping[str, torch.Tensor]
     """The concept's input embeddings (n, d) of each text encoder, part of the graph."""
+    copies: Mapping[str, torch.Tensor]
+    """All that a prompt is encoded with, (S, n, d): the vectors alone (S = 1), or one copy for each slot (XTI)."""
     generator: torch.Generator
     """The CPU generator of this regularizer: every random choice comes from it, so that a resume repeats them."""
 
@@ -73,6 +76,9 @@ class TrainingStep(Protocol):
         """Encode templates with plain words in place of "{}", without gradient; cached by template and words."""
 
     def conditioning(self, encodings: Mapping[str, Encoding]) -> Conditioning: ...
+
+    def model_as_it_came(self) -> AbstractContextManager[None]:
+        """Nothing that was learned changes the model inside: what a regularizer compares with."""
 
 
 class Regularizer(Protocol):

@@ -12,6 +12,7 @@ import torch
 
 from ..concept import PLACEHOLDER
 from ..maths.norms import NormMode
+from .methods import Method, method_called
 from .schedules import LearningRateSchedule
 
 Precision = Literal["model", "fp32", "bf16", "fp16"]
@@ -54,6 +55,11 @@ class TrainSettings:
     samples and the result does not depend on how they are divided. `window` is a share of the run (METHODS.md C5).
     `resolution` None takes the model's own, else the pictures'. `passes` runs the regularizers' UNet passes in one
     batch with the main pass ("joint") or after it ("separate"); the numbers differ by rounding only.
+
+    `method` is one of `METHODS`, `rank` that of the weights' change (None: the method's own, 0: whole weights) and
+    `weight_rate` their learning rate (None: the vectors'). With `identifier`, a rare word such as "sks", the word is
+    the identifier and then the class word, as Custom Diffusion and DreamBooth write it; only the identifier's vectors
+    are learned, where any are.
     """
 
     class_word: str
@@ -86,6 +92,10 @@ class TrainSettings:
     preview_seed: int = 0
     preview_steps: int = 25
     preview_guidance: float = 4.0
+    method: str = "ti"
+    rank: int | None = None
+    weight_rate: float | None = None
+    identifier: str = ""
 
     def __post_init__(self) -> None:
         for name in ("vectors", "steps", "batch", "gradient_accumulation", "log_every", "checkpoint_every"):
@@ -96,8 +106,10 @@ class TrainSettings:
                 raise ValueError(f"{name} cannot be negative: {getattr(self, name)}")
         if not self.class_word.strip():
             raise ValueError("a class word is needed: the nearest ordinary word for what is in the pictures")
-        if not self.learning_rate > 0:
-            raise ValueError(f"the learning rate is greater than 0, not {self.learning_rate}")
+        if not self.learning_rate > 0 or not (self.weight_rate is None or self.weight_rate > 0):
+            raise ValueError(f"learning rates are greater than 0, not {self.learning_rate} and {self.weight_rate}")
+        if method_called(self.method).trains_weights and self.rank is not None and self.rank < 0:
+            raise ValueError(f"the rank cannot be negative: {self.rank}")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema is a decay within 0 <= ema < 1, not {self.ema}")
         for name, allowed in _CHOICES.items():
@@ -112,6 +124,18 @@ class TrainSettings:
     def samples(self) -> int:
         """Samples that one optimiser step sees."""
         return self.batch * self.gradient_accumulation
+
+    @property
+    def trains(self) -> Method:
+        """What is trained."""
+        return method_called(self.method)
+
+    @property
+    def low_rank(self) -> int:
+        """The rank of the weights' change; 0 where whole weights change, or none does."""
+        if not self.trains.trains_weights:
+            return 0
+        return self.trains.rank if self.rank is None else self.rank
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of a run, as flat JSON data; a checkpoint is only resumed where all of it agrees."""

@@ -18,15 +18,18 @@ from ..files.learned import check_learned
 from ..models.frozen import autograd
 from ..models.protocol import ImageSize, TextToImageModel
 from ..models.sampling import sample
+from ..models.text import encode_prompts
 from .checkpoint import Checkpoint, load_checkpoint, require_same_run, save_checkpoint
 from .events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from .history import History
-from .learner import Learner, starting_vectors, vectors_of
+from .learner import Learner
 from .objective import Objective
 from .pictures import checked_pictures, encode_pictures
 from .prompts import PromptEncoder
 from .regularizer import Regularizer
 from .settings import TrainSettings
+from .weights import TrainableWeights
+from .word import Word, starting_word
 
 FLAGS = ("failed",)
 """Columns of the history that are checks, not losses."""
@@ -48,9 +51,10 @@ def train(
 ) -> TrainingRun:
     """Learn a word for what is in `images` ((H, W, 3) in [0, 1] each); `masks` (H, W) say which pixels count.
 
-    Only the concept's vectors are trained. They start from the class word, or from `initial`. `resume` is a checkpoint
-    file or a folder of them; it has to come from the same settings, model and pictures. Nothing happens before the
-    first event is asked for. Close the run, or use it in a `with`, to have unfinished work in `checkpoint_dir`:
+    What is trained is `settings.method`; the word starts from the class word, or from `initial`. `resume` is a
+    checkpoint file or a folder of them; it has to come from the same settings, model and pictures. Nothing happens
+    before the first event is asked for. Close the run, or use it in a `with`, to have unfinished work in
+    `checkpoint_dir`:
 
         with train(model, images, settings) as run:
             for event in run: ...
@@ -79,6 +83,7 @@ class TrainingRun(Iterator[Event]):
         self.regularizers = regularizers
         self.history = History()
         self.learner: Learner | None = None
+        self.weights: TrainableWeights | None = None
         self._images, self._masks, self._resume, self._initial = images, masks, resume, initial
         self._stop: str | None = None
         self._saved = 0
@@ -117,17 +122,21 @@ class TrainingRun(Iterator[Event]):
         if self.learner is None:
             raise RuntimeError("the training has not started: take its first event")
         with autograd():
+            word = self.learner.learned()
+            layers = word.slots and {name: value[list(word.slot_of_layer)] for name, value in word.slots.items()}
             return Concept(
                 name=self.settings.name,
                 class_word=self.settings.class_word,
-                vectors=self.learner.learned(),
+                vectors=dict(word.vectors),
+                layer_vectors=layers,
+                lora=None if self.weights is None else self.weights.lora(self.learner.learned_weights()),
                 provenance=self._provenance(),
             )
 
     def _run(self) -> Iterator[Event]:
         with ExitStack() as stack:
             stack.enter_context(self.model.session(gradient_checkpointing=self.settings.gradient_checkpointing))
-            learner = self._begin()
+            learner = self._begin(stack)
             try:
                 yield Started(learner.done, self.settings.steps, learner.numbers)
                 while learner.done < self.settings.steps and self._stop is None:
@@ -139,7 +148,7 @@ class TrainingRun(Iterator[Event]):
                 self._keep()
                 raise
 
-    def _begin(self) -> Learner:
+    def _begin(self, stack: ExitStack) -> Learner:
         settings, model = self.settings, self.model
         if settings.precision == "fp32" and model.dtype != torch.float32:
             raise ValueError(f"the model is loaded in {model.dtype}: load it in float32, or set precision to 'model'")
@@ -154,18 +163,16 @@ class TrainingRun(Iterator[Event]):
             seed=settings.seed,
         )
         del self._images, self._masks
+        start = starting_word(model, settings, self._initial)
         for regularizer in self.regularizers:
-            regularizer.prepare(model, settings.class_word, settings.vectors)
-        if self._initial is not None:
-            start = vectors_of(self._initial, model, settings.vectors)
-        else:
-            start = {
-                name: starting_vectors(encoder, settings.class_word, settings.vectors)
-                for name, encoder in model.text_encoders.items()
-            }
-        learner = self.learner = Learner(model, settings, start)
+            regularizer.prepare(model, settings.class_word, start.length)
+        if settings.trains.trains_weights:
+            self.weights = TrainableWeights(model, settings)
+            stack.enter_context(self.weights.on())
+        learner = self.learner = Learner(model, settings, start, self.weights and self.weights.leaves)
         self.identity = _identity(self, start)
-        self.prompts = PromptEncoder(model, learner.vectors, ImageSize(self.resolution, self.resolution))
+        size = ImageSize(self.resolution, self.resolution)
+        self.prompts = PromptEncoder(model, learner.word, size, self.weights)
         self.objective = Objective(model, settings, self.regularizers, self.bank, self.prompts)
         if self._resume is not None:
             self._continue(load_checkpoint(self._resume))
@@ -239,7 +246,12 @@ class TrainingRun(Iterator[Event]):
     def _require_learning(self) -> None:
         learner = self.learner
         try:
-            check_learned(learner.initial, learner.vectors)
+            check_learned(
+                {name: value.flatten(0, -2) for name, value in learner.initial.items()},
+                {name: value.flatten(0, -2) for name, value in learner.vectors.items()},
+            )
+            if self.weights is not None:
+                self.weights.check_learned()
         except LearnedNothingError as error:
             advice = "raise the learning rate or the steps, and see that the masks leave something to learn from"
             raise LearnedNothingError(f"{error}. After {learner.done} steps: {advice}") from None
@@ -261,11 +273,10 @@ class TrainingRun(Iterator[Event]):
         settings = self.settings
         side = self.resolution // self.model.latent_factor
         encodings, _ = self.prompts.with_concept([settings.preview_prompt])
-        negative, _ = self.prompts.with_words([""], None)
         latents = sample(
             self.model,
             self.prompts.conditioning(encodings),
-            self.prompts.conditioning(negative),
+            self.prompts.conditioning(encode_prompts(self.model, [""])),
             shape=(1, self.model.latent_channels, side, side),
             steps=settings.preview_steps,
             guidance=settings.preview_guidance,
@@ -310,11 +321,12 @@ def resolution_for(model: TextToImageModel, settings: TrainSettings, pictures: S
     return max(unit, min(min(picture.shape[1:]) for picture in pictures) // unit * unit)
 
 
-def _identity(run: TrainingRun, start: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _identity(run: TrainingRun, start: Word) -> dict[str, Any]:
     """Everything that decides the numbers of a run."""
     digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(start):
-        digest.update(start[name].cpu().numpy().tobytes())
+    for part in (start.learned, start.fixed):
+        for name in sorted(part):
+            digest.update(part[name].cpu().numpy().tobytes())
     return {
         **run.settings.identity(),
         "resolution": run.resolution,

@@ -47,6 +47,10 @@ class StubEncoder(nn.Module):
         eot = (ids == self.eos).int().argmax(-1)
         return Encoding(x, x[torch.arange(len(x)), eot])
 
+    def linear_layers(self):
+        prefix = "text_model.encoder.layers.0.self_attn."
+        return {prefix + "q_proj": self.qkv, prefix + "out_proj": self.out}
+
 
 class CrossAttention(nn.Module):
     def __init__(self, channels, context):
@@ -101,11 +105,11 @@ class StubModel(nn.Module):
 
     def conditioning(self, encodings, size):
         parts = [encodings[name] for name in self.text_encoders]
-        context = torch.cat([part.tokens for part in parts], -1)
+        context, layers = Encoding.beside(parts)
         if len(parts) == 1:
-            return Conditioning(context)
+            return Conditioning(context, None, layers)
         sizes = torch.tensor([[size.height / 1000, size.width / 1000]]).expand(len(context), -1)
-        return Conditioning(context, torch.cat([parts[-1].pooled, sizes], -1))
+        return Conditioning(context, torch.cat([parts[-1].pooled, sizes], -1), layers)
 
     def predict(self, latents, timesteps, conditioning, probe=None):
         self.predictions.append((len(latents), probe is not None, torch.is_grad_enabled()))
@@ -114,17 +118,32 @@ class StubModel(nn.Module):
         if conditioning.y is not None:
             time = time + self.size(conditioning.y)
         x = F.silu(self.conv_in(latents) + time[..., None, None])
-        for index, attention in enumerate(self.attentions):
+        layers = conditioning.layers
+        contexts = [conditioning.context] * len(self.attentions) if layers is None else layers
+        for index, (attention, context) in enumerate(zip(self.attentions, contexts, strict=True)):
             report = None if probe is None else lambda p, index=index: probe(index, p)
-            x = attention(x, conditioning.context, report)
+            x = attention(x, context, report)
             x = F.silu(self.conv_mid(x)) + x
         return self.conv_out(x).float()
 
+    @torch.no_grad()
+    def features(self, latents, timesteps, conditioning):
+        angles = timesteps[:, None] * torch.logspace(0, -3, 8)
+        time = self.time(torch.cat([angles.sin(), angles.cos()], -1))
+        first = F.silu(self.conv_in(latents) + time[..., None, None])
+        second = F.avg_pool2d(self.attentions[0](first, conditioning.context, None), 2)
+        return [first, second, F.silu(self.conv_mid(second))]
+
     def cross_attention_layers(self):
-        return ["0", "1"]
+        return [f"down_blocks.{index}.attentions.0.attn2" for index in range(len(self.attentions))]
 
     def linear_layers(self):
-        return {name: part for name, part in self.named_modules() if isinstance(part, nn.Linear)}
+        return {name: part for name, part in self.weight_layers().items() if isinstance(part, nn.Linear)}
+
+    def weight_layers(self):
+        attentions = zip(self.cross_attention_layers(), self.attentions, strict=True)
+        inner = {f"{name}.to_{part}": getattr(module, part) for name, module in attentions for part in ("q", "k", "v")}
+        return {"conv_in": self.conv_in, "conv_out": self.conv_out, "time": self.time, **inner}
 
     @contextmanager
     def session(self, *, gradient_checkpointing=False):

@@ -15,6 +15,7 @@ from contextual_inversion.core.training.core_regularizer import CoReRegularizer
 from contextual_inversion.core.training.masking import caption_row, mask_rows, masked_inputs, nameable_ids, prompt_row
 from contextual_inversion.core.training.mlm_regularizer import MLMRegularizer
 from contextual_inversion.core.training.prompts import PromptEncoder, StepView
+from contextual_inversion.core.training.word import Word
 
 PROMPTS = ListedPrompts(
     ("a {} in the snow", "a red {} on a beach", "my {} beside a lake at night", "a drawing of a {}")
@@ -32,7 +33,7 @@ def regularizer(model, prompts=PROMPTS, **keywords):
 
 
 def step_of(model, vectors, seed=0, class_word="dog"):
-    prompts = PromptEncoder(model, vectors, None)
+    prompts = PromptEncoder(model, Word(vectors), None)
     zeros = torch.zeros(1)
     length = len(next(iter(vectors.values())))
     generator = torch.Generator().manual_seed(seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from stub_model import StubModel, pictures
-from training_child import core, settings
+from training_child import TINY_METHODS, core, settings
 
 from contextual_inversion.core.training.checkpoint import CheckpointMismatchError, checkpoints_in, load_checkpoint
 from contextual_inversion.core.training.events import CheckpointSaved, Finished, Step
@@ -18,21 +18,25 @@ from contextual_inversion.core.training.trainer import train
 CHILD = Path(__file__).with_name("training_child.py")
 
 
-def child(folder, what, number):
+def child(folder, what, number, method="ti"):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, str(CHILD), str(folder), what, str(number)], env=environment).returncode
+    command = [sys.executable, str(CHILD), str(folder), what, str(number), method]
+    return subprocess.run(command, env=environment).returncode
 
 
-def to_the_end(folder, resume=None):
+def to_the_end(folder, resume=None, method="ti"):
     torch.set_num_threads(1)
-    with train(StubModel(), pictures(), settings(folder), regularizers=[core()], resume=resume) as run:
+    with train(StubModel(), pictures(), settings(folder, method), regularizers=[core()], resume=resume) as run:
         *_, last = run
     return last
 
 
 def same(a, b):
     assert set(a.concept.vectors) == set(b.concept.vectors)
-    assert all(torch.equal(a.concept.vectors[name], b.concept.vectors[name]) for name in a.concept.vectors)
+    for kind in ("vectors", "layer_vectors", "lora"):
+        ours, theirs = getattr(a.concept, kind) or {}, getattr(b.concept, kind) or {}
+        assert set(ours) == set(theirs)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert set(a.losses) == set(b.losses)
     assert all(torch.equal(a.losses[name], b.losses[name]) for name in a.losses)
 
@@ -50,6 +54,13 @@ def test_kill_minus_nine_anywhere_then_resume_gives_the_same_bits(tmp_path, unin
     last = to_the_end(tmp_path, resume=tmp_path)
     assert last.step == 12
     same(last, uninterrupted)
+
+
+@pytest.mark.parametrize("method", [name for name in TINY_METHODS if name != "ti"])
+def test_every_method_survives_kill_minus_nine(tmp_path, method):
+    whole = to_the_end(tmp_path / "whole", method=method)
+    assert child(tmp_path / "killed", "predict", 17, method) == -signal.SIGKILL
+    same(to_the_end(tmp_path / "killed", resume=tmp_path / "killed", method=method), whole)
 
 
 @pytest.mark.parametrize("steps", [1, 5, 7])

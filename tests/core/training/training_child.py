@@ -1,6 +1,6 @@
 """Train in a process of its own and die by SIGKILL at the n-th time something happens.
 
-python training_child.py CHECKPOINTS (predict|replace|never) N
+python training_child.py CHECKPOINTS (predict|replace|never) N [METHOD]
 """
 
 import os
@@ -18,9 +18,23 @@ from contextual_inversion.core.training.core_regularizer import CoReRegularizer
 from contextual_inversion.core.training.settings import Augmentation, TrainSettings
 from contextual_inversion.core.training.trainer import train
 
+TINY_METHODS = {
+    "ti": {"method": "ti"},
+    "xti": {"method": "xti"},
+    "xti-blocks": {"method": "xti-blocks", "vectors": 2},
+    "custom diffusion": {"method": "custom-diffusion", "identifier": "sks"},
+    "custom diffusion, low rank": {"method": "custom-diffusion", "identifier": "sks", "rank": 2},
+    "dreambooth": {"method": "dreambooth", "identifier": "sks", "weight_rate": 1e-3},
+    "dreambooth, low rank": {"method": "dreambooth-lora", "identifier": "sks"},
+    "second stage": {"method": "refine", "rank": 2},
+    "second stage, all weights": {"method": "refine-all"},
+}
+"""What can be trained, as keywords for the settings of a training on the stub model."""
 
-def settings(folder):
+
+def settings(folder, method="ti"):
     return TrainSettings(
+        **TINY_METHODS[method],
         class_word="dog",
         steps=12,
         batch=2,
@@ -56,6 +70,7 @@ def deadly(function, number):
 
 if __name__ == "__main__":
     folder, what, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    method = sys.argv[4] if len(sys.argv) > 4 else "ti"
     torch.set_num_threads(1)
     model = StubModel()
     if what == "predict":
@@ -63,6 +78,6 @@ if __name__ == "__main__":
     elif what == "replace":
         os.replace = deadly(os.replace, number)
     resume = folder if checkpoints_in(folder) else None
-    with train(model, pictures(), settings(folder), regularizers=[core()], resume=resume) as run:
+    with train(model, pictures(), settings(folder, method), regularizers=[core()], resume=resume) as run:
         for _ in run:
             pass

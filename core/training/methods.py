@@ -1,0 +1,71 @@
+"""What can be trained, by paper: which part of the word, and which weights of UNet and text encoder, in which form.
+
+A method is data. `word.Word` and `weights.TrainableWeights` make of it what the learner moves; the loop knows neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Part = Literal["vectors", "layers", "blocks", "nothing"]
+Layers = Literal["none", "keys and values", "attention", "all"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """`word` says what of it is learned: its vectors, vectors of its own for every cross-attention layer or for every
+    block of them (XTI), or nothing. `unet` and `text_encoder` say which weights are. `rank` is that of their change
+    where a training does not choose one; 0 lets the whole weight change.
+    """
+
+    title: str
+    word: Part
+    unet: Layers = "none"
+    text_encoder: Layers = "none"
+    rank: int = 0
+    source: str = ""
+
+    @property
+    def learns_word(self) -> bool:
+        return self.word != "nothing"
+
+    @property
+    def trains_weights(self) -> bool:
+        return self.unet != "none" or self.text_encoder != "none"
+
+
+METHODS = {
+    "ti": Method("textual inversion", "vectors", source="METHODS.md 2.6"),
+    "xti": Method("XTI: a vector for every layer", "layers", source="P+, METHODS.md 2.6"),
+    "xti-blocks": Method("XTI: a vector for every block", "blocks", source="7 for SD 1 and 2, METHODS.md 2.6"),
+    "custom-diffusion": Method(
+        "Custom Diffusion", "vectors", unet="keys and values", source="word, keys and values, METHODS.md 2.6"
+    ),
+    "dreambooth-lora": Method(
+        "DreamBooth, LoRA", "nothing", unet="attention", text_encoder="attention", rank=4, source="METHODS.md 2.6, 5"
+    ),
+    "dreambooth": Method("DreamBooth, all weights", "nothing", unet="all", text_encoder="all", source="METHODS.md 2.6"),
+    "refine": Method("second stage", "nothing", unet="attention", rank=4, source="METHODS.md 1.5, 6 no. 4"),
+    "refine-all": Method("second stage, all weights", "nothing", unet="all", source="METHODS.md 1.5"),
+}
+"""By the name that the command line takes; the first is the default."""
+
+
+def method_called(name: str) -> Method:
+    """Raises ValueError that lists the methods."""
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}: expected one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def chosen_layers(names: Sequence[str], which: Layers) -> list[str]:
+    """Which of the UNet's or a text encoder's layers, by diffusers' or transformers' names, `which` means."""
+    wanted = {
+        "none": (),
+        "keys and values": ("attn2.to_k", "attn2.to_v"),
+        "attention": (".to_q", ".to_k", ".to_v", ".to_out.0", ".q_proj", ".k_proj", ".v_proj", ".out_proj"),
+        "all": ("",),
+    }[which]
+    return [name for name in names if name.endswith(wanted)] if wanted else []

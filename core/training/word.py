@@ -1,0 +1,175 @@
+"""The word of a training: the input embeddings in its place, which of them are learned, and in how many copies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..concept import Concept
+from ..models.protocol import TextEncoder, TextToImageModel
+from .methods import Part
+from .settings import TrainSettings
+
+
+class Word:
+    """Input embeddings of a word of `length` positions, for each text encoder.
+
+    `learned` are the leaves that training moves: the first rows of the word, (k, d), or (S, k, d) where the word has
+    one copy of them for each slot of the UNet (XTI). `fixed` (m, d) or (S, m, d) are the rows after them, which stay as
+    they are. Either may be empty, not both.
+    """
+
+    def __init__(
+        self,
+        learned: Mapping[str, torch.Tensor],
+        fixed: Mapping[str, torch.Tensor] | None = None,
+        slot_of_layer: Sequence[int] | None = None,
+    ) -> None:
+        self.learned = learned
+        self.fixed = fixed or {}
+        self.slot_of_layer = () if slot_of_layer is None else tuple(slot_of_layer)
+
+    @property
+    def length(self) -> int:
+        """n, the positions that the word takes."""
+        return sum(next(iter(part.values())).shape[-2] for part in (self.learned, self.fixed) if part)
+
+    @property
+    def vectors(self) -> Mapping[str, torch.Tensor]:
+        """(n, d) for each encoder, part of the graph; of several copies their mean, for all that wants one word."""
+        if not self.slot_of_layer and not self.fixed:
+            return self.learned
+        return {name: copies.mean(0) if len(copies) > 1 else copies[0] for name, copies in self.copies.items()}
+
+    @property
+    def slots(self) -> Mapping[str, torch.Tensor] | None:
+        """(S, n, d) for each encoder, part of the graph; None where all layers see the same vectors."""
+        return self.copies if self.slot_of_layer else None
+
+    @property
+    def copies(self) -> Mapping[str, torch.Tensor]:
+        """(S, n, d) for each encoder, part of the graph; S = 1 where all layers see the same vectors."""
+        learned, fixed = (
+            {name: value if value.ndim == 3 else value[None] for name, value in part.items()}
+            for part in (self.learned, self.fixed)
+        )
+        if not learned or not fixed:
+            return learned or fixed
+        return {
+            name: torch.cat([value, fixed[name].expand(len(value), -1, -1)], dim=1) for name, value in learned.items()
+        }
+
+
+def starting_word(model: TextToImageModel, settings: TrainSettings, initial: Concept | None) -> Word:
+    """The word that a training begins with: made of the class word, of identifier and class word, or of a concept.
+
+    Raises ValueError where words have no token, or where a concept does not fit the model or the method.
+    """
+    part, encoders = settings.trains.word, model.text_encoders
+    slots = slots_of_layers(part, model.cross_attention_layers())
+    if initial is not None:
+        return _continued(model, settings, initial, slots)
+    if settings.identifier:
+        rows = {name: words_vectors(encoder, settings.identifier) for name, encoder in encoders.items()}
+        beside = {name: words_vectors(encoder, settings.class_word) for name, encoder in encoders.items()}
+    else:
+        rows = {
+            name: starting_vectors(encoder, settings.class_word, settings.vectors) for name, encoder in encoders.items()
+        }
+        beside = {}
+    if part == "nothing":
+        fixed = {name: torch.cat([value, beside[name]]) if beside else value for name, value in rows.items()}
+        return Word({}, fixed)
+    if slots is not None:
+        rows = {name: value.repeat(max(slots) + 1, 1, 1) for name, value in rows.items()}
+    return Word(rows, beside, slots)
+
+
+def _continued(
+    model: TextToImageModel, settings: TrainSettings, concept: Concept, slots: tuple[int, ...] | None
+) -> Word:
+    """The word of a concept. One with a vector for every layer goes on only in methods that have them."""
+    if concept.lora:
+        raise ValueError(
+            f"the concept {concept.name!r} changes the model's weights already, and only a word can be trained on: "
+            "begin with the concept as it was before that"
+        )
+    layers = layer_vectors_of(concept, model)
+    rows = vectors_of(concept, model, settings.vectors if settings.trains.learns_word else concept.length)
+    if settings.trains.word == "nothing":
+        return Word({}, rows) if layers is None else Word({}, layers, one_slot_a_layer(model.cross_attention_layers()))
+    if slots is None:
+        if layers is not None:
+            raise ValueError(f"the concept {concept.name!r} has a vector for every layer: train it on with XTI")
+        return Word(rows)
+    if layers is None:
+        return Word({name: value.repeat(max(slots) + 1, 1, 1) for name, value in rows.items()}, None, slots)
+    first = [slots.index(slot) for slot in range(max(slots) + 1)]
+    return Word({name: value[first] for name, value in layers.items()}, None, slots)
+
+
+def slots_of_layers(part: Part, layers: Sequence[str]) -> tuple[int, ...] | None:
+    """Which copy of the word each cross-attention layer looks at; None where all look at the same."""
+    if part == "layers":
+        return one_slot_a_layer(layers)
+    return one_slot_a_block(layers) if part == "blocks" else None
+
+
+def starting_vectors(encoder: TextEncoder, class_word: str, length: int) -> torch.Tensor:
+    """(length, d) float32 input embeddings of the class word's tokens, taken in order and again from the first where
+    there are more vectors than tokens; one vector of a phrase is its first token (METHODS.md 1.4 no. 1).
+
+    Raises ValueError where the class word has no token.
+    """
+    tokens = encoder.tokenize(class_word)
+    if not tokens:
+        raise ValueError(f"the class word {class_word!r} holds no token of {encoder.name}")
+    rows = [tokens[index % len(tokens)] for index in range(length)]
+    return encoder.table()[rows].detach().float().clone()
+
+
+def words_vectors(encoder: TextEncoder, words: str) -> torch.Tensor:
+    """(tokens, d) float32 input embeddings of all tokens of `words`. Raises ValueError where there is none."""
+    return starting_vectors(encoder, words, max(1, len(encoder.tokenize(words))))
+
+
+def vectors_of(concept: Concept, model: TextToImageModel, length: int) -> dict[str, torch.Tensor]:
+    """The vectors of a concept to continue from. Raises ValueError where they do not fit the model or `length`."""
+    wanted = {name: (length, encoder.width) for name, encoder in model.text_encoders.items()}
+    found = {name: tuple(value.shape) for name, value in concept.vectors.items()}
+    if wanted != found:
+        raise ValueError(f"the concept {concept.name!r} has vectors {found}, this training needs {wanted}")
+    return {name: concept.vectors[name].detach().float().clone() for name in wanted}
+
+
+def layer_vectors_of(concept: Concept, model: TextToImageModel) -> dict[str, torch.Tensor] | None:
+    """(layers, n, d) of a concept with a vector for every layer, None for any other.
+
+    Raises ValueError where they do not fit the model's text encoders or its number of cross-attention layers.
+    """
+    if concept.layer_vectors is None:
+        return None
+    layers = len(model.cross_attention_layers())
+    found = {name: tuple(value.shape) for name, value in concept.layer_vectors.items()}
+    wanted = {name: (layers, concept.length, encoder.width) for name, encoder in model.text_encoders.items()}
+    if wanted != found:
+        raise ValueError(
+            f"the concept {concept.name!r} has vectors for the layers of another model: {found}, "
+            f"this one needs {wanted}"
+        )
+    return {name: concept.layer_vectors[name].detach().float().clone() for name in wanted}
+
+
+def one_slot_a_layer(layers: Sequence[str]) -> tuple[int, ...]:
+    """P+ / XTI: every cross-attention layer looks at a vector of its own."""
+    return tuple(range(len(layers)))
+
+
+def one_slot_a_block(layers: Sequence[str]) -> tuple[int, ...]:
+    """METHODS.md 2.6: layers of one block of the UNet share a vector, which makes 7 for Stable Diffusion 1 and 2.
+
+    `layers` are diffusers' names ("down_blocks.1.attentions.0. ..."); the block is what precedes "attentions".
+    """
+    slots: dict[str, int] = {}
+    return tuple(slots.setdefault(name.partition(".attentions.")[0], len(slots)) for name in layers)

@@ -1,0 +1,248 @@
+"""Everything that can be trained, by one loop: what moves and what does not, and that every law of it holds for all."""
+
+import pytest
+import torch
+from stub_model import StubModel, pictures
+from test_trainer import PROMPTS, Pull
+from training_child import TINY_METHODS
+
+from contextual_inversion.core.files.errors import LearnedNothingError
+from contextual_inversion.core.models.lora import from_lora
+from contextual_inversion.core.models.low_rank import LowRankDelta, apply_deltas
+from contextual_inversion.core.models.protocol import Conditioning
+from contextual_inversion.core.models.text import encode_prompts
+from contextual_inversion.core.training.checkpoint import CheckpointMismatchError
+from contextual_inversion.core.training.core_regularizer import CoReRegularizer
+from contextual_inversion.core.training.methods import METHODS
+from contextual_inversion.core.training.settings import TrainSettings
+from contextual_inversion.core.training.trainer import NonFiniteLossError, train
+from contextual_inversion.core.training.word import one_slot_a_block
+
+every_method = pytest.mark.parametrize("method", TINY_METHODS)
+
+
+def core():
+    return CoReRegularizer(PROMPTS, embedding_weight=0.1, attention_weight=1.0)
+
+
+def prediction(model, concept, prompt="a photo of a {}"):
+    """The UNet's answer to a fixed latent under a prompt with the concept, everything of the concept in force."""
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    deltas = from_lora(model, concept.lora) if concept.lora else {}
+    with torch.no_grad(), apply_deltas(model, deltas):
+        encodings = encode_prompts(model, [prompt], vectors=concept.vectors, layers=concept.layer_vectors)
+        return model.predict(latents, torch.tensor([3, 700]), model.conditioning(encodings, None).expand(2))
+
+
+def parts(concept):
+    """All numbers of a concept."""
+    return [*concept.vectors.values(), *(concept.layer_vectors or {}).values(), *(concept.lora or {}).values()]
+
+
+def test_the_list_of_methods_is_tried_whole():
+    assert {keywords["method"] for keywords in TINY_METHODS.values()} | {"ti"} == set(METHODS)
+
+
+@every_method
+def test_what_a_method_is_about_moves_and_nothing_else(run, method):
+    model = StubModel()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    keywords = TINY_METHODS[method]
+    finished = run(model, regularizers=[core()], **keywords)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(part._forward_hooks for part in model.modules())
+    settings, concept = TrainSettings(class_word="dog", **keywords), finished.concept
+    changes = from_lora(model, concept.lora) if concept.lora else {}
+    assert all(isinstance(one, LowRankDelta) == bool(settings.low_rank) for one in changes.values())
+    unet = {name for name in changes if not name.startswith("clip_l.")}
+    assert bool(unet) == (settings.trains.unet != "none")
+    assert len(changes) - len(unet) == (2 if settings.trains.text_encoder != "none" else 0)
+    if settings.trains.unet == "keys and values":
+        assert unet == {name for name in model.linear_layers() if name.endswith(("to_k", "to_v"))}
+    assert (concept.layer_vectors is not None) == (settings.trains.word in ("layers", "blocks"))
+    if not settings.trains.learns_word:
+        rows = model.encoders[0].table()[model.encoders[0].tokenize("sks dog" if settings.identifier else "dog")]
+        assert torch.equal(concept.vectors["clip_l"], rows.detach())
+
+
+@every_method
+def test_every_method_learns(run, method):
+    # The same latents, noise and timesteps before and after.
+    def error(concept):
+        model, settings = StubModel(), TrainSettings(class_word="dog", batch=64, steps=1)
+        with train(model, pictures(), settings) as judge:
+            next(judge)
+            deltas = from_lora(model, concept.lora) if concept and concept.lora else {}
+            if concept is not None:
+                with torch.no_grad(), apply_deltas(model, deltas):
+                    encodings = encode_prompts(
+                        model, ["a photo of a {}"], vectors=concept.vectors, layers=concept.layer_vectors
+                    )
+                    judge.objective._instance_conditioning = lambda _: model.conditioning(encodings, None).expand(64)
+                    return float(judge.objective.gather(0, lambda _: None)[1])
+            return float(judge.objective.gather(0, lambda _: None)[1])
+
+    keywords = {**TINY_METHODS[method], "learning_rate": 0.05, "weight_rate": 3e-3, "steps": 60, "batch": 6}
+    assert error(run(StubModel(), **keywords).concept) < error(None)
+
+
+@every_method
+def test_gradients_of_core_reach_what_is_trained(method):
+    """CoRe alone (no diffusion loss) reaches the word, or the text encoder and the UNet, whichever is trained."""
+    settings = TrainSettings(class_word="dog", batch=2, steps=1, **TINY_METHODS[method])
+    with (
+        train(StubModel(), pictures(), settings) as plain,
+        train(StubModel(), pictures(), settings, regularizers=[core()]) as regularized,
+    ):
+        found = []
+        for running in (plain, regularized):
+            next(running)
+            with torch.no_grad():
+                for name, value in running.learner.leaves.items():
+                    # Away from the start, where CoRe's losses are 0 and a low-rank change has but half a gradient.
+                    value.add_(0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))))
+            running.objective.gather(0, running.learner.backward)
+            found.append({name: leaf.grad.clone() for name, leaf in running.learner.leaves.items()})
+    reached = {name for name in found[0] if not torch.allclose(found[0][name], found[1][name], rtol=1e-4, atol=0)}
+    assert {name for name in found[0] if name.startswith("clip_l")} <= reached
+    # Of the UNet what comes before a cross-attention's softmax: the values of the last one change no attention.
+    unet = {name for name in found[0] if not name.startswith("clip_l")}
+    assert {name for name in unet if "to_k" in name or "to_q" in name} <= reached
+
+
+@every_method
+def test_core_compares_with_the_model_as_it_came(run, method):
+    """At the start, with the class word as the word and nothing changed yet, both losses of CoRe are 0."""
+    keywords = {**TINY_METHODS[method], "identifier": "", "steps": 1, "vectors": 1}
+    with train(StubModel(), pictures(), TrainSettings(class_word="dog", **keywords), regularizers=[core()]) as running:
+        next(running)
+        losses, _ = running.objective.gather(0, lambda _: None)
+    assert losses["core/embedding"] < 1e-6
+    assert losses["core/attention"] < 1e-12
+
+
+@pytest.mark.parametrize("encoders", [1, 2])
+def test_equal_vectors_for_all_layers_are_plain_textual_inversion(encoders):
+    losses, gradients = [], []
+    for method in ("ti", "xti"):
+        model = StubModel(encoders=encoders)
+        settings = TrainSettings(class_word="dog", batch=4, steps=1, method=method, vectors=2)
+        with train(model, pictures(), settings, regularizers=[core()]) as running:
+            next(running)
+            values, total = running.objective.gather(0, running.learner.backward)
+            losses.append({**values, "total": total})
+            gradients.append({name: leaf.grad for name, leaf in running.learner.vectors.items()})
+    for name in losses[0]:
+        torch.testing.assert_close(losses[1][name], losses[0][name], rtol=1e-6, atol=1e-9)
+    for name, gradient in gradients[0].items():
+        # The layers' vectors share the gradient of the one vector. Pooled outputs, of SDXL, see their mean.
+        torch.testing.assert_close(gradients[1][name].sum(0), gradient, rtol=2e-5, atol=1e-8)
+
+
+def test_each_layer_sees_its_own_vector_only():
+    model = StubModel()
+    generator = torch.Generator().manual_seed(0)
+    layers = torch.randn(2, 1, 32, generator=generator)
+    vectors = {"clip_l": layers.mean(0)}
+    both = encode_prompts(model, ["a {}"], vectors=vectors, layers={"clip_l": layers})["clip_l"]
+    for index, own in enumerate(layers):
+        alone = encode_prompts(model, ["a {}"], vectors={"clip_l": own})["clip_l"]
+        torch.testing.assert_close(both.layers[index], alone.tokens)
+    conditioning = model.conditioning({"clip_l": both}, None)
+    mixed = Conditioning.cat([conditioning, Conditioning(both.tokens)])
+    assert torch.equal(mixed.layers[:, 0], both.layers[:, 0])
+    assert torch.equal(mixed.layers[1, 1], both.tokens[0])
+
+
+def test_a_block_of_the_unet_is_a_slot():
+    sd1 = [f"down_blocks.{b}.attentions.{a}" for b in range(3) for a in range(2)] + ["mid_block.attentions.0"]
+    sd1 += [f"up_blocks.{b}.attentions.{a}" for b in (1, 2, 3) for a in range(3)]
+    slots = one_slot_a_block([f"{name}.transformer_blocks.0.attn2" for name in sd1])
+    assert slots == (0, 0, 1, 1, 2, 2, 3, 4, 4, 4, 5, 5, 5, 6, 6, 6)
+
+
+@every_method
+def test_nothing_learned_is_an_error(run, method):
+    empty = torch.zeros(3, 64, 64)
+    keywords = {**TINY_METHODS[method], "optimizer_options": {"weight_decay": 0.0}}
+    with pytest.raises(LearnedNothingError, match="masks leave something"):
+        run(StubModel(), masks=empty, **keywords)
+
+
+@every_method
+def test_a_loss_that_is_not_finite_keeps_the_last_good_numbers(run, method):
+    class Breaks(Pull):
+        def __call__(self, step):
+            terms = super().__call__(step)
+            if step.step == self.at:
+                for term in terms.losses.values():
+                    term.value.data.fill_(float("nan"))
+            return terms
+
+    breaks = Breaks(0.1)
+    breaks.at = 4
+    finished = run(StubModel(), regularizers=[breaks], **TINY_METHODS[method])
+    assert finished.step == 4
+    assert "not finite at step 5" in finished.stopped
+    good = train(StubModel(), pictures(), settings_of(method, steps=6), regularizers=[Pull(0.1)])
+    with good:
+        for event in good:
+            if getattr(event, "step", 0) == 4:
+                break
+        assert all(torch.equal(a, b) for a, b in zip(parts(finished.concept), parts(good.concept), strict=True))
+    breaks.at = 0
+    with pytest.raises(NonFiniteLossError):
+        run(StubModel(), regularizers=[breaks], **TINY_METHODS[method])
+
+
+def settings_of(method, **keywords):
+    return TrainSettings(**{"class_word": "dog", "batch": 3, "log_every": 2, **TINY_METHODS[method], **keywords})
+
+
+@every_method
+def test_stopping_keeps_and_a_resume_ends_in_the_same_bits(tmp_path, method):
+    with train(StubModel(), pictures(), settings_of(method, steps=5), regularizers=[core()]) as whole:
+        *_, last = whole
+    stopping = settings_of(method, steps=5, checkpoint_dir=tmp_path)
+    with train(StubModel(), pictures(), stopping, regularizers=[core()]) as running:
+        for event in running:
+            if getattr(event, "step", 0) == 3:
+                running.stop("enough")
+    assert event.stopped == "enough"
+    assert parts(event.concept)
+    with train(StubModel(), pictures(), stopping, regularizers=[core()], resume=tmp_path) as resumed:
+        *_, end = resumed
+    assert all(torch.equal(a, b) for a, b in zip(parts(end.concept), parts(last.concept), strict=True))
+    with (
+        pytest.raises(CheckpointMismatchError, match="method"),
+        train(
+            StubModel(), pictures(), settings_of("xti" if method == "ti" else "ti", steps=5), resume=tmp_path
+        ) as other,
+    ):
+        next(other)
+
+
+@every_method
+def test_the_concept_means_what_was_trained(run, method):
+    """The preview of the run, and the concept given to the model anew, draw the same."""
+    settings = settings_of(method, steps=3)
+    model = StubModel()
+    with train(model, pictures(), settings) as running:
+        *_, last = running
+        latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad(), running.weights.on() if running.weights else torch.no_grad():
+            encodings, _ = running.prompts.with_concept(["a photo of a {}"])
+            here = model.predict(latents, torch.tensor([3, 700]), running.prompts.conditioning(encodings).expand(2))
+    torch.testing.assert_close(prediction(StubModel(), last.concept), here, rtol=1e-5, atol=1e-6)
+
+
+def test_a_concept_that_does_not_fit_the_method_is_refused(run):
+    xti = run(StubModel(), method="xti", steps=2).concept
+    with pytest.raises(ValueError, match="train it on with XTI"):
+        run(StubModel(), initial=xti)
+    refined = run(StubModel(), initial=xti, method="refine", steps=2).concept
+    assert torch.equal(refined.layer_vectors["clip_l"], xti.layer_vectors["clip_l"])
+    with pytest.raises(ValueError, match="changes the model's weights already"):
+        run(StubModel(), initial=refined, method="refine", steps=2)
+    with pytest.raises(ValueError, match="unknown method"):
+        TrainSettings(class_word="dog", method="magic")
