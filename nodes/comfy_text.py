@@ -68,6 +68,10 @@ class ComfyTextEncoder:
     def table(self) -> torch.Tensor:
         return self._text_model.embeddings.token_embedding.weight
 
+    def linear_layers(self) -> dict[str, torch.nn.Module]:
+        modules = self._text_model.encoder.named_modules(prefix="text_model.encoder")
+        return {name: part for name, part in modules if isinstance(part, torch.nn.Linear)}
+
     def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
         self._ready()
         device = self.patcher.load_device

@@ -48,6 +48,10 @@ class DiffusersTextEncoder:
     def table(self) -> torch.Tensor:
         return self._transformer.embeddings.token_embedding.weight
 
+    def linear_layers(self) -> dict[str, torch.nn.Module]:
+        modules = self._transformer.encoder.named_modules(prefix="text_model.encoder")
+        return {name: part for name, part in modules if isinstance(part, torch.nn.Linear)}
+
     def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
         """`TextEncoder.encode`. transformers takes ids only, so its forward is repeated here from the embeddings on."""
         model = self._transformer

@@ -153,6 +153,16 @@ def build(kind: str) -> tuple[DiffusersModel, Sockets]:
     return DiffusersModel(unet, vae, text, schedule, name=kind), sockets
 
 
+def tiny() -> tuple[DiffusersModel, Sockets]:
+    """The bundled model in both programs."""
+    from contextual_inversion.core.models.tiny import load_tiny
+    from contextual_inversion.nodes import demo_model
+
+    with torch.inference_mode():
+        sockets = Sockets(demo_model.load_model_patcher(), demo_model.load_clip(), demo_model.load_vae())
+    return DiffusersModel.from_tiny(load_tiny()), sockets
+
+
 def _attentive(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Queries and keys large enough for attention as uneven as a trained model's.
 
