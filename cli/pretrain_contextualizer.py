@@ -13,14 +13,7 @@ import torch
 from ..core.files.contextualizer import save_contextualizer
 from ..core.models.diffusers_text import DiffusersTextEncoder
 from ..core.models.frozen import frozen, on_device
-from ..core.prompts.captions import (
-    REAL_SHARE,
-    CaptionSource,
-    MixedCaptions,
-    ShardCaptions,
-    captions_from_file,
-    synthetic_captions,
-)
+from ..core.prompts.captions import REAL_SHARE, captions_from, synthetic_captions
 from ..core.training.contextualizer_pretraining import (
     Pretrained,
     PretrainingEvent,
@@ -29,6 +22,7 @@ from ..core.training.contextualizer_pretraining import (
     Processes,
     pretrain_contextualizer,
 )
+from ..core.training.contextualizer_recipes import recommended_pretraining
 from ..core.training.events import CheckpointSaved, Started, Step
 from ..core.training.schedules import LearningRateSchedule
 
@@ -95,8 +89,6 @@ def main(
         log_every: Steps between reports.
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
     """
-    tiny = model == "tiny"
-    chosen = TINY if tiny else PAPER
     given = {
         "preset": preset,
         "steps": steps,
@@ -105,8 +97,19 @@ def main(
         "schedule": schedule,
         "vocabulary_captions": vocabulary_captions,
     }
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; choose another name with --out, or allow --overwrite")
+    if resume and checkpoints is None:
+        raise ValueError("--resume needs the folder of --checkpoints")
+    made = synthetic or ("concept_world" if model == "tiny" else None)
+    source = captions_from(captions, shards, synthetic_captions(made) if made else None, real_share)
+    processes, own_device = share_of(device)
+    text_encoder = load_text_encoder(model, encoder)
     settings = PretrainSettings(
-        **{**chosen, **{name: value for name, value in given.items() if value is not None}},
+        **{
+            **recommended_pretraining(text_encoder),
+            **{name: value for name, value in given.items() if value is not None},
+        },
         warmup=warmup,
         rho=rho,
         mode=mode,
@@ -117,13 +120,6 @@ def main(
         checkpoint_every=checkpoint_every,
         log_every=log_every,
     )
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists; choose another name with --out, or allow --overwrite")
-    if resume and checkpoints is None:
-        raise ValueError("--resume needs the folder of --checkpoints")
-    source = caption_source(captions, shards, synthetic or ("concept_world" if tiny else None), real_share)
-    processes, own_device = share_of(device)
-    text_encoder = load_text_encoder(model, encoder)
     with frozen([text_encoder.module]), on_device([text_encoder.module], own_device):
         run = pretrain_contextualizer(
             text_encoder, source, settings, processes=processes, resume=checkpoints if resume else None
@@ -149,37 +145,6 @@ def main(
         figures |= {"file": str(path), "bytes": path.stat().st_size}
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return figures
-
-
-PAPER: dict[str, Any] = {}
-"""METHODS.md 2.4, which `PretrainSettings` has by default."""
-TINY: dict[str, Any] = {
-    "preset": "tiny",
-    "steps": 2000,
-    "batch": 64,
-    "learning_rate": 2e-3,
-    "schedule": "cosine",
-    "vocabulary_captions": 20_000,
-}
-"""The bundled tiny model: a narrow encoder, few words, minutes on a CPU."""
-
-
-def caption_source(
-    captions: Path | None, shards: Iterable[Path], synthetic: str | None, real_share: float
-) -> CaptionSource:
-    """What the options name. Raises ValueError where they name nothing, or two kinds of real captions."""
-    shards = tuple(shards)
-    if captions is not None and shards:
-        raise ValueError("give --captions or --shards, not both")
-    if not 0 <= real_share <= 1:
-        raise ValueError(f"--real-share is a share, not {real_share}")
-    made = synthetic_captions(synthetic) if synthetic else None
-    real = captions_from_file(captions) if captions is not None else ShardCaptions(shards) if shards else None
-    if real is None and made is None:
-        raise ValueError("there is nothing to train on: give --captions, --shards or --synthetic")
-    if real is None or made is None:
-        return real or made  # type: ignore[return-value]
-    return MixedCaptions(real, made, real_share)
 
 
 def load_text_encoder(model: str | Path, name: str | None) -> DiffusersTextEncoder:
@@ -239,10 +204,5 @@ def follow(run: Iterable[PretrainingEvent], quiet: bool = False) -> Pretrained:
     if bar is not None:
         bar.close()
         if finished.held_out is not None:
-            shares = finished.held_out.figures()
-            print(
-                f"held-out masked tokens guessed right: {shares['accuracy']:.1%}; "
-                f"most frequent token {shares['floor_most_frequent']:.1%}, "
-                f"shuffled context {shares['floor_shuffled_context']:.1%}"
-            )
+            print(finished.held_out.summary())
     return finished

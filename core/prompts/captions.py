@@ -199,6 +199,25 @@ def synthetic_captions(name: str) -> CaptionSource:
     return ClassCaptions(prompts, words("pet_classes" if name == "pets" else "object_classes"))
 
 
+def captions_from(
+    file: Path | None, shards: Sequence[Path], made: CaptionSource | None, real_share: float = REAL_SHARE
+) -> CaptionSource:
+    """Real captions from a text `file` or from `shards`, mixed with those `made` up where there are both.
+
+    Raises ValueError where there is nothing, two kinds of real captions, or a share outside 0..1.
+    """
+    if file is not None and shards:
+        raise ValueError("captions come from a text file or from shards, not from both")
+    if not 0 <= real_share <= 1:
+        raise ValueError(f"the real share is within 0..1, not {real_share}")
+    real = captions_from_file(file) if file is not None else ShardCaptions(shards) if shards else None
+    if real is not None and made is not None:
+        return MixedCaptions(real, made, real_share)
+    if real is None and made is None:
+        raise ValueError("there are no captions: name a text file, shards, or built-in ones")
+    return real if made is None else made
+
+
 def captions_from_file(path: Path | str) -> ListedCaptions:
     """A UTF-8 text file, one caption a line; blank lines are skipped.
 
@@ -232,6 +251,7 @@ __all__ = [
     "ShardCaptions",
     "SplitCaptions",
     "WorldCaptions",
+    "captions_from",
     "captions_from_file",
     "is_held_out",
     "synthetic_captions",

@@ -6,9 +6,10 @@ arithmetic on its number: first the type, uniformly, then a prompt of that type.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import prod
 from pathlib import Path
@@ -71,12 +72,30 @@ class Pattern:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A pattern without slots: one prompt, word for word as somebody wrote it."""
+
+    text: str
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> str:
+        if index != 0:
+            raise IndexError(f"prompt {index} of 1")
+        return self.text
+
+    def longest(self, tokens: Callable[[str], int]) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
 class PromptType:
     """One of the types of METHODS.md 2.5: all prompts of its `patterns`, one after the other. `prefixed` types get a
     random photo phrase before each prompt."""
 
     name: str
-    patterns: tuple[Pattern, ...]
+    patterns: tuple[Pattern | Line, ...]
     prefixed: bool = True
 
     def __len__(self) -> int:
@@ -124,7 +143,22 @@ class RichPrompts:
         ]
 
     def state(self) -> dict[str, object]:
-        return {"set": self.name, "types": {kind.name: len(kind) for kind in self.types}}
+        return {"set": self.name, "types": {kind.name: len(kind) for kind in self.types}, "digest": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        """Of every pattern, word and prefix: sets of one name and size may still differ in words."""
+        content = [(kind.name, kind.prefixed, [_content(pattern) for pattern in kind.patterns]) for kind in self.types]
+        return hashlib.blake2b(repr((content, self.prefixes)).encode(), digest_size=8).hexdigest()
+
+    def sample(self, count: int) -> tuple[str, ...]:
+        """At most `count` different prompts, always the same ones, drawn as `draw` does: for what keeps a list."""
+        generator = torch.Generator().manual_seed(0)
+        return tuple(dict.fromkeys(self.draw(count, generator)))
+
+    def with_lines(self, name: str, lines: Sequence[str]) -> RichPrompts:
+        """The set and one more type that holds `lines` as they are; drawn as often as every other type."""
+        return replace(self, types=(*self.types, PromptType(name, tuple(map(Line, lines)), prefixed=False)))
 
 
 @dataclass(frozen=True)
@@ -271,6 +305,12 @@ def with_class(template: str, class_word: str) -> str:
 def _type(name: str, *patterns: str, prefixed: bool = True) -> PromptType:
     slots = {slot: words(slot) for text in patterns for slot in SLOT.findall(text)}
     return PromptType(name, tuple(Pattern(text, slots) for text in patterns), prefixed)
+
+
+def _content(pattern: Pattern | Line) -> object:
+    if isinstance(pattern, Line):
+        return pattern.text
+    return pattern.text, [tuple(pattern.words[slot]) for slot in pattern.slots]
 
 
 def _fill(text: str, chosen: Sequence[str]) -> str:

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..world.prompts import REGULARIZATION_BACKGROUNDS
 from .parse import parse_prompts, prompts_by_category, read_prompt_file
+from .rich import RICH_SETS, ListedPrompts, PromptSource, RichPrompts, rich_prompts, world_prompts
 
 DATA = Path(__file__).parent / "data"
 
 REGULARIZATION_SETS = ("animate", "inanimate", "concept_world")
 EVALUATION_SETS = ("evaluation_animate", "evaluation_inanimate")
+SAMPLED = 400
+"""Prompts of a rich set that stand for it where a list is needed, as CoRe does."""
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Checked prompt templates, each with one `{}`. `source` says where they came from, for provenance."""
+    """Checked prompt templates, each with one `{}`. `source` says where they came from, for provenance.
+
+    A set with `rich` prompts has tens of thousands that are never written down; `prompts` then holds a sample of them.
+    """
 
     name: str
     prompts: tuple[str, ...]
     source: str
+    rich: RichPrompts | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    @property
+    def drawn(self) -> PromptSource:
+        """What to draw from: everything, also of a rich set."""
+        return ListedPrompts(self.prompts, self.source) if self.rich is None else self.rich
 
 
 def built_in_sets() -> list[str]:
@@ -40,6 +54,37 @@ def built_in_set(name: str) -> PromptSet:
         ValueError: there is no such set.
     """
     return PromptSet(name, parse_prompts(_text(name), name), f"built-in set {name}")
+
+
+def rich_sets() -> list[str]:
+    """Names for `rich_set`."""
+    return list(RICH_SETS)
+
+
+@cache
+def rich_set(name: str) -> PromptSet:
+    """METHODS.md 2.5 by name: "pets", "objects", or "concept_world" without the backgrounds that evaluation asks for.
+
+    Raises ValueError for another name.
+    """
+    rich = world_prompts(REGULARIZATION_BACKGROUNDS) if name == "concept_world" else rich_prompts(name)
+    return PromptSet(f"rich {name}", rich.sample(SAMPLED), f"rich set {name}", rich)
+
+
+def joined(sets: Sequence[PromptSet]) -> PromptSet:
+    """Several sets as one without repetitions. Beside a rich set, the lines of the others become one type more.
+
+    Raises ValueError for no set at all, or for two rich ones.
+    """
+    rich = [one.rich for one in sets if one.rich is not None]
+    if not sets or len(rich) > 1:
+        raise ValueError("at least one set of prompts is needed, and at most one of them rich")
+    own = tuple(dict.fromkeys(prompt for one in sets if one.rich is None for prompt in one.prompts))
+    name, source = (" + ".join(getattr(one, part) for one in sets) for part in ("name", "source"))
+    if not rich:
+        return PromptSet(name, own, source)
+    whole = rich[0].with_lines("own", own) if own else rich[0]
+    return PromptSet(name, tuple(dict.fromkeys((*own, *rich[0].sample(SAMPLED)))), source, whole)
 
 
 def built_in_categories(name: str) -> dict[str, tuple[str, ...]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -116,7 +117,8 @@ def pretrain_contextualizer(
 ) -> Iterator[PretrainingEvent]:
     """METHODS.md 2.4, Algorithm 1: train psi and the mask row on `captions`; the text encoder stays as it is.
 
-    `resume` is a checkpoint or a folder of them and has to come from the same settings, encoder and captions.
+    `resume` is a checkpoint or a folder of them and has to come from the same settings, encoder and captions. Closing
+    the stream early keeps the work so far in a checkpoint where `settings` name a folder.
     Raises ValueError for what cannot be trained, `CheckpointMismatchError`, and RuntimeError where the loss is no
     longer finite.
     """
@@ -126,15 +128,26 @@ def pretrain_contextualizer(
     training = _Pretraining(encoder, captions, settings, processes)
     before = training.restore(resume) if resume is not None else 0.0
     started = time.perf_counter()
-    yield Started(training.done, settings.steps, sum(value.numel() for value in training.parameters))
-    for batch in training.batches():
-        training.step(batch)
-        last = training.done == settings.steps
-        checkpoint = settings.checkpoint_dir is not None and (last or training.done % settings.checkpoint_every == 0)
-        report = last or checkpoint or training.done % settings.log_every == 0
-        yield Step(training.done, settings.steps, training.report() if report else None)
-        if checkpoint and processes.first:
-            yield CheckpointSaved(training.done, training.save(before + time.perf_counter() - started))
+    saved = training.done
+    try:
+        yield Started(training.done, settings.steps, sum(value.numel() for value in training.parameters))
+        for batch in training.batches():
+            training.step(batch)
+            last = training.done == settings.steps
+            checkpoint = settings.checkpoint_dir is not None and (
+                last or training.done % settings.checkpoint_every == 0
+            )
+            report = last or checkpoint or training.done % settings.log_every == 0
+            yield Step(training.done, settings.steps, training.report() if report else None)
+            if checkpoint and processes.first:
+                saved = training.done
+                yield CheckpointSaved(training.done, training.save(before + time.perf_counter() - started))
+    except GeneratorExit:  # stopped by whoever listens, always between two steps
+        if settings.checkpoint_dir is not None and processes.first and training.done > saved:
+            with suppress(RuntimeError):  # what is no longer finite is not worth going on from
+                training.report()
+                training.save(before + time.perf_counter() - started)
+        raise
     yield training.finish(before + time.perf_counter() - started)
 
 

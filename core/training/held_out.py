@@ -37,17 +37,28 @@ class HeldOut:
     def accuracy(self) -> float:
         return self.right / self.masked
 
+    def summary(self) -> str:
+        """The three shares in one line."""
+        shares = {name: count / self.masked for name, count in self._named().items()}
+        return (
+            f"held-out masked tokens guessed right: {shares['accuracy']:.1%}; "
+            f"always the most frequent one: {shares['floor_most_frequent']:.1%}; "
+            f"with the context shuffled: {shares['floor_shuffled_context']:.1%}"
+        )
+
     def figures(self) -> dict[str, float | int | list[float]]:
         """Shares for a table, each with its 95 % interval."""
-        named = {
+        shares = {name: wilson(count, self.masked) for name, count in self._named().items()}
+        figures: dict[str, float | int | list[float]] = {name: one.value for name, one in shares.items()}
+        figures |= {f"{name}_interval": [one.low, one.high] for name, one in shares.items()}
+        return {**figures, "captions": self.captions, "masked_tokens": self.masked}
+
+    def _named(self) -> dict[str, int]:
+        return {
             "accuracy": self.right,
             "floor_most_frequent": self.most_frequent,
             "floor_shuffled_context": self.shuffled_context,
         }
-        shares = {name: wilson(count, self.masked) for name, count in named.items()}
-        figures: dict[str, float | int | list[float]] = {name: one.value for name, one in shares.items()}
-        figures |= {f"{name}_interval": [one.low, one.high] for name, one in shares.items()}
-        return {**figures, "captions": self.captions, "masked_tokens": self.masked}
 
 
 def held_out_accuracy(

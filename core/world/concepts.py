@@ -13,7 +13,7 @@ import numpy as np
 
 from .drawing import Part, bird, box, butterfly, car, cat, cup, ellipse, fish, heart, house
 from .render import Masks, render
-from .scenes import CONCEPT_PREFIX, CREATURES, Scene
+from .scenes import CONCEPT_PREFIX, CREATURES, Scene, SecondObject
 
 
 @dataclass(frozen=True)
@@ -156,21 +156,28 @@ RESERVED = frozenset((c.super_category, c.colour, c.second_colour) for c in CONC
 """Class and colour pairs that no training scene combines, so that class and both colours together mean the concept."""
 
 
-def concept_scenes(name: str, n: int = 4, seed: int = 0, background: str | None = None) -> list[Scene]:
-    """`n` plain photographs of one concept in one place, placed slightly differently."""
+def concept_scenes(
+    name: str, n: int = 4, seed: int = 0, background: str | None = None, companion: SecondObject | None = None
+) -> list[Scene]:
+    """`n` plain photographs of one concept in one place, placed slightly differently; beside a `companion`, the concept
+    stands on the left and on the right in turns."""
     concept = CONCEPTS[name]
     rng = np.random.default_rng([seed, *name.encode()])
     where = background or concept.background
-    return [Scene(concept.subject, background=where, seed=int(s)) for s in rng.integers(2**31, size=n)]
+    places = ["centre"] if companion is None else ["left", "right"]
+    return [
+        Scene(concept.subject, background=where, place=places[i % len(places)], second=companion, seed=int(s))
+        for i, s in enumerate(rng.integers(2**31, size=n))
+    ]
 
 
 def concept_images(
-    name: str, n: int = 4, seed: int = 0, background: str | None = None
+    name: str, n: int = 4, seed: int = 0, background: str | None = None, companion: SecondObject | None = None
 ) -> tuple[np.ndarray, list[Masks], str]:
     """Training pictures of a held-out concept: uint8 (n, 128, 128, 3), their masks, and the class word.
 
-    All stand on ONE background, as a user's photographs often do: that is what a learned word may wrongly absorb.
-    Raises KeyError for an unknown name.
+    All stand on ONE background, as a user's photographs often do: that is what a learned word may wrongly absorb. So it
+    is with a `companion` beside the concept in every picture. Raises KeyError for an unknown name.
     """
-    drawn = [render(scene) for scene in concept_scenes(name, n, seed, background)]
+    drawn = [render(scene) for scene in concept_scenes(name, n, seed, background, companion)]
     return np.stack([image for image, _ in drawn]), [masks for _, masks in drawn], CONCEPTS[name].super_category

@@ -50,8 +50,12 @@ def render(scene: Scene) -> tuple[np.ndarray, Masks]:
     if scene.second is not None:
         side = 1 if scene.place == "left" else -1
         spot = (IMAGE_SIZE / 2 + side * 36.0 + rng.uniform(-2, 2), IMAGE_SIZE / 2 + rng.uniform(6, 16))
-        parts = FIGURES[scene.second.shape]()
-        second = canvas.figure(parts, spot, rng.uniform(46, 50), scene.second.colour)
+        other = CONCEPTS.get(scene.second.concept or "")
+        if other is not None:
+            look = (other.colour, other.texture, other.second_colour)
+            second = canvas.figure(other.parts(), spot, rng.uniform(46, 50), *look)
+        else:
+            second = canvas.figure(FIGURES[scene.second.shape](), spot, rng.uniform(46, 50), scene.second.colour)
     if scene.concept is not None:
         concept = CONCEPTS[scene.concept]
         subject = canvas.figure(concept.parts(), centre, size, concept.colour, concept.texture, concept.second_colour)

@@ -38,10 +38,15 @@ CONCEPT_PREFIX = "concept:"
 
 @dataclass(frozen=True)
 class SecondObject:
-    """A smaller object beside the subject."""
+    """A smaller object beside the subject. Of a held-out concept ("concept:<name>") the look is its own."""
 
     shape: str
     colour: str
+
+    @property
+    def concept(self) -> str | None:
+        """Name of the held-out concept that it is, or None."""
+        return self.shape.removeprefix(CONCEPT_PREFIX) if self.shape.startswith(CONCEPT_PREFIX) else None
 
 
 @dataclass(frozen=True)
