@@ -44,6 +44,7 @@ def save_tuning_encoder(
         "kind": KIND,
         "identity": asdict(encoder.identity),
         "shape": encoder.shape.plain(),
+        "resolution": encoder.resolution,
         "timesteps": encoder.timesteps,
         "seed": encoder.seed,
         "provenance": encoder.provenance,
@@ -64,6 +65,7 @@ def load_tuning_encoder(path: Path | str) -> TuningEncoder:
         encoder = TuningEncoder(
             Identity(**facts["identity"]),
             Shape.from_plain(facts["shape"]),
+            resolution=facts["resolution"],
             timesteps=facts["timesteps"],
             seed=facts["seed"],
             provenance=facts["provenance"],

@@ -33,6 +33,10 @@ class ImageFeatures:
         """Join along the batch axis."""
         return ImageFeatures(torch.cat([one.vectors for one in parts]), torch.cat([one.grid for one in parts]))
 
+    def to(self, device: torch.device) -> ImageFeatures:
+        """The same on another device."""
+        return ImageFeatures(self.vectors.to(device), self.grid.to(device))
+
 
 class ImageEncoder:
     """A CLIP vision tower (`embeddings`, `encoder.layers`, `post_layernorm`), frozen.
@@ -64,13 +68,13 @@ class ImageEncoder:
         self.layers = len(tower.encoder.layers)
 
     @classmethod
-    def tiny(cls) -> ImageEncoder:
+    def tiny(cls, *, device: torch.device | str = "cpu") -> ImageEncoder:
         """The bundled model's own."""
         from .tiny import config
         from .tiny.load import load_part
 
         half = (0.5, 0.5, 0.5)
-        tower = load_part("image_encoder").vision_model
+        tower = load_part("image_encoder", device).vision_model
         return cls(tower, size=config.IMAGE_ENCODER["image_size"], mean=half, std=half, shrink="area")
 
     @classmethod

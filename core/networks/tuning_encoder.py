@@ -143,10 +143,10 @@ class TokenEmbedder(nn.Module):
 class TuningEncoder(nn.Module):
     """Trunk, a token embedder for each text encoder, and the hypernetwork (METHODS.md 3.3).
 
-    `timesteps` are where it predicts, `seed` fixes the noise there. `negatives` (n, d) per text encoder are embeddings
-    that it predicted for other subjects: what a contrastive loss on a single picture pushes away from (3.4).
-    `candidates` are the ids that a hard token is chosen among, None: whatever its vocabulary allows. `provenance` is
-    plain data.
+    It looks at pictures of `resolution` pixels a side. `timesteps` are where it predicts, `seed` fixes the noise there.
+    `negatives` (n, d) per text encoder are embeddings that it predicted for other subjects: what a contrastive loss on
+    a single picture pushes away from (3.4). `candidates` are the ids that a hard token is chosen among, None: whatever
+    its vocabulary allows. `provenance` is plain data.
     """
 
     def __init__(
@@ -154,12 +154,13 @@ class TuningEncoder(nn.Module):
         identity: Identity,
         shape: Shape,
         *,
+        resolution: int = 512,
         timesteps: Sequence[int] = TIMESTEPS,
         seed: int = 0,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.identity, self.shape, self.seed = identity, shape, int(seed)
+        self.identity, self.shape, self.resolution, self.seed = identity, shape, int(resolution), int(seed)
         self.timesteps = tuple(int(one) for one in timesteps)
         if not self.timesteps or min(self.timesteps) < 0:
             raise ValueError(f"a tuning-encoder predicts at one timestep at least, not at {self.timesteps}")

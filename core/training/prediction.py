@@ -12,7 +12,6 @@ from ..maths.schedule import add_noise, at_timesteps
 from ..models.image_encoder import ImageFeatures
 from ..models.low_rank import LowRankDelta
 from ..models.protocol import Conditioning, ImageSize, TextToImageModel
-from ..models.sampling import sample
 from ..models.text import encode_prompts
 from ..networks.hypernetwork import Factors
 from ..networks.trunk import TrunkFeatures
@@ -33,7 +32,8 @@ class Observer:
 
     @cached_property
     @torch.no_grad()
-    def _empty(self) -> Conditioning:
+    def empty(self) -> Conditioning:
+        """The empty prompt's (1, L, D)."""
         return self.model.conditioning(encode_prompts(self.model, [""]), self.size)
 
     @cached_property
@@ -44,13 +44,15 @@ class Observer:
     def maps(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> list[torch.Tensor]:
         """`model.features` of latents (B, C, h, w) with that noise at timesteps (B,)."""
         z_t = add_noise(latents, noise, at_timesteps(self._alpha_bar, timesteps))
-        return self.model.features(z_t, timesteps, self._empty.expand(len(latents)))
+        return self.model.features(z_t, timesteps, self.empty.expand(len(latents)))
 
     def channels(self) -> list[int]:
         """How wide each of the maps is."""
         side = self.size.height // self.model.latent_factor
         clean = torch.zeros(1, self.model.latent_channels, side, side, device=self.model.device)
-        return [int(one.shape[1]) for one in self.maps(clean, clean, torch.zeros(1, dtype=torch.long, device=clean.device))]
+        return [
+            int(one.shape[1]) for one in self.maps(clean, clean, torch.zeros(1, dtype=torch.long, device=clean.device))
+        ]
 
     def look(self, encoder: TuningEncoder, latents: torch.Tensor, features: ImageFeatures) -> TrunkFeatures:
         """The trunk's mean over the encoder's own timesteps, each with its own fixed noise, the same for every picture

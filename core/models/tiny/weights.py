@@ -35,6 +35,18 @@ def read_weights(part: str) -> dict[str, torch.Tensor]:
     return {key: value.float() for key, value in state.items()}
 
 
+def trained_tokens() -> torch.Tensor:
+    """Ids (n,) of the tokens that the tiny text encoder has learned, sorted; the rows of all others are noise.
+
+    Raises FileNotFoundError when its file is not there.
+    """
+    path = tiny_weights_path("text_encoder")
+    if not path.exists():
+        raise FileNotFoundError(f"the tiny model's weights are missing: {path.name}; see docs/tiny_model.md")
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(IDS_KEY).long().sort().values
+
+
 def write_weights(part: str, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
     """Write floating-point tensors as fp16 (ids stay integers), whole file or none."""
     FOLDER.mkdir(parents=True, exist_ok=True)

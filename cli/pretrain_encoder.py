@@ -1,0 +1,252 @@
+"""`contextual-inversion pretrain-encoder`: METHODS.md 3.5, alone or under `accelerate launch`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from ..core.files.tuning_encoder import save_tuning_encoder
+from ..core.models.image_encoder import ImageEncoder
+from ..core.models.protocol import TextToImageModel
+from ..core.training.encoder_pictures import FolderPictures, PictureSource, ShardPictures, WorldPictures
+from ..core.training.encoder_pretraining import (
+    EncoderPrecision,
+    EncoderPretrainingEvent,
+    EncoderPretrainSettings,
+    PretrainedEncoder,
+    pretrain_encoder,
+)
+from ..core.training.events import CheckpointSaved, Preview, Started, Step
+from ..core.training.schedules import LearningRateSchedule
+from .pretrain_contextualizer import share_of
+from .train import load_model
+
+
+def main(
+    *,
+    model: Literal["tiny"] | Path = "tiny",
+    image_encoder: Path | None = None,
+    pictures: Path | None = None,
+    shards: tuple[Path, ...] = (),
+    world: int | None = None,
+    say_place: bool | None = None,
+    out: Path = Path("tuning_encoder.safetensors"),
+    overwrite: bool = False,
+    half: bool = True,
+    preset: Literal["tiny", "sd"] | None = None,
+    rank: int = 4,
+    steps: int | None = None,
+    batch: int | None = None,
+    learning_rate: float | None = None,
+    schedule: LearningRateSchedule | None = None,
+    warmup: int | None = None,
+    resolution: int | None = None,
+    contrastive: float | None = None,
+    l2: float | None = None,
+    alpha: float | None = None,
+    ema: float | None = None,
+    precision: EncoderPrecision = "fp32",
+    gradient_checkpointing: bool = False,
+    seed: int = 0,
+    checkpoints: Path | None = None,
+    checkpoint_every: int = 200,
+    resume: bool = False,
+    previews: Path | None = None,
+    preview_every: int = 100,
+    log_every: int = 10,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Train a tuning-encoder: the network that makes a word and a LoRA of one picture.
+
+    Runs unchanged under `accelerate launch`: the processes share `--batch`. What is not given comes from METHODS.md 3,
+    for the bundled tiny model from what suits its size and half an hour of one processor core.
+
+    Args:
+        model: "tiny" (bundled) or a folder of a diffusers pipeline.
+        image_encoder: A folder of a transformers CLIP vision model; the tiny model has its own, a pipeline may.
+        pictures: A folder of pictures, one subject each.
+        shards: Webdataset shards (tar files) with pictures.
+        world: So many pictures of ConceptWorld, drawn by the program, for the tiny model.
+        say_place: For ConceptWorld: half the prompts say where the subject stands, so that the word need not.
+        out: Where the encoder goes.
+        overwrite: Replace that file if it exists.
+        half: Store float16 instead of float32.
+        preset: Size of the network.
+        rank: Of the predicted LoRA.
+        steps: Optimiser steps.
+        batch: Pictures a step, of all processes together.
+        learning_rate: AdamW's learning rate.
+        schedule: How it changes.
+        warmup: Steps over which it rises.
+        resolution: Side of the pictures in pixels.
+        contrastive: lambda_c, weight of the contrastive loss.
+        l2: lambda_2, weight of the embeddings' squared length.
+        alpha: Blend of the dual path; without it the soft path alone is trained.
+        ema: Decay of the running average of the weights.
+        precision: bf16 computes in mixed precision.
+        gradient_checkpointing: Save memory, take longer.
+        seed: Of every random choice.
+        checkpoints: A folder for checkpoints.
+        checkpoint_every: Steps between checkpoints.
+        resume: Go on from the newest checkpoint in that folder.
+        previews: A folder for sample pictures.
+        preview_every: Steps between them.
+        log_every: Steps between reports.
+        device: "cpu", "cuda", ...; the GPU where there is one if not given.
+    """
+    tiny = model == "tiny"
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; choose another name with --out, or allow --overwrite")
+    if resume and checkpoints is None:
+        raise ValueError("--resume needs the folder of --checkpoints")
+    given = {
+        "preset": preset,
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "warmup": warmup,
+        "resolution": resolution,
+        "contrastive": contrastive,
+        "l2": l2,
+        "ema": ema,
+    }
+    settings = EncoderPretrainSettings(
+        **{**(TINY if tiny else {}), **{name: value for name, value in given.items() if value is not None}},
+        rank=rank,
+        alpha=alpha,
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+        seed=seed,
+        checkpoint_dir=checkpoints,
+        checkpoint_every=checkpoint_every,
+        preview_every=preview_every if previews is not None else 0,
+        log_every=log_every,
+    )
+    source = picture_source(pictures, shards, world or (WORLD if tiny and pictures is None and not shards else None),
+                            say_place=tiny if say_place is None else say_place, seed=seed)  # fmt: skip
+    processes, own_device = share_of(device)
+    subject = load_model(model, str(own_device))
+    finished = follow(
+        pretrain_encoder(
+            subject,
+            load_image_encoder(model, image_encoder, own_device),
+            source,
+            settings,
+            processes=processes,
+            candidates=known_words(model, subject),
+            resume=checkpoints if resume else None,
+        ),
+        previews,
+        quiet=not processes.first,
+    )
+    figures = {
+        "steps": finished.step,
+        "seconds": finished.seconds,
+        "numbers": finished.encoder.numbers,
+        "losses": finished.encoder.provenance["losses"],
+        "identity": asdict(finished.encoder.identity),
+        "processes": processes.size,
+    }
+    if processes.first:
+        path = save_tuning_encoder(
+            finished.encoder,
+            out.parent,
+            out.name.removesuffix(".safetensors"),
+            dtype=torch.float16 if half else torch.float32,
+            if_exists="replace" if overwrite else "error",
+        )
+        figures |= {"file": str(path), "bytes": path.stat().st_size}
+        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    return figures
+
+
+TINY: dict[str, Any] = {
+    "preset": "tiny",
+    "steps": 700,
+    "batch": 32,
+    "learning_rate": 1.5e-3,
+    "schedule": "cosine",
+    "warmup": 30,
+    "resolution": 128,
+    "ema": 0.99,
+}
+"""The bundled tiny model: half an hour of one processor core."""
+WORLD = 3000
+"""Pictures of ConceptWorld that it is trained on."""
+
+
+def picture_source(
+    pictures: Path | None, shards: Iterable[Path], world: int | None, *, say_place: bool, seed: int
+) -> PictureSource:
+    """What the options name. Raises ValueError where they name nothing, or several things."""
+    shards = tuple(shards)
+    named = [name for name, given in (("--pictures", pictures), ("--shards", shards), ("--world", world)) if given]
+    if len(named) != 1:
+        raise ValueError(f"give one of --pictures, --shards and --world, not {' and '.join(named) or 'none of them'}")
+    if pictures is not None:
+        return FolderPictures(pictures)
+    return ShardPictures(shards) if shards else WorldPictures(world or 0, seed=seed, say_place=say_place)
+
+
+def load_image_encoder(model: str | Path, folder: Path | None, device: torch.device) -> ImageEncoder:
+    """The one in `folder`, the tiny model's own, or the one of a pipeline's folder.
+
+    Raises FileNotFoundError that says what to give where a pipeline has none.
+    """
+    if folder is not None:
+        return ImageEncoder.from_folder(folder, device=device)
+    if model == "tiny":
+        return ImageEncoder.tiny(device=device)
+    own = Path(model) / "image_encoder"
+    if not own.is_dir():
+        raise FileNotFoundError(f"{model} has no image encoder; name a folder of a CLIP vision model, --image-encoder")
+    return ImageEncoder.from_folder(own, device=device)
+
+
+def known_words(model: str | Path, subject: TextToImageModel) -> dict[str, torch.Tensor] | None:
+    """For the tiny model, which learned few words, their ids: nearest tokens are looked for among these alone."""
+    if model != "tiny":
+        return None
+    from ..core.models.tiny.weights import trained_tokens
+
+    ids = trained_tokens()
+    return dict.fromkeys(subject.text_encoders, ids)
+
+
+def follow(
+    run: Iterable[EncoderPretrainingEvent], previews: Path | None = None, quiet: bool = False
+) -> PretrainedEncoder:
+    """Show a run as it goes, write its sample pictures, and return how it ended."""
+    from tqdm import tqdm
+
+    finished, bar = None, None
+    for event in run:
+        if isinstance(event, Started) and not quiet:
+            bar = tqdm(total=event.total_steps, initial=event.first_step, unit="step", mininterval=1.0)
+        elif isinstance(event, Step) and bar is not None:
+            bar.update(event.step - bar.n)
+            if event.losses is not None:
+                means = {name: f"{value.mean():.3f}" for name, value in event.losses.items()}
+                bar.set_postfix(means, refresh=False)
+        elif isinstance(event, CheckpointSaved) and bar is not None:
+            bar.write(f"checkpoint {event.path}")
+        elif isinstance(event, Preview) and previews is not None:
+            previews.mkdir(parents=True, exist_ok=True)
+            contact(event.images).save(previews / f"step_{event.step:06d}.png")
+        elif isinstance(event, PretrainedEncoder):
+            finished = event
+    if bar is not None:
+        bar.close()
+    return finished
+
+
+def contact(images: torch.Tensor) -> Image.Image:
+    """(2 n, H, W, 3) in [0, 1]: the first n above the others."""
+    rows = images.unflatten(0, (2, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1)
+    return Image.fromarray((rows * 255).round().to(torch.uint8).numpy())

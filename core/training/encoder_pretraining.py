@@ -1,0 +1,490 @@
+"""Pretraining a tuning-encoder (METHODS.md 3.5, D5) as a stream of events, on one process or many.
+
+Every draw is a pure function of the seed, the step and the sample's number, so several processes that share a batch see
+what one process would, and a resumed run what an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..maths.norms import vocabulary_norm
+from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
+from ..models.image_encoder import ImageEncoder, ImageFeatures
+from ..models.low_rank import apply_deltas
+from ..models.protocol import ImageSize, TextToImageModel
+from ..models.sampling import sample
+from ..networks.tuning_encoder import (
+    PRESETS,
+    TIMESTEPS,
+    Identity,
+    Prediction,
+    Shape,
+    TuningEncoder,
+    initialise,
+)
+from .checkpoint import Checkpoint, checkpoint_path, load_checkpoint, require_same_run, save_checkpoint
+from .contextualizer_pretraining import Processes
+from .draws import generator_for, sample_order, send
+from .embedding_regularization import LAMBDA_2, LAMBDA_C, POSITIVES, TEMPERATURE, EmbeddingRegularization
+from .encoder_pictures import PictureSource
+from .events import CheckpointSaved, Preview, Started, Step
+from .history import History
+from .prediction import PREDICTION_TEMPLATE, Observer, deltas_of, predicted_conditioning
+from .schedules import LearningRateSchedule, learning_rate_factor
+from .square_pictures import square_picture
+from .stream import EventStream
+
+EncoderPrecision = Literal["fp32", "bf16"]
+NEGATIVES = 256
+"""Embeddings of pretraining subjects that an encoder keeps, for a contrastive loss on one picture (METHODS.md 3.4)."""
+
+
+@dataclass(frozen=True)
+class EncoderPretrainSettings:
+    """Every choice of a pretraining, checked when it is made; the defaults are METHODS.md 3.4's table.
+
+    `batch` is that of all processes together. `ema` averages the weights, None
+    does not. `alpha` is the dual path's blend, None trains the soft path alone. `cache` pictures keep their latents and
+    CLIP features in memory. `hard_tokens` limits the contrastive loss's neighbours, by text encoder, to these ids.
+    """
+
+    steps: int = 150_000
+    batch: int = 16
+    learning_rate: float = 1.6e-5
+    weight_decay: float = 1e-2
+    schedule: LearningRateSchedule = "constant"
+    warmup: int = 0
+    preset: str = "sd"
+    rank: int = 4
+    resolution: int = 512
+    timesteps: tuple[int, ...] = TIMESTEPS
+    contrastive: float = LAMBDA_C
+    l2: float = LAMBDA_2
+    temperature: float = TEMPERATURE
+    positives: int = POSITIVES
+    detach_negatives: bool = False
+    alpha: float | None = None
+    ema: float | None = 0.999
+    precision: EncoderPrecision = "fp32"
+    gradient_checkpointing: bool = False
+    clip_norm: float | None = 1.0
+    seed: int = 0
+    cache: int = 20_000
+    log_every: int = 50
+    checkpoint_dir: Path | None = None
+    checkpoint_every: int = 1000
+    preview_every: int = 0
+    preview_pictures: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "rank", "positives", "log_every", "checkpoint_every", "preview_pictures"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+        for name in ("warmup", "contrastive", "l2", "seed", "cache", "weight_decay", "preview_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} cannot be negative: {getattr(self, name)}")
+        if not self.learning_rate > 0 or not self.temperature > 0:
+            raise ValueError("the learning rate and the temperature are greater than 0")
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise ValueError(f"ema is a decay within 0 <= ema < 1, not {self.ema}")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha is a share within 0 to 1, not {self.alpha}")
+        if self.preset not in PRESETS:
+            raise ValueError(f"unknown preset {self.preset!r}: expected one of {', '.join(PRESETS)}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"unknown precision {self.precision!r}: fp32 or bf16")
+        if not self.timesteps or not all(0 <= one < 1000 for one in self.timesteps):
+            raise ValueError(f"timesteps lie within 0 to 999, at least one of them, not {self.timesteps}")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers of a run, as JSON data."""
+        values = asdict(self)
+        for name in ("log_every", "checkpoint_dir", "checkpoint_every", "cache", "preview_every", "preview_pictures"):
+            values.pop(name)
+        values.pop("gradient_checkpointing")
+        return {**values, "timesteps": list(self.timesteps)}
+
+
+@dataclass(frozen=True)
+class PretrainedEncoder:
+    """The last event. `losses` maps "diffusion", "contrastive" and "l2" to their (steps,) history."""
+
+    encoder: TuningEncoder
+    step: int
+    losses: Mapping[str, torch.Tensor]
+    seconds: float
+
+
+EncoderPretrainingEvent = Started | Step | Preview | CheckpointSaved | PretrainedEncoder
+
+
+def pretrain_encoder(
+    model: TextToImageModel,
+    images: ImageEncoder,
+    pictures: PictureSource,
+    settings: EncoderPretrainSettings,
+    *,
+    processes: Processes | None = None,
+    candidates: Mapping[str, torch.Tensor] | None = None,
+    resume: Path | None = None,
+) -> EventStream[EncoderPretrainingEvent]:
+    """METHODS.md 3.5: each picture is what the encoder sees and what the model has to draw, under the prompt "a photo
+    of a S*", with the embedding and the low-rank deltas predicted for it. UNet, text and image encoder stay as they
+    are.
+
+    `candidates` limits the ids among which nearest tokens are looked for, by text encoder: to the words that a model
+    was trained on. `resume` is a checkpoint or a folder of them and has to come from the same settings, model and
+    pictures. Nothing happens before the first event is asked for.
+
+    Raises (while iterating): ValueError for what cannot be trained, `CheckpointMismatchError`, and RuntimeError where
+    the loss is no longer finite.
+    """
+    return EventStream(_pretrain(model, images, pictures, settings, processes or Processes(), candidates, resume))
+
+
+def _pretrain(
+    model: TextToImageModel,
+    images: ImageEncoder,
+    pictures: PictureSource,
+    settings: EncoderPretrainSettings,
+    processes: Processes,
+    candidates: Mapping[str, torch.Tensor] | None,
+    resume: Path | None,
+) -> Generator[EncoderPretrainingEvent, None, None]:
+    if settings.batch % processes.size:
+        raise ValueError(f"{processes.size} processes cannot share a batch of {settings.batch} evenly")
+    with model.session(gradient_checkpointing=settings.gradient_checkpointing):
+        training = _Pretraining(model, images, pictures, settings, processes, candidates)
+        before = training.restore(resume) if resume is not None else 0.0
+        started = time.perf_counter()
+        yield Started(training.done, settings.steps, training.encoder.numbers)
+        while training.done < settings.steps:
+            training.step()
+            done, last = training.done, training.done == settings.steps
+            checkpoint = settings.checkpoint_dir is not None and (last or done % settings.checkpoint_every == 0)
+            report = last or checkpoint or done % settings.log_every == 0
+            yield Step(done, settings.steps, training.report() if report else None)
+            if checkpoint and processes.first:
+                yield CheckpointSaved(done, training.save(before + time.perf_counter() - started))
+            if settings.preview_every and processes.first and done % settings.preview_every == 0:
+                yield training.preview()
+        yield training.finish(before + time.perf_counter() - started)
+
+
+class _Pretraining:
+    """All that a step changes, and how."""
+
+    def __init__(
+        self,
+        model: TextToImageModel,
+        images: ImageEncoder,
+        pictures: PictureSource,
+        settings: EncoderPretrainSettings,
+        processes: Processes,
+        candidates: Mapping[str, torch.Tensor] | None,
+    ) -> None:
+        self.model, self.images, self.pictures = model, images, pictures
+        self.settings, self.processes = settings, processes
+        self.device = model.device
+        self.done = 0
+        self.history = History()
+        if settings.resolution % (model.latent_factor * 8):
+            raise ValueError(f"the resolution is a multiple of {model.latent_factor * 8} for this model")
+        self.size = ImageSize(settings.resolution, settings.resolution)
+        self.prepared = _Prepared(model, images, pictures, settings.resolution, settings.cache)
+        self.observer = Observer(model, self.size)
+        self.encoder = new_encoder(model, images, settings, self.observer.channels(), candidates).to(self.device)
+        self.regularization = EmbeddingRegularization(
+            model,
+            positives=settings.positives,
+            temperature=settings.temperature,
+            detach_negatives=settings.detach_negatives,
+            candidates=candidates,
+        )
+        self.average = {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
+        self.parameters = list(self.encoder.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.alpha_bar = model.schedule.alpha_bar.to(self.device, torch.float64)
+        self.identity = {
+            **settings.identity(),
+            "models": asdict(self.encoder.identity),
+            "pictures": pictures.state(),
+        }
+
+    def step(self) -> None:
+        """One optimiser step; nothing here waits for the device."""
+        settings = self.settings
+        terms = self._backward()
+        gradients = [value.grad if value.grad is not None else torch.zeros_like(value) for value in self.parameters]
+        self._assign(gradients)
+        if settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm, foreach=False)
+        factor = learning_rate_factor(self.done, settings.steps, schedule=settings.schedule, warmup=settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._average()
+        names, values = list(terms), self._mean(torch.stack(list(terms.values())))
+        self.history.add(dict(zip(names, values, strict=True)))
+        self.done += 1
+
+    def _backward(self) -> dict[str, torch.Tensor]:
+        """METHODS.md D5 on this process's share, scaled so that the mean over processes is that of the whole batch."""
+        settings, model = self.settings, self.model
+        rows, samples = self._rows()
+        latents, features = self.prepared(rows)
+        timesteps, noise = self._noise("loss", samples, latents.shape[1:])
+        seen_at, seen_noise = self._noise("sight", samples, latents.shape[1:])
+        maps = self.observer.maps(latents, seen_noise, seen_at)
+        alpha_bar_t = at_timesteps(self.alpha_bar, timesteps)
+        z_t = add_noise(latents, noise, alpha_bar_t)
+        target = prediction_target(model.schedule.prediction_type, latents, noise, alpha_bar_t)
+        templates = [self.pictures.template(row) for row in rows]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            prediction = self.encoder(self.encoder.look(features, maps))
+            output = self._output(z_t, timesteps, prediction, templates)
+        diffusion = diffusion_loss(output, target)
+        contrastive, l2 = self.regularization(prediction.vectors, self._everybody(prediction.vectors))
+        # Every process has the contrastive loss of all subjects, but its gradient to its own predictions alone: the
+        # whole is the sum over the processes, where that of the other terms is the mean.
+        shared = settings.contrastive * self.processes.size * contrastive
+        (diffusion + shared + settings.l2 * l2).backward()
+        terms = {"diffusion": diffusion, "contrastive": contrastive, "l2": l2}
+        return {name: value.detach().float() for name, value in terms.items()}
+
+    def _output(
+        self, z_t: torch.Tensor, timesteps: torch.Tensor, prediction: Prediction, templates: Sequence[str]
+    ) -> torch.Tensor:
+        """The UNet with every picture's own word and deltas."""
+        soft = predicted_conditioning(self.model, prediction.vectors, templates, self.size)
+        with apply_deltas(self.model, deltas_of(prediction.factors)):
+            return self.model.predict(z_t, timesteps, soft)
+
+    def _rows(self) -> tuple[list[int], range]:
+        """The pictures of this process's share of the step, and the numbers of its samples in the run."""
+        settings = self.settings
+        order = sample_order(settings.seed, self.done, settings.batch, len(self.pictures))
+        share = settings.batch // self.processes.size
+        part = slice(self.processes.rank * share, (self.processes.rank + 1) * share)
+        return order[part], range(settings.batch)[part]
+
+    def _noise(self, stream: str, samples: range, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """t ~ U{0 .. T-1} and noise ~ N(0, I) of each sample."""
+        steps, times, noises = self.model.schedule.steps, [], []
+        for sample_ in samples:
+            generator = generator_for(self.settings.seed, stream, self.done * self.settings.batch + sample_)
+            times.append(torch.randint(steps, (1,), generator=generator))
+            noises.append(torch.randn(tuple(shape), generator=generator))
+        return send(torch.cat(times), self.device), send(torch.stack(noises), self.device)
+
+    def _everybody(self, vectors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The predictions of the whole batch: this process's with its gradient, the others' without."""
+        if self.processes.size == 1:
+            return vectors
+        whole = {}
+        for name, own in vectors.items():
+            start = self.processes.rank * len(own)
+            mine = own.new_zeros(self.processes.size * len(own), own.shape[1])
+            mine[start : start + len(own)] = own.detach()
+            rest = self.processes.add(mine)
+            whole[name] = torch.cat([rest[:start], own, rest[start + len(own) :]])
+        return whole
+
+    def _assign(self, gradients: Sequence[torch.Tensor]) -> None:
+        """Give the parameters their gradients, averaged over the processes in one exchange."""
+        if self.processes.size > 1:
+            flat = self._mean(torch.cat([gradient.flatten() for gradient in gradients]))
+            parts = flat.split([gradient.numel() for gradient in gradients])
+            gradients = [part.view_as(one) for part, one in zip(parts, gradients, strict=True)]
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _mean(self, value: torch.Tensor) -> torch.Tensor:
+        return value if self.processes.size == 1 else self.processes.add(value) / self.processes.size
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        # A short run must not end with the random weights it began with: the decay grows to its value.
+        decay = 0.0 if self.settings.ema is None else min(self.settings.ema, (1 + self.done) / (10 + self.done))
+        for name, value in self.encoder.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
+
+    def report(self) -> Mapping[str, torch.Tensor]:
+        """What happened since the last report. Raises RuntimeError where a loss was not finite."""
+        losses = self.history.fetch()
+        for name, values in losses.items():
+            if not bool(torch.isfinite(values).all()):
+                raise RuntimeError(f"{name} is no longer finite by step {self.done}; try a smaller learning rate")
+        return losses
+
+    def averaged(self) -> TuningEncoder:
+        """The encoder with its running average for weights."""
+        encoder = self.encoder
+        copy = TuningEncoder(
+            encoder.identity,
+            encoder.shape,
+            resolution=encoder.resolution,
+            timesteps=encoder.timesteps,
+            seed=encoder.seed,
+        )
+        copy.load_state_dict(self.average)
+        copy.candidates = encoder.candidates
+        return copy.to(self.device).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def preview(self) -> Preview:
+        """The first pictures above what the model draws for them, one seed each."""
+        rows = list(range(min(self.settings.preview_pictures, len(self.pictures))))
+        latents, features = self.prepared(rows)
+        prediction = self._predicted(self.averaged(), latents, features)
+        drawn = self._draw(prediction, len(rows))
+        originals = self.model.to_images(latents)
+        pictures = (torch.cat([originals, drawn]).float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        return Preview(self.done, pictures.contiguous(), PREDICTION_TEMPLATE)
+
+    def _draw(self, prediction: Prediction, count: int) -> torch.Tensor:
+        """What the model draws for each of `count` predictions, in [-1, 1]."""
+        model, side = self.model, self.size.height // self.model.latent_factor
+        positive = predicted_conditioning(model, prediction.vectors, [PREDICTION_TEMPLATE] * count, self.size)
+        # Guidance doubles the batch, the empty prompt's half first: every picture's deltas are there twice.
+        with apply_deltas(model, deltas_of(prediction.factors, copies=2)):
+            latents = sample(
+                model, positive, self.observer.empty, shape=(count, model.latent_channels, side, side), seed=0
+            )
+        return model.to_images(latents)
+
+    def _predicted(self, encoder: TuningEncoder, latents: torch.Tensor, features: ImageFeatures) -> Prediction:
+        return encoder(self.observer.look(encoder, latents, features))
+
+    def save(self, seconds: float) -> Path:
+        state = {
+            "encoder": self.encoder.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict()["state"],
+            "done": self.done,
+        }
+        checkpoint = Checkpoint(self.identity, state, self.history.tensors(), {"seconds": seconds})
+        save_checkpoint(self.settings.checkpoint_dir, self.done, checkpoint)
+        return checkpoint_path(self.settings.checkpoint_dir, self.done)
+
+    def restore(self, source: Path) -> float:
+        """Go on from a checkpoint; returns the seconds that went into it."""
+        checkpoint = load_checkpoint(source)
+        require_same_run(self.identity, checkpoint)
+        state = checkpoint.state
+        self.encoder.load_state_dict(state["encoder"])
+        for name, value in state["average"].items():
+            self.average[name].copy_(value)
+        groups = self.optimizer.state_dict()["param_groups"]
+        moments = {int(index): value for index, value in state["optimizer"].items()}
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.done = state["done"]
+        self.history = History(checkpoint.losses)
+        return float(checkpoint.facts["seconds"])
+
+    def finish(self, seconds: float) -> PretrainedEncoder:
+        encoder = self.averaged()
+        encoder.negatives = self._negatives(encoder)
+        encoder.provenance = {
+            "settings": self.settings.identity(),
+            "steps": self.done,
+            "pictures": self.pictures.state(),
+            "losses": {
+                name: value[-max(1, len(value) // 10) :].nanmean().item()
+                for name, value in self.history.tensors().items()
+            },
+            "seconds": round(seconds, 1),
+        }
+        return PretrainedEncoder(encoder, self.done, self.history.tensors(), seconds)
+
+    @torch.no_grad()
+    def _negatives(self, encoder: TuningEncoder) -> dict[str, torch.Tensor]:
+        found: dict[str, list[torch.Tensor]] = {}
+        rows = list(range(min(NEGATIVES, len(self.pictures))))
+        for start in range(0, len(rows), self.settings.batch):
+            latents, features = self.prepared(rows[start : start + self.settings.batch])
+            for name, value in self._predicted(encoder, latents, features).vectors.items():
+                found.setdefault(name, []).append(value.float().cpu())
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+class _Prepared:
+    """Latents and CLIP features of pictures, computed once and kept while there is room."""
+
+    def __init__(
+        self, model: TextToImageModel, images: ImageEncoder, pictures: PictureSource, resolution: int, room: int
+    ) -> None:
+        self.model, self.images, self.pictures = model, images, pictures
+        self.resolution, self.room = resolution, room
+        self.kept: dict[int, tuple[torch.Tensor, ImageFeatures]] = {}
+
+    @torch.no_grad()
+    def __call__(self, rows: Sequence[int]) -> tuple[torch.Tensor, ImageFeatures]:
+        """Latents (b, C, h, w) and features of the pictures `rows`, on the model's device."""
+        missing = [row for row in dict.fromkeys(rows) if row not in self.kept]
+        fresh = self._compute(missing) if missing else {}
+        for row, value in fresh.items():
+            if len(self.kept) < self.room:
+                self.kept[row] = value
+        found = [self.kept[row] if row in self.kept else fresh[row] for row in rows]
+        device = self.model.device
+        features = ImageFeatures.cat([one for _, one in found])
+        return torch.cat([latents for latents, _ in found]).to(device), features.to(device)
+
+    def _compute(self, rows: Sequence[int]) -> dict[int, tuple[torch.Tensor, ImageFeatures]]:
+        stack = torch.stack([square_picture(self.pictures.picture(row), self.resolution) for row in rows])
+        latents = self.model.to_latents(stack.to(self.model.device) * 2 - 1).float().cpu()
+        seen = self.images.features(stack.to(self.images.device))
+        vectors, grid = seen.vectors.cpu(), seen.grid.cpu()
+        # Cloned: a slice would keep the whole batch alive.
+        return {
+            row: (
+                latents[i : i + 1].clone(),
+                ImageFeatures(vectors[i : i + 1].clone(), grid[i : i + 1].clone()),
+            )
+            for i, row in enumerate(rows)
+        }
+
+
+def new_encoder(
+    model: TextToImageModel,
+    images: ImageEncoder,
+    settings: EncoderPretrainSettings,
+    maps: Sequence[int],
+    candidates: Mapping[str, torch.Tensor] | None = None,
+) -> TuningEncoder:
+    """An untrained tuning-encoder of the settings' size for a model whose `features` have `maps` channels."""
+    preset = replace(PRESETS[settings.preset], rank=settings.rank)
+    shape = Shape.of(model, images, preset, maps)
+    norms = {}
+    for name, encoder in model.text_encoders.items():
+        specials = sorted({encoder.bos, encoder.eos, encoder.pad})
+        norms[name] = float(vocabulary_norm(encoder.table().detach(), specials))
+    encoder = TuningEncoder(
+        Identity.of(model, images),
+        shape,
+        resolution=settings.resolution,
+        timesteps=settings.timesteps,
+        seed=settings.seed,
+    )
+    encoder.candidates = None if candidates is None else dict(candidates)
+    return initialise(encoder, norms, generator_for(settings.seed, "tuning encoder", 0))
+
+
+__all__ = [
+    "EncoderPretrainSettings",
+    "EncoderPretrainingEvent",
+    "PretrainedEncoder",
+    "new_encoder",
+    "pretrain_encoder",
+]

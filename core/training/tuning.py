@@ -1,0 +1,233 @@
+"""A predicted word, tuned on its one picture for at most a dozen steps (METHODS.md 3.7), as a stream of events."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from ..concept import PLACEHOLDER, Concept
+from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
+from ..models.image_encoder import ImageEncoder
+from ..models.lora import from_lora
+from ..models.low_rank import LowRankDelta, apply_deltas
+from ..models.protocol import ImageSize, TextToImageModel
+from ..models.text import encode_prompts
+from ..networks.tuning_encoder import TuningEncoder
+from .draws import generator_for, send
+from .embedding_regularization import LAMBDA_2, LAMBDA_C, POSITIVES, TEMPERATURE, EmbeddingRegularization
+from .events import Event, Finished, Started, Step
+from .footprint import Footprint
+from .history import History
+from .predict import concept_of, observed, origin, predict_concept, require_fit
+from .prediction import PREDICTION_TEMPLATE
+from .stream import EventStream
+
+MOST_STEPS = 12
+"""METHODS.md 3.7: what the paper found to be enough; more has to be asked for."""
+Tuned = Literal["lora and vectors", "lora", "vectors"]
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """METHODS.md 3.7 and the table of 3.4. `batch` noised copies of the picture a step. `alpha` blends the dual path,
+    None tunes the soft path alone. More than twelve steps only with `more_steps`. Raises ValueError."""
+
+    steps: int = MOST_STEPS
+    batch: int = 4
+    tuned: Tuned = "lora and vectors"
+    lora_learning_rate: float = 1e-4
+    vector_learning_rate: float = 1e-3
+    contrastive: float = LAMBDA_C
+    l2: float = LAMBDA_2
+    temperature: float = TEMPERATURE
+    positives: int = POSITIVES
+    alpha: float | None = 0.5
+    template: str = PREDICTION_TEMPLATE
+    seed: int = 0
+    more_steps: bool = False
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.positives < 1 or self.seed < 0:
+            raise ValueError(f"at least one step, one copy of the picture and one neighbour, not {self}")
+        if self.steps > MOST_STEPS and not self.more_steps:
+            raise ValueError(
+                f"a prediction is tuned for {MOST_STEPS} steps at most, not {self.steps}: beyond that the word begins "
+                "to hold this one picture instead of its subject; allow more steps if you mean it"
+            )
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha is a share within 0 to 1, not {self.alpha}")
+        if min(self.lora_learning_rate, self.vector_learning_rate, self.contrastive, self.l2) < 0:
+            raise ValueError("learning rates and weights of losses cannot be negative")
+        if self.tuned not in get_args(Tuned):
+            raise ValueError(f"unknown choice {self.tuned!r}: expected one of {', '.join(get_args(Tuned))}")
+        if self.template.count(PLACEHOLDER) != 1:
+            raise ValueError(f"the prompt to tune with needs one {PLACEHOLDER} for the word, not {self.template!r}")
+
+
+def tune(
+    model: TextToImageModel,
+    images: ImageEncoder,
+    encoder: TuningEncoder,
+    picture: torch.Tensor,
+    settings: TuneSettings | None = None,
+    *,
+    name: str = "concept",
+    class_word: str | None = None,
+    predicted: Concept | None = None,
+) -> EventStream[Event]:
+    """Predict a word for `picture`, or take over `predicted`, and tune vectors and LoRA factors on it.
+
+    The hypernetwork is not touched: its prediction is where the LoRA starts. Events as of a training: `Started`, `Step`
+    and last `Finished` with the concept. Raises (while iterating) ValueError as `predict_concept` and for a concept
+    that has no LoRA of this model, RuntimeError where the loss is not finite.
+    """
+    run = _tune(model, images, encoder, picture, settings or TuneSettings(), name, class_word, predicted)
+    return EventStream(run)
+
+
+def _tune(
+    model: TextToImageModel,
+    images: ImageEncoder,
+    encoder: TuningEncoder,
+    picture: torch.Tensor,
+    settings: TuneSettings,
+    name: str,
+    class_word: str | None,
+    predicted: Concept | None,
+) -> Generator[Event, None, None]:
+    require_fit(model, images, encoder)
+    start = predicted or predict_concept(model, images, encoder, picture, name=name, class_word=class_word)
+    with ExitStack() as stack:
+        stack.enter_context(model.session(gradient_checkpointing=settings.gradient_checkpointing))
+        tuning = _Tuning(model, images, encoder, picture, settings, start)
+        yield Started(0, settings.steps, tuning.numbers)
+        for step in range(settings.steps):
+            tuning.step(step)
+            losses = tuning.losses() if step + 1 == settings.steps else None
+            yield Step(step + 1, settings.steps, losses)
+        concept = tuning.concept(name if predicted is None else start.name, class_word)
+        yield Finished(concept, settings.steps, tuning.history.tensors(), tuning.footprint.seconds)
+
+
+class _Tuning:
+    """The factors and vectors that are tuned, and how."""
+
+    def __init__(
+        self,
+        model: TextToImageModel,
+        images: ImageEncoder,
+        encoder: TuningEncoder,
+        picture: torch.Tensor,
+        settings: TuneSettings,
+        start: Concept,
+    ) -> None:
+        self.model, self.encoder, self.settings, self.start = model, encoder, settings, start
+        self.footprint = Footprint(model.device)
+        self.history = History()
+        self.size = ImageSize(encoder.resolution, encoder.resolution)
+        self.latents, _ = observed(model, images, picture, encoder.resolution)
+        self.deltas = _leaves(model, start, trainable=settings.tuned != "vectors")
+        self.vectors = {
+            key: value.detach().float().to(model.device).clone().requires_grad_(settings.tuned != "lora")
+            for key, value in start.vectors.items()
+        }
+        self.regularization = EmbeddingRegularization(
+            model,
+            positives=settings.positives,
+            temperature=settings.temperature,
+            candidates=encoder.candidates,
+            negatives=encoder.negatives,
+        )
+        groups = [
+            {"params": [one for delta in self.deltas.values() for one in (delta.a, delta.b)], "lr": "lora"},
+            {"params": list(self.vectors.values()), "lr": "vector"},
+        ]
+        rates = {"lora": settings.lora_learning_rate, "vector": settings.vector_learning_rate}
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": trained, "lr": rates[group["lr"]]}
+                for group in groups
+                if (trained := [one for one in group["params"] if one.requires_grad])
+            ],
+            weight_decay=0.0,
+        )
+        self.alpha_bar = model.schedule.alpha_bar.to(model.device)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers are tuned."""
+        return sum(value.numel() for group in self.optimizer.param_groups for value in group["params"])
+
+    def step(self, number: int) -> None:
+        """METHODS.md D5 on a batch of noised copies of the one picture."""
+        settings, model = self.settings, self.model
+        generator = generator_for(settings.seed, "tuning", number)
+        timesteps = torch.randint(model.schedule.steps, (settings.batch,), generator=generator)
+        noise = torch.randn((settings.batch, *self.latents.shape[1:]), generator=generator)
+        timesteps, noise = send(timesteps, model.device), send(noise, model.device)
+        latents = self.latents.expand(settings.batch, -1, -1, -1)
+        alpha_bar_t = at_timesteps(self.alpha_bar, timesteps)
+        target = prediction_target(model.schedule.prediction_type, latents, noise, alpha_bar_t)
+        output = self._predict(add_noise(latents, noise, alpha_bar_t), timesteps)
+        diffusion = diffusion_loss(output, target)
+        contrastive, l2 = self.regularization(self.vectors)
+        (diffusion + settings.contrastive * contrastive + settings.l2 * l2).backward()
+        self.footprint.look()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = {"diffusion": diffusion, "contrastive": contrastive, "l2": l2}
+        self.history.add({name: value.detach() for name, value in terms.items()})
+
+    def _predict(self, z_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        settings, model = self.settings, self.model
+        encodings = encode_prompts(model, [settings.template], vectors=self.vectors)
+        soft = model.conditioning(encodings, self.size).expand(len(z_t))
+        with apply_deltas(model, self.deltas):
+            return model.predict(z_t, timesteps, soft)
+
+    def losses(self) -> Mapping[str, torch.Tensor]:
+        """Every step's. Raises RuntimeError where one is not finite."""
+        losses = self.history.fetch()
+        if not all(bool(torch.isfinite(value).all()) for value in losses.values()):
+            raise RuntimeError("the loss is not finite: tune with smaller learning rates")
+        return losses
+
+    def concept(self, name: str, class_word: str | None) -> Concept:
+        """What was tuned, as a concept."""
+        vectors = {key: value.detach().cpu().clone() for key, value in self.vectors.items()}
+        provenance: dict[str, Any] = {
+            **origin(self.model, self.encoder),
+            "recipe": "tuning-encoder, tuned",
+            "steps": self.settings.steps,
+            "settings": asdict(self.settings),
+            "predicted": self.start.provenance.get("predicted"),
+            "tuned": self.footprint.stop(),
+            "losses": {key: value.mean().item() for key, value in self.history.tensors().items()},
+        }
+        word = class_word or self.start.class_word
+        if word == self.start.hard_token:
+            word = None
+        return concept_of(
+            self.model, self.encoder, vectors, self.deltas, name=name, class_word=word, provenance=provenance
+        )
+
+
+def _leaves(model: TextToImageModel, concept: Concept, *, trainable: bool) -> dict[str, LowRankDelta]:
+    """The concept's LoRA as factors of their own. Raises ValueError where it has none that could be tuned."""
+    if not concept.lora:
+        raise ValueError(f"the concept {concept.name!r} has no LoRA to tune; predict it with a tuning-encoder first")
+    leaves = {}
+    for layer, delta in from_lora(model, concept.lora).items():
+        if not isinstance(delta, LowRankDelta):
+            raise ValueError(f"the LoRA of {concept.name!r} is not low-rank at {layer}; only a prediction can be tuned")
+        a, b = (value.detach().float().clone().requires_grad_(trainable) for value in (delta.a, delta.b))
+        leaves[layer] = LowRankDelta(a, b, delta.scale)
+    return leaves
+
+
+__all__ = ["MOST_STEPS", "TuneSettings", "Tuned", "tune"]
