@@ -2,7 +2,7 @@
 
 A low-rank delta is `<layer>.lora_down.weight` (r, Din), `.lora_up.weight` (Dout, r) and `.alpha`, where s = alpha / r:
 ComfyUI's LoRA loader and diffusers read both. A full-rank one is `<layer>.diff` and `.diff_b`, which ComfyUI reads and
-diffusers refuses. `<layer>` is `lora_unet_<diffusers name>` or `lora_te[1|2]_<transformers' name>`, dots as underscores.
+diffusers refuses. `<layer>` is `lora_unet_<diffusers name>` or `lora_te[1|2]_<transformers' name>`, a dot being "_".
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     with apply_deltas(model, {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": LowRankDelta(a, b)}):
         model.predict(...)
 
-A delta is added to a layer's *output*: the layer's own weight is neither read nor written, so it may be cast, quantized,
+A delta is added to a layer's *output*: its own weight is neither read nor written, so it may be cast, quantized,
 streamed or patched by others, and gradients reach the delta alone.
 """
 

@@ -83,7 +83,7 @@ def test_layers_have_the_same_names(pair: Pair) -> None:
     ours, theirs = pair.diffusers, pair.comfy
     assert set(ours.weight_layers()) == set(theirs.weight_layers())
     # diffusers ships SD 2's text encoder without its last layer, which nothing reads.
-    last = [name for name in set(text_layers(theirs)) - set(text_layers(ours))]
+    last = set(text_layers(theirs)) - set(text_layers(ours))
     assert all(name.startswith("clip_h.text_model.encoder.layers.2.") for name in last)
     assert set(text_layers(ours)) <= set(text_layers(theirs))
     mine, other = {**ours.weight_layers(), **text_layers(ours)}, {**theirs.weight_layers(), **text_layers(theirs)}
@@ -173,7 +173,12 @@ def test_a_loaded_lora_stays_in_force(pair: Pair) -> None:
 def test_hooks_are_gone_after_an_error(pair: Pair) -> None:
     modules = [*pair.sockets.model.model.modules(), *pair.sockets.clip.patcher.model.modules()]
     before = [len(part._forward_hooks) for part in modules]
-    with pytest.raises(KeyboardInterrupt), apply_deltas(pair.comfy, low_rank(pair.comfy)):
-        assert [len(part._forward_hooks) for part in modules] != before
-        raise KeyboardInterrupt
+
+    def fail() -> None:
+        with apply_deltas(pair.comfy, low_rank(pair.comfy)):
+            assert [len(part._forward_hooks) for part in modules] != before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     assert [len(part._forward_hooks) for part in modules] == before

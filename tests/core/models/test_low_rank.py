@@ -321,7 +321,8 @@ def test_diffusers_reads_our_lora(model):
         assert torch.equal(down, delta.a.detach().mT), name
         assert torch.equal(found[stem.replace(".down.", ".up.")], delta.b.detach().mT), name
         alpha = [value for key, value in alphas.items() if key.startswith(stem.split(".lora")[0].split("_lora.")[0])]
-        assert alpha and alpha[0] == pytest.approx(delta.scale * delta.rank)
+        assert alpha
+        assert alpha[0] == pytest.approx(delta.scale * delta.rank)
 
 
 def theirs(found, where):
