@@ -29,8 +29,8 @@ def recording(
 ) -> Any:
     """A clone of `model` whose every sampling is recorded anew; it samples the same pictures, bit for bit.
 
-    `progress` tells from a pass's `transformer_options` how far the sampling is, 0 to 1; by default from its sigma. With
-    one of its own the caller begins and finishes the recording.
+    `progress` tells from a pass's `transformer_options` how far the sampling is, 0 to 1; by default its sigma tells. A
+    caller with a `progress` of its own also finishes the recording, which then spans any number of samplings.
 
     Raises ValueError where the model is no UNet with cross-attention.
     """

@@ -71,10 +71,18 @@ class AttentionRecorder:
             raise RuntimeError("begin a recording before a pass is watched")
         return Pass(self, min(int(progress * self.bins), self.bins - 1), rows, latent_size)
 
-    def sampling(self, layers: Sequence[str], latent_size: tuple[int, int]) -> Callable[[int, int, slice], Pass]:
-        """What `core.models.sampling.sample` takes as `probe`; begins a recording."""
+    def sampling(
+        self, layers: Sequence[str], latent_size: tuple[int, int], *, last_step: bool = False
+    ) -> Callable[[int, int, slice], Pass | None]:
+        """What `core.models.sampling.sample` takes as `probe`: every step, or the last alone. Begins a recording."""
         self.begin(layers)
-        return lambda step, steps, rows: self.watch(step / steps, {"prompt": [rows]}, latent_size)
+
+        def probe(step: int, steps: int, rows: slice) -> Pass | None:
+            if last_step and step + 1 < steps:
+                return None
+            return self.watch(step / steps, {"prompt": [rows]}, latent_size)
+
+        return probe
 
     def add(self, conditioning: Hashable, layer: int, stretch: int, maps: torch.Tensor) -> None:
         """Add head-averaged `maps` (images, L, h, w) of one layer; pooled here."""
@@ -189,7 +197,7 @@ def pooled(maps: torch.Tensor, cells: int) -> torch.Tensor:
 
 
 def folded(maps: torch.Tensor, tokens: int, axis: int) -> torch.Tensor:
-    """Add up the copies of a context that was repeated along `axis` to a multiple of `tokens`. ValueError if not one."""
+    """Add up the copies of a context that was repeated along `axis` to a multiple of `tokens`, else ValueError."""
     length = maps.shape[axis]
     if length == tokens:
         return maps

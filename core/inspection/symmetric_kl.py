@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 
 from ..maths.similarity import pixel_symmetric_kl, symmetric_kl
-from ..models.protocol import ImageSize, TextToImageModel
+from ..models.protocol import Conditioning, ImageSize, TextToImageModel
 from ..models.sampling import sample
 from ..models.text import encode_prompts
 from ..prompts.tokens import tokenize_prompt
 from .attention import AttentionRecorder
-from .attention_maps import word_maps
+from .attention_maps import AttentionMaps, word_maps
 from .diagnostics import ContextProbe, word_position
 
 SIDE = 16
@@ -75,7 +75,6 @@ def skl_of_each(
     if not probes or images < 1:
         raise ValueError("no probes: give at least one prompt with a context word, and one picture or more")
     size = size or ImageSize(128, 128)
-    latent_size = (size.height // model.latent_factor, size.width // model.latent_factor)
     asked = [probe for probe in probes for _ in range(images)]
     found = []
     with model.session():
@@ -84,27 +83,33 @@ def skl_of_each(
             part = asked[start : start + batch]
             templates = [probe.template for probe in part]
             context = model.conditioning(encode_prompts(model, templates, vectors=vectors, words=words), size)
-            recorder = AttentionRecorder(bins=1)
-            watch = recorder.sampling(model.cross_attention_layers(), latent_size)
-            sample(
-                model,
-                context,
-                empty,
-                shape=(len(part), model.latent_channels, *latent_size),
-                steps=steps,
-                guidance=guidance,
-                seed=[seed + start + i for i in range(len(part))],
-                probe=lambda step, steps, rows: watch(step, steps, rows) if step + 1 == steps else None,
-            )
-            maps = recorder.maps()
+            seeds = [seed + start + i for i in range(len(part))]
+            maps = last_step_maps(model, context, empty, size, steps=steps, guidance=guidance, seeds=seeds)
             layers = maps.layers_of(side=SIDE)
             for index, probe in enumerate(part):
                 pair = word_pair(model, probe, vectors, words)
-                ours, context_word = word_maps(maps, pair, layers=layers)[index].flatten(1)
-                found.append(
-                    torch.stack([symmetric_kl(ours, context_word), pixel_symmetric_kl(ours, context_word)]).cpu()
-                )
+                one, other = word_maps(maps, pair, layers=layers)[index].flatten(1)
+                found.append(torch.stack([symmetric_kl(one, other), pixel_symmetric_kl(one, other)]).cpu())
     return torch.stack(found)
+
+
+def last_step_maps(
+    model: TextToImageModel,
+    positive: Conditioning,
+    negative: Conditioning,
+    size: ImageSize,
+    *,
+    steps: int,
+    guidance: float,
+    seeds: Sequence[int],
+) -> AttentionMaps:
+    """Sample a picture a seed and keep the attention of the last step's conditional half."""
+    latent_size = (size.height // model.latent_factor, size.width // model.latent_factor)
+    recorder = AttentionRecorder(bins=1)
+    watch = recorder.sampling(model.cross_attention_layers(), latent_size, last_step=True)
+    shape = (len(seeds), model.latent_channels, *latent_size)
+    sample(model, positive, negative, shape=shape, steps=steps, guidance=guidance, seed=seeds, probe=watch)
+    return recorder.maps()
 
 
 def word_pair(

@@ -1,0 +1,164 @@
+"""Seeing where each word of a prompt looks: recording while sampling, or of a picture that exists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy_api.latest import io
+
+from ..core.inspection.attention import AttentionRecorder
+from .attention_recording import recording
+from .sockets import CATEGORY, PREFIX
+
+AttentionSocket = io.Custom("ATTENTION")
+"""A `RecordedAttention`."""
+
+
+@dataclass(frozen=True)
+class RecordedAttention:
+    """`while_sampling` says that the recorder is filled by a sampler later on, and not full already."""
+
+    recorder: AttentionRecorder
+    while_sampling: bool
+
+
+class RecordAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=PREFIX + "RecordAttention",
+            display_name="Record Attention",
+            category=CATEGORY,
+            description="Remembers where each word of the prompt looks while the model that comes out is sampled. The "
+            "pictures stay exactly the same, with any sampler.",
+            inputs=[
+                io.Model.Input("model", tooltip="A Stable Diffusion model (SD 1.x, 2.x, SDXL), with any patches."),
+                io.Int.Input(
+                    "step_bins",
+                    default=8,
+                    min=1,
+                    max=32,
+                    tooltip="Stretches of the sampling that are kept apart, so that early and late steps can be "
+                    "compared. Memory grows with it, and not with the number of steps.",
+                ),
+                io.Int.Input(
+                    "cells",
+                    default=32,
+                    min=8,
+                    max=128,
+                    step=8,
+                    tooltip="Larger maps are averaged down to at most this many cells a side before they are kept.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For one KSampler, of any kind."),
+                AttentionSocket.Output(
+                    display_name="attention",
+                    tooltip="For Show Attention. It is filled by the sampler: give the picture or latent that comes "
+                    "of the sampling to Show Attention as well.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, step_bins: int, cells: int) -> io.NodeOutput:
+        recorder = AttentionRecorder(bins=step_bins, cells=cells)
+        return io.NodeOutput(recording(model, recorder), RecordedAttention(recorder, while_sampling=True))
+
+
+class AttendImage(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=PREFIX + "AttendImage",
+            display_name="Attend Image",
+            category=CATEGORY,
+            description="Where each word of a prompt looks in a picture that exists. The picture is noised to a few "
+            "timesteps and the model looks at each once; nothing is sampled.",
+            inputs=[
+                io.Model.Input("model", tooltip="A Stable Diffusion model (SD 1.x, 2.x, SDXL), with any patches."),
+                io.Clip.Input("clip", tooltip="Its text encoder, behind Apply Concept where the prompt has its word."),
+                io.Vae.Input("vae", tooltip="Its autoencoder."),
+                io.Image.Input("image", tooltip="One picture or more; sides in whole multiples of 8 pixels are used."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="What the picture shows, or what you want to find in it. Weights and embeddings work.",
+                ),
+                io.String.Input(
+                    "timesteps",
+                    default="800, 600, 400, 200",
+                    tooltip="Noise levels, 999 (nothing but noise) to 0 (the picture itself). Early ones see where "
+                    "things are, late ones see textures.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Of the noise.",
+                ),
+            ],
+            outputs=[AttentionSocket.Output(display_name="attention", tooltip="For Show Attention.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, timesteps: str = "0") -> bool | str:
+        try:
+            parsed_timesteps(timesteps)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, image: torch.Tensor, prompt: str, timesteps: str, seed: int
+    ) -> io.NodeOutput:
+        recorder = AttentionRecorder()
+        attend(model, clip, vae.encode(image[..., :3]), prompt, parsed_timesteps(timesteps), seed, recorder)
+        return io.NodeOutput(RecordedAttention(recorder, while_sampling=False))
+
+
+def attend(
+    model: Any, clip: Any, latents: torch.Tensor, prompt: str, timesteps: list[float], seed: int, recorder: Any
+) -> None:
+    """One pass over `latents` noised to each timestep, through ComfyUI's own sampling (a single step without
+    guidance), so that whatever patches, hooks and conditioning a sampler would honour are in force."""
+    conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    now = 0.0
+    watched = recording(model, recorder, progress=lambda options: now)
+    schedule = watched.get_model_object("model_sampling")
+    last = len(getattr(schedule, "sigmas", range(1000))) - 1
+    for timestep in sorted(timesteps, reverse=True):
+        now = 1 - (min(timestep, last) + 1) / (last + 1)
+        sigma = schedule.sigma(torch.tensor(float(min(timestep, last))))
+        comfy.sample.sample_custom(
+            watched,
+            comfy.sample.prepare_noise(latents, seed),
+            1.0,
+            comfy.samplers.sampler_object("euler"),
+            torch.stack([sigma.float().cpu(), torch.zeros(())]),
+            conditioning,
+            conditioning,
+            latents,
+            disable_pbar=True,
+            seed=seed,
+        )
+    recorder.finish()
+
+
+def parsed_timesteps(text: str) -> list[float]:
+    """Numbers from 0 to 999 between commas. Raises ValueError for anything else, or none."""
+    try:
+        found = [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if not found or not all(0 <= one <= 999 for one in found):
+        raise ValueError(f"timesteps are numbers from 0 to 999 between commas, such as 800, 400, not {text!r}")
+    return found

@@ -1,0 +1,227 @@
+"""One heat map per word, as pictures, as masks, and as the data of the interactive viewer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..core.inspection.attention_atlas import atlas, description
+from ..core.inspection.attention_maps import AttentionMaps, normalised, word_maps
+from ..core.inspection.heat_pictures import mask_of, word_pictures
+from ..core.prompts.words import PromptWord, chosen
+from .attention import AttentionSocket, RecordedAttention
+from .prompt_words import words_in
+from .sockets import CATEGORY, PREFIX
+
+UI_KEY = "contextual_inversion_attention"
+ALL, EACH, IN_COMMON = "all", "each word", "in common"
+SIDES = {"16 cells": 16, "8 cells": 8, "32 cells": 32, "64 cells": 64}
+PREVIEW_SIDE = 512
+"""Without a picture the maps are drawn this large."""
+
+
+class ShowAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=PREFIX + "ShowAttention",
+            display_name="Show Attention",
+            category=CATEGORY,
+            description="Where each word of the prompt looks: hover a word and its map lies over the picture. The same "
+            "comes out as pictures and as masks.",
+            inputs=[
+                AttentionSocket.Input("attention", tooltip="From Record Attention or Attend Image."),
+                io.String.Input(
+                    "prompt", multiline=True, default="", tooltip="The positive prompt, exactly as it was encoded."
+                ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The picture that was sampled. It lies under the maps, and makes this node wait for the "
+                    "sampler.",
+                ),
+                io.Latent.Input(
+                    "latent", optional=True, tooltip="Instead of the picture: waits for the sampler as well."
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder that the prompt was encoded with. Needed where the prompt has a word "
+                    "from Apply Concept.",
+                ),
+                io.String.Input(
+                    "words",
+                    default="",
+                    tooltip="Words to draw, between commas: cat, red hat. Empty: every word.",
+                ),
+                io.Combo.Input(
+                    "layers",
+                    options=[ALL, "down", "middle", "up"],
+                    default=ALL,
+                    tooltip="Part of the UNet to look at.",
+                ),
+                io.Combo.Input(
+                    "resolution",
+                    options=[ALL, *SIDES],
+                    default=ALL,
+                    tooltip="Only layers whose maps are of this size, or nearest to it. 16 cells are what papers show "
+                    "for 512-pixel pictures.",
+                ),
+                io.Float.Input(
+                    "start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="From this share of the sampling on."
+                ),
+                io.Float.Input(
+                    "end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="To this share of the sampling."
+                ),
+                io.Combo.Input(
+                    "normalise",
+                    options=[EACH, IN_COMMON],
+                    default=EACH,
+                    tooltip="Brightest where each word looks most, or one scale for all words of a picture, on which "
+                    "weak words stay dark.",
+                ),
+                io.Float.Input(
+                    "overlay",
+                    default=0.75,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How strongly the map covers the picture; 1 is the map alone.",
+                ),
+                io.Boolean.Input("captions", default=True, tooltip="Write the word into the corner of its picture."),
+                io.Boolean.Input(
+                    "special_tokens",
+                    default=False,
+                    tooltip="Also draw the start and end tokens, which take most of the attention.",
+                ),
+                io.Boolean.Input(
+                    "padding",
+                    default=False,
+                    tooltip="Also draw the empty positions behind the prompt, as one word.",
+                ),
+                io.String.Input(
+                    "mask_words",
+                    default="",
+                    tooltip="Words whose regions make the mask, between commas. Empty: the words that are drawn.",
+                ),
+                io.Float.Input(
+                    "mask_threshold",
+                    default=0.4,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The mask is 1 where a map reaches this share of its maximum. 0: the soft map itself.",
+                ),
+                io.Int.Input(
+                    "conditioning",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Where several positive prompts are combined: which of them.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="images", tooltip="One picture for each word; all words of the first picture first."
+                ),
+                io.Mask.Output(display_name="masks", tooltip="One mask for each picture, for inpainting for example."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        attention: RecordedAttention,
+        prompt: str,
+        words: str,
+        layers: str,
+        resolution: str,
+        start: float,
+        end: float,
+        normalise: str,
+        overlay: float,
+        captions: bool,
+        special_tokens: bool,
+        padding: bool,
+        mask_words: str,
+        mask_threshold: float,
+        conditioning: int,
+        image: torch.Tensor | None = None,
+        latent: Any = None,
+        clip: Any = None,
+    ) -> io.NodeOutput:
+        require_sampled(attention, waits=image is not None or latent is not None)
+        found, tokens = words_in(prompt, clip)
+        maps = attention.recorder.maps(conditioning - 1).for_prompt(tokens)
+        pictures = fitting(image, maps.images)
+        kinds = {"word", *(["special"] if special_tokens else []), *(["padding"] if padding else [])}
+        drawn = chosen(found, words) or [word for word in found if word.kind in kinds]
+        if not drawn:
+            raise ValueError("The prompt has no words. Write the prompt that was sampled with.")
+        options = {
+            "layers": maps.layers_of(None if layers == ALL else layers, SIDES.get(resolution)),
+            "steps": (start, end),
+            "size": tuple(pictures.shape[1:3]) if pictures is not None else preview_size(maps),
+        }
+        heat = normalised(_heat(maps, drawn, options), in_common=normalise == IN_COMMON)
+        masked = heat
+        if mask_words.strip():
+            masked = normalised(_heat(maps, chosen(found, mask_words), options))
+        tiles = word_pictures(heat, [word.text for word in drawn], pictures, overlay, captions)
+        return io.NodeOutput(
+            tiles, mask_of(masked, mask_threshold), ui={UI_KEY: [viewer_data(cls, maps, found, prompt, pictures)]}
+        )
+
+
+def require_sampled(attention: RecordedAttention, waits: bool) -> None:
+    """Raises ValueError that says what to wire where this node may run before the sampler, or nothing was recorded."""
+    if attention.while_sampling and not waits:
+        raise ValueError(
+            "Connect the sampled picture to `image` (or the KSampler's output to `latent`): Show Attention has to wait "
+            "until the model from Record Attention has been sampled."
+        )
+    if not attention.recorder.finished:
+        raise ValueError(
+            "No attention was recorded. Connect the model that comes out of Record Attention to the KSampler whose "
+            "picture or latent is connected here."
+        )
+
+
+def fitting(image: torch.Tensor | None, images: int) -> torch.Tensor | None:
+    """The picture under each recorded sample; one picture serves all. Raises ValueError for another number."""
+    if image is None:
+        return None
+    if image.shape[0] not in (1, images):
+        raise ValueError(f"{images} pictures were recorded and {image.shape[0]} are connected; they must be the same.")
+    return image[..., :3].expand(images, -1, -1, -1)
+
+
+def preview_size(maps: AttentionMaps) -> tuple[int, int]:
+    """Whole multiples of the largest map's cells, about `PREVIEW_SIDE` on the longer side."""
+    height, width = max(g.height for g in maps.groups), max(g.width for g in maps.groups)
+    factor = max(1, PREVIEW_SIDE // max(height, width))
+    return height * factor, width * factor
+
+
+def viewer_data(
+    cls: type[io.ComfyNode], maps: AttentionMaps, words: list[PromptWord], prompt: str, pictures: torch.Tensor | None
+) -> dict[str, Any]:
+    """The interactive viewer's data; its pictures go to ComfyUI's temp folder."""
+    sheet = atlas(maps, words)
+    # In the middle of each byte's range, since ComfyUI rounds down.
+    grey = (sheet.pixels.float() + 0.5)[None] / 255
+    (saved,) = ui.ImageSaveHelper.save_images(grey, "contextual_inversion_atlas", io.FolderType.temp, None)
+    under = [] if pictures is None else saved_pictures(cls, pictures)
+    return {**description(maps, words, sheet, prompt), "atlas": saved, "pictures": under}
+
+
+def saved_pictures(cls: type[io.ComfyNode], pictures: torch.Tensor) -> list[Any]:
+    """Pictures (B, H, W, 3) in ComfyUI's temp folder."""
+    return ui.ImageSaveHelper.save_images(pictures, "contextual_inversion_picture", io.FolderType.temp, cls)
+
+
+def _heat(maps: AttentionMaps, words: list[PromptWord], options: dict[str, Any]) -> torch.Tensor:
+    return word_maps(maps, [word.positions for word in words], **options)
