@@ -51,6 +51,21 @@ NAMES = {
     "ApplyConcept": (["model", "clip"], ["model", "clip", "concept", "strength_model", "strength_clip", "name"]),
     "SaveConcept": (["text"], ["concept", "name", "if_taken", "embedding_file", "half_precision"]),
     "LoadConcept": (["concept", "text"], ["file", "clip"]),
+    "EvaluateConcept": (
+        ["table", "json", "sheet"],
+        [
+            "images",
+            "references",
+            "prompts",
+            "class_word",
+            "clip",
+            "dino",
+            "background_fill",
+            "batch",
+            "masks",
+            "reference_masks",
+        ],
+    ),
 }
 
 

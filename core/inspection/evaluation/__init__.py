@@ -1,0 +1,26 @@
+"""The papers' measures on pictures and the DreamBench protocol: CLIP-T, CLIP-I, DINO, DINO-FG (METHODS.md 1.9, 2.7)."""
+
+from __future__ import annotations
+
+from .encoders import ClipEncoder, DinoEncoder, on_device
+from .loading import BUNDLED, CLIP, DINO, EncoderNotFoundError, bundled_clip, encoders_in, load_clip, load_dino
+from .pictures import BrokenPictureError
+from .scores import MEASURES, Evaluator, References
+
+__all__ = [
+    "BUNDLED",
+    "CLIP",
+    "DINO",
+    "MEASURES",
+    "BrokenPictureError",
+    "ClipEncoder",
+    "DinoEncoder",
+    "EncoderNotFoundError",
+    "Evaluator",
+    "References",
+    "bundled_clip",
+    "encoders_in",
+    "load_clip",
+    "load_dino",
+    "on_device",
+]

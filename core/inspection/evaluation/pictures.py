@@ -1,0 +1,90 @@
+"""Pictures and masks as they enter an evaluation: bytes from files or from a graph, and their foregrounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ...maths.evaluation import foreground
+from .preprocessing import with_short_side
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+REFERENCE_SIDE = 512
+"""References are resized to this short side before the encoder's own preprocessing (METHODS.md 2.7)."""
+
+
+class BrokenPictureError(ValueError):
+    """A picture or mask that cannot be used. The message names the file and what is wrong with it."""
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures directly in `folder`, in the order of their names; none where there is no such folder."""
+    return sorted(file for file in folder.glob("*") if file.suffix.lower() in ENDINGS and not file.name.startswith("."))
+
+
+def read_picture(file: Path) -> np.ndarray:
+    """uint8 (H, W, 3), turned as the camera says; transparency on white. Raises BrokenPictureError."""
+    picture = _opened(file)
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    return np.asarray(picture.convert("RGB"))
+
+
+def read_mask(file: Path) -> np.ndarray:
+    """float32 (H, W) in [0, 1], white is the subject. Raises BrokenPictureError, also where no pixel is."""
+    mask = np.asarray(_opened(file).convert("L"), dtype=np.float32) / 255
+    if not mask.any():
+        raise BrokenPictureError(f"the mask {_place(file)} is empty: it says that the subject is nowhere")
+    return mask
+
+
+def mask_of(picture: Path, folder: Path) -> Path:
+    """The mask in `folder` that is named like `picture`, whatever its ending. Raises BrokenPictureError."""
+    found = [file for file in picture_files(folder) if file.stem == picture.stem]
+    if not found:
+        raise BrokenPictureError(f"no mask {picture.stem}.png in {'/'.join(folder.parts[-2:])}")
+    return found[0]
+
+
+def masked(picture: np.ndarray, mask: np.ndarray, fill: float) -> np.ndarray:
+    """uint8 (H, W, 3): `picture` in its mask (H, W) and the grey `fill`, 0 .. 1, elsewhere.
+
+    Raises ValueError where the sizes differ.
+    """
+    return foreground(picture.astype(np.float32), mask, 255 * fill).round().astype(np.uint8)
+
+
+def as_reference(picture: np.ndarray) -> np.ndarray:
+    """A reference picture with a short side of `REFERENCE_SIDE` pixels."""
+    if min(picture.shape[:2]) == REFERENCE_SIDE:
+        return picture
+    return np.asarray(with_short_side(Image.fromarray(picture), REFERENCE_SIDE))
+
+
+def as_bytes(images: torch.Tensor | Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """uint8 (H, W, 3) each, from pictures (H, W, 3) in [0, 1]. Raises ValueError for another shape or no picture."""
+    pictures = [(image.detach().cpu().float().clamp(0, 1) * 255).round().to(torch.uint8).numpy() for image in images]
+    for number, picture in enumerate(pictures, start=1):
+        if picture.ndim != 3 or picture.shape[-1] != 3 or 0 in picture.shape:
+            raise ValueError(f"picture {number} must be (height, width, 3), got {picture.shape}")
+    if not pictures:
+        raise ValueError("there is no picture to evaluate")
+    return pictures
+
+
+def _opened(file: Path) -> Image.Image:
+    try:
+        with Image.open(file) as picture:
+            return ImageOps.exif_transpose(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        what = "no picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise BrokenPictureError(f"{_place(file)} cannot be read: {what}") from error
+
+
+def _place(file: Path) -> str:
+    """The file with the two folders that tell subject and prompt."""
+    return "/".join(file.parts[-3:])
