@@ -1,0 +1,269 @@
+/** The viewer of the ShowAttention node: the prompt's words, and where in the picture each of them acts. */
+
+import { element, rangeSlider } from "../elements.js";
+import { loadAtlas } from "./atlas_file.js";
+import { blend, css, freeColour, PALETTE, readableOn } from "./colours.js";
+import { byDepth, clamped, peak, resized } from "./maps.js";
+import { indexOf, nameOf, restored } from "./state.js";
+import { WordList } from "./words.js";
+
+const SIDE = 320; // cells of the longer side that maps are drawn with
+const AGAIN = "The maps of the last run are gone. Queue again to see them.";
+const BEFORE = "Queue the graph, then point at a word to see where it acts.";
+
+/**
+ * `address(file)` gives the URL of { filename, subfolder, type }; `keep(state)` is called whenever a choice is made.
+ * `viewer.element` is what to show.
+ */
+export class AttentionViewer {
+  constructor({ address, keep }) {
+    Object.assign(this, { address, keep, state: restored(null), report: null, atlas: null, asked: 0 });
+    this.words = new WordList({
+      look: () => this.draw(),
+      pin: (word) => this.togglePin(word),
+      clear: () => this.choose({ pins: [] }),
+    });
+    this.build();
+    this.say(BEFORE);
+  }
+
+  /** Takes up what was kept before. */
+  restore(kept) {
+    this.state = restored(kept);
+    if (this.atlas) this.refresh();
+  }
+
+  /** Shows a report. Says so where its files are gone. */
+  async show(report) {
+    const asked = ++this.asked;
+    if (report?.version !== 1) return this.fail("These maps come from another version of the pack. Queue again.");
+    try {
+      const atlas = await loadAtlas(report, this.address(report.atlas));
+      if (asked !== this.asked) return;
+      Object.assign(this, { report, atlas });
+    } catch (error) {
+      console.warn("Contextual Inversion:", error);
+      if (asked === this.asked) this.fail(AGAIN);
+      return;
+    }
+    this.say("");
+    this.words.set(report.words);
+    this.refresh();
+  }
+
+  /** A line in place of the maps. */
+  fail(text) {
+    Object.assign(this, { report: null, atlas: null });
+    this.say(text);
+  }
+
+  build() {
+    this.message = element("p", { class: "ci-message", role: "status" });
+    this.picture = element("img", { alt: "", draggable: "false", error: () => this.pictureGone() });
+    this.overlay = element("canvas", { role: "img" });
+    this.tags = element("div", { class: "ci-tags", "aria-hidden": "true" });
+    this.frame = element(
+      "div",
+      { class: "ci-frame", pointermove: (event) => this.point(event), pointerleave: () => this.words.share(null) },
+      this.picture,
+      this.overlay,
+      this.tags,
+    );
+    const settled = () => this.keep(this.state);
+    const moved = (part) => (range) => this.choose({ [part]: range }, false);
+    this.layers = rangeSlider({ label: "Layers", describe: (...ends) => this.sayLayers(ends), moved: moved("layers"), settled });
+    this.steps = rangeSlider({ label: "Steps", describe: (...ends) => this.saySteps(ends), moved: moved("steps"), settled });
+    this.body = element(
+      "div",
+      { class: "ci-body" },
+      this.words.element,
+      element("div", { class: "ci-stage" }, this.frame),
+      element("div", { class: "ci-controls" }, this.layers.element, this.steps.element, this.buildButtons()),
+    );
+    this.element = element("div", { class: "ci-view ci-attention", role: "group", "aria-label": "Attention of each word" });
+    this.element.append(this.message, this.body);
+  }
+
+  buildButtons() {
+    const button = (text, title, click) => element("button", { type: "button", class: "ci-button", text, title, click });
+    const turn = (by) => () => this.choose({ image: this.image() + by });
+    this.common = button("Same scale", "Measure all words with one scale instead of each with its own", () =>
+      this.choose({ common: !this.state.common }),
+    );
+    this.special = button("Special tokens", "Show the start, end and padding tokens too", () =>
+      this.choose({ special: !this.state.special }),
+    );
+    this.unpin = button("Clear", "Let go of all pinned words (Escape)", () => this.choose({ pins: [] }));
+    [this.before, this.after] = [button("‹", "Image before", turn(-1)), button("›", "Image after", turn(1))];
+    for (const [turner, name] of [[this.before, "Image before"], [this.after, "Image after"]]) turner.setAttribute("aria-label", name);
+    this.which = element("output", { class: "ci-said" });
+    this.turner = element("span", { class: "ci-turner" }, this.before, this.which, this.after);
+    return element("div", { class: "ci-buttons" }, this.common, this.special, this.unpin, this.turner);
+  }
+
+  say(text) {
+    this.message.textContent = text;
+    this.message.hidden = !text;
+    this.body.hidden = Boolean(text);
+  }
+
+  choose(change, settled = true) {
+    Object.assign(this.state, change);
+    this.refresh();
+    if (settled) this.keep(this.state);
+  }
+
+  togglePin(word) {
+    const pinned = this.pins();
+    const name = nameOf(this.report.words, word);
+    const others = pinned.filter((pin) => pin.word !== word).map(({ word: other, colour }) => ({ ...nameOf(this.report.words, other), colour }));
+    const pins = others.length < pinned.length ? others : [...others, { ...name, colour: freeColour(others.map((pin) => pin.colour)) }];
+    this.choose({ pins });
+  }
+
+  /** The pinned words that this prompt has: { word, colour }. */
+  pins() {
+    return this.state.pins
+      .map((pin) => ({ word: indexOf(this.report.words, pin), colour: pin.colour % PALETTE.length }))
+      .filter((pin) => pin.word >= 0);
+  }
+
+  image() {
+    return Math.min(this.state.image, this.report.images - 1);
+  }
+
+  choice() {
+    return { image: this.image(), layers: this.state.layers, steps: this.state.steps };
+  }
+
+  /** The words that are looked at: the one pointed at alone, else all that are pinned. */
+  shown() {
+    const pins = this.pins();
+    const word = this.words.lookedAt;
+    if (word === null) return pins;
+    return [pins.find((pin) => pin.word === word) ?? { word, colour: freeColour(pins.map((pin) => pin.colour)) }];
+  }
+
+  refresh() {
+    if (!this.report) return;
+    const { report, state } = this;
+    this.words.draw(this.pins(), state.special);
+    this.layers.set(report.groups.length, clamped(state.layers, report.groups.length));
+    this.steps.set(report.bins.length, clamped(state.steps, report.bins.length));
+    this.common.setAttribute("aria-pressed", state.common);
+    this.special.setAttribute("aria-pressed", state.special);
+    this.special.hidden = report.words.every((word) => word.kind === "word");
+    this.unpin.disabled = this.pins().length === 0;
+    this.turner.hidden = report.images < 2;
+    this.which.textContent = `${this.image() + 1} of ${report.images}`;
+    this.before.disabled = this.image() === 0;
+    this.after.disabled = this.image() === report.images - 1;
+    this.showPicture();
+    this.draw();
+  }
+
+  showPicture() {
+    const { pictures } = this.report;
+    const file = pictures[Math.min(this.image(), pictures.length - 1)];
+    this.picture.hidden = !file;
+    if (!file) return this.shape();
+    const address = this.address(file);
+    if (this.picture.getAttribute("src") === address) return;
+    this.picture.onload = () => {
+      this.shape();
+      this.draw();
+    };
+    this.picture.src = address;
+  }
+
+  pictureGone() {
+    // The maps are still worth seeing.
+    this.picture.hidden = true;
+    this.shape();
+    this.draw();
+  }
+
+  /** Gives frame and overlay the picture's proportions, or the maps' where there is no picture. */
+  shape() {
+    const shown = !this.picture.hidden && this.picture.naturalWidth > 0;
+    const [width, height] = shown
+      ? [this.picture.naturalWidth, this.picture.naturalHeight]
+      : [Math.max(...this.report.groups.map((g) => g.width)), Math.max(...this.report.groups.map((g) => g.height))];
+    const unit = SIDE / Math.max(width, height);
+    this.frame.style.setProperty("--ratio", width / height);
+    this.overlay.width = Math.max(1, Math.round(width * unit));
+    this.overlay.height = Math.max(1, Math.round(height * unit));
+  }
+
+  draw() {
+    if (!this.atlas) return;
+    const shown = this.shown();
+    const { width, height } = this.overlay;
+    const context = this.overlay.getContext("2d");
+    context.clearRect(0, 0, width, height);
+    if (shown.length > 0) {
+      const layers = shown.map(({ word, colour }) => ({ data: this.scaled(word, width, height), rgb: PALETTE[colour].rgb }));
+      context.putImageData(new ImageData(blend(layers, width * height), width, height), 0, 0);
+    }
+    this.drawTags(shown);
+    const names = shown.map(({ word }) => this.report.words[word].text);
+    this.overlay.setAttribute("aria-label", names.length ? `Attention of ${names.join(", ")} over the picture` : "The picture");
+  }
+
+  /** A word's map at that size, its own strongest cell 1 or, on the common scale, that of all words. */
+  scaled(word, width, height) {
+    const map = this.atlas.map(word, this.choice());
+    const most = this.state.common ? this.strongest() : peak(map).value;
+    const { data } = resized(map, width, height);
+    return most > 0 ? data.map((value) => value / most) : data;
+  }
+
+  strongest() {
+    const words = this.report.words.flatMap((word, index) => (word.kind === "word" ? [index] : []));
+    return this.atlas.strongest(words, this.choice());
+  }
+
+  drawTags(shown) {
+    const tags = shown.map(({ word, colour }) => {
+      const { x, y } = peak(this.atlas.map(word, this.choice()));
+      const { rgb } = PALETTE[colour];
+      const tag = element("span", { text: this.report.words[word].text });
+      Object.assign(tag.style, { left: `${100 * x}%`, top: `${100 * y}%`, background: css(rgb), color: readableOn(rgb) });
+      // Near an edge the tag grows inwards.
+      tag.style.translate = `${-100 * x}% ${y < 0.15 ? "40%" : "-140%"}`;
+      return tag;
+    });
+    this.tags.replaceChildren(...tags);
+  }
+
+  /** Shows on every chip how much of the attention under the pointer is its word's. */
+  point(event) {
+    if (!this.atlas) return;
+    const box = this.frame.getBoundingClientRect();
+    const place = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+    const values = this.report.words.map((word, index) => {
+      if (word.kind !== "word") return 0;
+      const map = this.atlas.map(index, this.choice());
+      const [x, y] = [Math.floor(place[0] * map.width), Math.floor(place[1] * map.height)];
+      return map.data[Math.min(map.height - 1, Math.max(0, y)) * map.width + Math.min(map.width - 1, Math.max(0, x))];
+    });
+    const most = Math.max(...values);
+    this.words.share(values.map((value) => (most > 0 ? value / most : 0)));
+  }
+
+  sayLayers([first, last]) {
+    if (!this.report) return "";
+    const { groups } = this.report;
+    const order = byDepth(groups);
+    if (first === 0 && last === groups.length - 1) return "all";
+    const [from, to] = [groups[order[first]].label, groups[order[last]].label];
+    return first === last ? from : `${from} – ${to}`;
+  }
+
+  saySteps([first, last]) {
+    if (!this.report) return "";
+    const { bins } = this.report;
+    if (first === 0 && last === bins.length - 1) return "all";
+    return `${Math.round(100 * bins[first].from)} – ${Math.round(100 * bins[last].to)} %`;
+  }
+}

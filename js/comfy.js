@@ -1,0 +1,86 @@
+/** What the views ask of ComfyUI's page: widgets, addresses of files, what nodes gave before, and keeping choices. */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+
+const KEPT = "contextual_inversion"; // our key among a node's properties
+const ENTRIES = 64; // of the history that are looked through
+
+/** The URL of { filename, subfolder, type } among ComfyUI's files. */
+export function address({ filename, subfolder, type }) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+}
+
+/** Puts a view's element into a node, in the classic canvas and in Nodes 2.0. */
+export function addView(node, name, view, minHeight) {
+  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => minHeight, getValue: () => "", setValue: () => {} };
+  const widget = node.addDOMWidget(name, name, view, options);
+  widget.serialize = false;
+  passOn(view);
+  return widget;
+}
+
+/** In the classic canvas a view lies above the canvas: wheel and middle button are meant for what is below. */
+function passOn(view) {
+  const classic = () => !window.LiteGraph?.vueNodesMode;
+  const middle = (event) => classic() && (event.button === 1 || (event.buttons & 4) !== 0);
+  const scrolls = (event) => [...event.composedPath()].some((part) => view.contains(part) && part.scrollHeight > part.clientHeight + 1 && getComputedStyle(part).overflowY === "auto");
+  view.addEventListener("wheel", (event) => classic() && !scrolls(event) && app.canvas.processMouseWheel(event));
+  view.addEventListener("pointerdown", (event) => middle(event) && app.canvas.processMouseDown(event));
+  view.addEventListener("pointermove", (event) => middle(event) && app.canvas.processMouseMove(event));
+  view.addEventListener("pointerup", (event) => middle(event) && app.canvas.processMouseUp(event));
+}
+
+/** What was kept in a node's properties. */
+export const kept = (node) => node.properties?.[KEPT];
+
+/** Keeps a choice in the workflow, as one step of its undo history. */
+export function keep(node, state) {
+  app.canvas?.emitBeforeChange?.();
+  node.properties[KEPT] = structuredClone(state);
+  app.canvas?.emitAfterChange?.();
+}
+
+/** What the node gave under `key` when it last ran, as far as this page or ComfyUI's history knows. */
+export async function lastOutput(node, key) {
+  const here = node.graph === app.rootGraph || !node.graph?.id ? String(node.id) : `${node.graph.id}:${node.id}`;
+  const known = app.nodeOutputs?.[here]?.[key];
+  return known ?? found(await history(), node, key);
+}
+
+/** The newest entry of this workflow in which a node of that id and kind gave something. */
+function found(entries, node, key) {
+  for (const { prompt, outputs } of entries) {
+    const [, , nodes, extra] = prompt;
+    const workflow = extra?.extra_pnginfo?.workflow?.id;
+    if (workflow && app.rootGraph?.id && workflow !== app.rootGraph.id) continue;
+    for (const [id, output] of Object.entries(outputs)) {
+      // Inside a subgraph the id has the ids of the nodes around it in front.
+      const same = id.split(":").at(-1) === String(node.id) && nodes[id]?.class_type === node.comfyClass;
+      if (same && output?.[key]) return output[key];
+    }
+  }
+  return undefined;
+}
+
+let asked = null;
+
+/** ComfyUI's history, newest first; asked for once by all nodes of a graph that is being loaded. */
+function history() {
+  asked ??= api
+    .fetchApi(`/history?max_items=${ENTRIES}`)
+    .then((answer) => answer.json())
+    .then((entries) => Object.values(entries).reverse())
+    .catch(() => [])
+    .finally(() => setTimeout(() => (asked = null), 1000));
+  return asked;
+}
+
+/** The node of the graph with the id that the server knows, such as "4" or, inside a subgraph, "2:4". */
+export function nodeOf(id) {
+  let graph = app.rootGraph ?? app.graph;
+  const path = String(id).split(":");
+  const last = path.pop();
+  for (const part of path) graph = graph?.getNodeById(Number(part))?.subgraph;
+  return graph?.getNodeById(Number(last)) ?? graph?.getNodeById(last) ?? null;
+}

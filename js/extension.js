@@ -1,0 +1,112 @@
+/** Gives our nodes their views and tells the views what the server says. */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { AttentionViewer } from "./attention/viewer.js";
+import { address, addView, keep, kept, lastOutput, nodeOf } from "./comfy.js";
+import { addStyle } from "./elements.js";
+import { TrainingPanel } from "./training/panel.js";
+
+const OURS = "ContextualInversion";
+const ATTENTION = "contextual_inversion_attention";
+const TRAINING = "contextual_inversion_training";
+const TRAINING_EVENT = "contextual_inversion.training";
+const SHOWS_ATTENTION = ["ContextualInversionShowAttention", "ContextualInversionAttendImage"];
+const PROGRESS_TEXT = "$$node-text-preview"; // ComfyUI's name of the line of text on a node
+
+const panels = new WeakMap();
+const executionIds = new WeakMap(); // what the server calls a node that trains
+
+/** Calls `more` after whatever the node does on that occasion already. */
+function also(node, occasion, more) {
+  const before = node[occasion];
+  node[occasion] = function (...given) {
+    const result = before?.apply(this, given);
+    more(...given);
+    return result;
+  };
+}
+
+function addAttentionViewer(node) {
+  const viewer = new AttentionViewer({ address, keep: (state) => keep(node, state) });
+  addView(node, "attention", viewer.element, 340);
+  node.setSize([Math.max(node.size[0], 420), Math.max(node.size[1], 560)]);
+  also(node, "onConfigure", async () => {
+    viewer.restore(kept(node));
+    const output = await lastOutput(node, ATTENTION);
+    if (output) viewer.show(output[0]);
+  });
+  also(node, "onExecuted", (output) => output?.[ATTENTION] && viewer.show(output[ATTENTION][0]));
+}
+
+/** The panel of a node that trains; it comes when there is something to show. */
+function panelOf(node) {
+  if (!panels.has(node)) {
+    const stop = () => stopTraining(node);
+    const panel = new TrainingPanel({ address, stop, keep: (state) => keep(node, state) });
+    panel.restore(kept(node));
+    addView(node, "training", panel.element, 260);
+    panels.set(node, panel);
+  }
+  return panels.get(node);
+}
+
+function followTraining(node) {
+  also(node, "onConfigure", async () => {
+    const now = Object.values(await running()).find(({ node_id }) => nodeOf(node_id) === node);
+    const whole = now ?? (await lastOutput(node, TRAINING))?.[0];
+    if (now) executionIds.set(node, now.node_id);
+    if (whole) panelOf(node).show(whole);
+  });
+  also(node, "onExecuted", (output) => output?.[TRAINING] && panelOf(node).show(output[TRAINING][0]));
+}
+
+async function stopTraining(node) {
+  const node_id = executionIds.get(node) ?? String(node.id);
+  const answer = await api.fetchApi("/contextual_inversion/stop", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ node_id }),
+  });
+  return answer.ok;
+}
+
+let asked = null;
+
+/** Every training that runs now, by node id. */
+function running() {
+  asked ??= api
+    .fetchApi("/contextual_inversion/training")
+    .then((answer) => (answer.ok ? answer.json() : {}))
+    .catch(() => ({}))
+    .finally(() => setTimeout(() => (asked = null), 1000));
+  return asked;
+}
+
+function onNews({ detail }) {
+  const node = nodeOf(detail.node_id);
+  if (!node?.comfyClass?.startsWith(OURS)) return;
+  executionIds.set(node, detail.node_id);
+  panelOf(node).add(detail);
+}
+
+/** The panel says what ComfyUI's line of text says: it is not shown twice. */
+function hideText({ detail }) {
+  const node = nodeOf(detail.nodeId);
+  if (!node || !panels.has(node)) return;
+  const line = node.widgets?.find((widget) => widget.name === PROGRESS_TEXT);
+  if (line) line.hidden = line.options.hidden = true;
+}
+
+app.registerExtension({
+  name: "contextual_inversion.views",
+  setup() {
+    addStyle();
+    api.addEventListener(TRAINING_EVENT, onNews);
+    api.addEventListener("progress_text", hideText);
+  },
+  nodeCreated(node) {
+    if (SHOWS_ATTENTION.includes(node.comfyClass)) addAttentionViewer(node);
+    else if (node.comfyClass?.startsWith(OURS) && node.constructor.nodeData?.output?.includes("LOSS_MAP")) followTraining(node);
+  },
+});
