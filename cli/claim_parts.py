@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from .claims import Part
 from .trials import Method, core_inversion, demo_model, mlm_inversion, plain_inversion
@@ -12,6 +13,27 @@ LAMBDAS = (1e-5, 1e-4, 5e-4, 1e-3)
 SCALED = (0.03, 0.1, 0.3)
 """What that becomes on the narrow encoder of the bundled model."""
 RHOS = (0.15, 0.5, 0.9)
+RATES = (5e-3, 1e-2, 2e-2, 4e-2)
+"""Learning rates of plain textual inversion, from where it obeys to where it swallows the prompt."""
+WEIGHTS = ((0.005, 0.05), (0.015, 0.15), (0.05, 0.5), (0.15, 1.5))
+"""lambda_emb and lambda_attn of CoRe, one to ten."""
+
+
+def regime_part() -> Part:
+    """Plain textual inversion over learning rates: where does it learn the concept, where does it lose the prompt?"""
+    model = demo_model()
+    methods = [
+        replace(plain_inversion(model, learning_rate=rate), name=f"ti_{rate:g}", label=f"plain TI at {rate:g}")
+        for rate in RATES
+    ]
+    return Part("regime", tuple(methods), tuple((method.name, methods[0].name) for method in methods[1:]))
+
+
+def core_sweep() -> Part:
+    """CoRe's weights, for development concepts."""
+    model = demo_model()
+    methods = [Method(f"core_{e:g}_{a:g}", f"CoRe {e:g} / {a:g}", core=(e, a)) for e, a in WEIGHTS]
+    return Part("core-sweep", (plain_inversion(model), *methods), tuple((method.name, "ti") for method in methods))
 
 
 def core_part() -> Part:
@@ -48,5 +70,11 @@ def mlm_sweep() -> Part:
     return Part("mlm-sweep", (plain_inversion(model), *methods), tuple((method.name, "ti") for method in methods))
 
 
-PARTS: dict[str, Callable[[], Part]] = {"core": core_part, "mlm": mlm_part, "mlm-sweep": mlm_sweep}
+PARTS: dict[str, Callable[[], Part]] = {
+    "regime": regime_part,
+    "core-sweep": core_sweep,
+    "core": core_part,
+    "mlm": mlm_part,
+    "mlm-sweep": mlm_sweep,
+}
 """By the name to give on the command line."""

@@ -26,6 +26,7 @@ MEASURES = {
     "sim1": "sim1",
     "sim2": "sim2",
     "skl": "SKL",
+    "skl_pixels": "SKL over pixels",
     "seconds": "seconds",
 }
 START, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -50,12 +51,13 @@ def main(
 ) -> dict[str, Any]:
     """Train every concept with every seed by every method, judge the pictures, and compare pair by pair.
 
-    A cell that is done is kept in FOLDER and not done again, so an interrupted run goes on where it was.
+    A cell that is done is kept in FOLDER, under the model's fingerprint, and not done again, so an interrupted run goes
+    on where it was.
 
     Args:
         parts: Which comparisons: "core", "mlm" or several of them.
         folder: Where each trial's figures are kept.
-        concepts: Held-out concepts; all that were not used for development, if none are named.
+        concepts: Held-out concepts; if none are named, all that were not used for development.
         seeds: Seeds 1..N of each concept.
         workers: Processes that train at the same time, one thread each.
         markdown: A document whose tables (between its two table marks) are written anew.
@@ -64,6 +66,7 @@ def main(
 
     from ..core.world import concepts as world
     from .claim_parts import PARTS
+    from .trials import demo_model
 
     unknown = [name for name in parts if name not in PARTS] + [name for name in concepts if name not in world.CONCEPTS]
     if unknown or seeds < 1 or workers < 1:
@@ -71,6 +74,7 @@ def main(
             f"parts are {', '.join(PARTS)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
             f"Unknown: {', '.join(unknown) or 'none'}"
         )
+    folder = folder / demo_model().fingerprint
     names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
     chosen = [PARTS[name]() for name in parts]
     methods = {method_key(method): method for part in chosen for method in part.methods}

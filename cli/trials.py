@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core.concept import Concept
 from ..core.inspection.diagnostics import context_similarity
+from ..core.inspection.symmetric_kl import skl
 from ..core.inspection.world_evaluation import as_training_images, context_probes, draw, score
 from ..core.maths.mlm import RHO
 from ..core.models.diffusers_adapter import DiffusersModel
@@ -103,7 +104,9 @@ def run_trial(
     plain = draw(
         model, [prompt.text for prompt in near], [1000 * seed + 500 + i for i in range(PLAIN)], vectors=concept.vectors
     )
-    context = context_similarity(model, context_probes(), vectors=concept.vectors)
+    probes = context_probes()
+    context = context_similarity(model, probes, vectors=concept.vectors)
+    divergence = skl(model, probes[::2], vectors=concept.vectors, seed=1000 * seed + 900)
     figures = {
         "method": method.name,
         "concept": name,
@@ -113,6 +116,8 @@ def run_trial(
         "plain_prompt": score(plain, near, subject, references).figures(),
         "sim1": context.sim1,
         "sim2": context.sim2,
+        "skl": divergence.raw,
+        "skl_pixels": divergence.normalised,
         "norm": float(next(iter(concept.vectors.values())).norm(dim=-1).mean()),
         "seconds": seconds,
         "core": method.core,
@@ -173,10 +178,9 @@ def cached_trial(folder: Path, key: str, run: Callable[[], dict[str, Any]]) -> d
 
 
 def method_key(method: Method) -> str:
-    """A short name for files that tells methods with different settings apart."""
+    """A short name for files: the same for methods that train the same way, whatever they are called."""
     import hashlib
 
-    digest = hashlib.blake2b(
-        json.dumps([asdict(method), DEMO.values], sort_keys=True, default=str).encode(), digest_size=4
-    )
-    return f"{method.name}-{digest.hexdigest()}"
+    decisive = [method.core, method.mlm, {**DEMO.values, **method.changes}]
+    text = json.dumps(decisive, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
