@@ -24,8 +24,8 @@ SMALLEST = 8
 class Atlas:
     """`pixels` (rows H, columns W) uint8, tiles row by row.
 
-    Their number is ((image * bins + bin) * groups + group) * words + word. A map lies in the upper left corner of its tile, `sizes[group]` (h, w) of it; the rest is 0. A value is
-    pixel / 255 * scale[tile].
+    A tile's number is ((image * bins + bin) * groups + group) * words + word. A map lies in the upper left corner of
+    its tile, `sizes[group]` (h, w) of it, and the rest is 0. A value is pixel / 255 * scale[tile].
     """
 
     pixels: torch.Tensor

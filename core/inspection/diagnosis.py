@@ -1,0 +1,191 @@
+"""What a learned word does to a prompt, in figures: against its class word and against another word for the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from ..concept import Concept
+from ..maths.similarity import cosine, nearest_rows
+from ..models.protocol import ImageSize, TextEncoder, TextToImageModel
+from ..prompts.tokens import input_embeddings, tokenize_prompt
+from .diagnostics import ContextProbe, context_similarity
+from .symmetric_kl import skl_of_each
+
+NEIGHBOURS = 5
+END_OF_WORD = "</w>"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What fills the prompts: a concept's `vectors` (encoder name -> (n, d)) or plain `words`."""
+
+    label: str
+    vectors: Mapping[str, torch.Tensor] | None = None
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptFigures:
+    """METHODS.md 2.7 of one prompt; SKL is a mean over its pictures, None where none were drawn."""
+
+    prompt: str
+    word: str
+    sim1: float
+    sim2: float
+    skl: float | None = None
+    skl_normalised: float | None = None
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One vector: its length, the share of vocabulary words that are shorter, and its nearest words with cosines."""
+
+    encoder: str
+    norm: float
+    shorter: float
+    nearest: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class SubjectFigures:
+    """Of one subject. `means` has sim1, sim2, skl and skl_normalised over the prompts. `cosines` are CoRe's figure 2:
+    for each context token of the first prompt, cos of its output with that beside the class word."""
+
+    label: str
+    prompts: tuple[PromptFigures, ...]
+    means: Mapping[str, float]
+    cosines: tuple[tuple[str, float], ...]
+    embeddings: tuple[Embedding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """`vocabulary` maps an encoder to the mean, 5th and 95th percentile of its table's norms."""
+
+    name: str
+    class_word: str
+    subjects: tuple[SubjectFigures, ...]
+    vocabulary: Mapping[str, Mapping[str, float]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def diagnose(
+    model: TextToImageModel,
+    concept: Concept,
+    probes: Sequence[ContextProbe],
+    *,
+    other: Concept | None = None,
+    class_word: str | None = None,
+    size: ImageSize | None = None,
+    images: int = 1,
+    steps: int = 25,
+    guidance: float = 4.0,
+    seed: int = 0,
+) -> Diagnosis:
+    """Compare a concept with its class word and, if given, with an `other` concept (a plain textual inversion, say).
+
+    `images` pictures a prompt are sampled for SKL, with the same seeds for all subjects; 0 leaves SKL out.
+
+    Raises ValueError where there is no class word, no probe, or a probe's word is not in its prompt.
+    """
+    class_word = class_word or concept.class_word
+    if not class_word:
+        raise ValueError("this concept does not say its class word: give the ordinary word for the thing")
+    subjects = [Subject(concept.name, vectors=concept.vectors)]
+    if other is not None:
+        label = other.name if other.name != concept.name else f"{other.name} (other)"
+        subjects.append(Subject(label, vectors=other.vectors))
+    subjects.append(Subject(f"{class_word} (class word)", words=class_word))
+    sampling = {"size": size, "images": images, "steps": steps, "guidance": guidance, "seed": seed}
+    return Diagnosis(
+        name=concept.name,
+        class_word=class_word,
+        subjects=tuple(_figures(model, subject, class_word, probes, sampling) for subject in subjects),
+        vocabulary={name: vocabulary_norms(encoder) for name, encoder in model.text_encoders.items()},
+        settings={"images": images, "steps": steps, "guidance": guidance, "seed": seed},
+    )
+
+
+def context_cosines(
+    encoder: TextEncoder, template: str, subject: Subject, class_word: str
+) -> tuple[tuple[str, float], ...]:
+    """CoRe's figure 2, left: cos(C*_i, C^cat_i) for each context token i of one filled template, BOS to the first EOT.
+
+    1 everywhere for the class word itself; the tokens before the concept are 1 for any, since the encoder is causal.
+    """
+    rows = None if subject.vectors is None else int(subject.vectors[encoder.name].shape[0])
+    ours = tokenize_prompt(encoder, template, rows=rows, words=subject.words)
+    theirs = tokenize_prompt(encoder, template, words=class_word)
+    vectors = None if subject.vectors is None else subject.vectors[encoder.name]
+    outputs = encoder.encode(*input_embeddings(encoder, [ours], vectors)).tokens[0][list(ours.context)]
+    reference = encoder.encode(*input_embeddings(encoder, [theirs], None)).tokens[0][list(theirs.context)]
+    names = [_readable(encoder, ours.ids[position]) for position in ours.context]
+    return tuple(zip(names, cosine(outputs, reference).tolist(), strict=True))
+
+
+def embeddings(encoder: TextEncoder, vectors: torch.Tensor) -> tuple[Embedding, ...]:
+    """Norms and nearest vocabulary words of vectors (n, d)."""
+    table = encoder.table().detach().float()
+    vectors = vectors.to(table)
+    rows, cosines = nearest_rows(vectors, table, NEIGHBOURS, exclude=sorted({encoder.bos, encoder.eos, encoder.pad}))
+    norms, own = table.norm(dim=1), vectors.norm(dim=1)
+    return tuple(
+        Embedding(
+            encoder=encoder.name,
+            norm=float(own[i]),
+            shorter=float((norms < own[i]).float().mean()),
+            nearest=tuple(
+                (_readable(encoder, token), value)
+                for token, value in zip(rows[i].tolist(), cosines[i].tolist(), strict=True)
+            ),
+        )
+        for i in range(len(vectors))
+    )
+
+
+def vocabulary_norms(encoder: TextEncoder) -> dict[str, float]:
+    """Mean, 5th and 95th percentile of the token table's norms."""
+    norms = encoder.table().detach().float().norm(dim=1).sort().values
+    at = {"percentile_5": 0.05, "percentile_95": 0.95}
+    return {"mean": float(norms.mean())} | {key: float(norms[int(p * (len(norms) - 1))]) for key, p in at.items()}
+
+
+def _figures(
+    model: TextToImageModel,
+    subject: Subject,
+    class_word: str,
+    probes: Sequence[ContextProbe],
+    sampling: Mapping[str, Any],
+) -> SubjectFigures:
+    fill = {"vectors": subject.vectors, "words": subject.words}
+    images = sampling["images"]
+    each = skl_of_each(model, probes, **fill, **sampling).view(len(probes), images, 2).mean(1) if images else None
+    rows = []
+    for index, probe in enumerate(probes):
+        similarity = context_similarity(model, [probe], **fill)
+        pair = (None, None) if each is None else tuple(each[index].tolist())
+        rows.append(PromptFigures(probe.template, probe.word, *similarity, *pair))
+    keys = ["sim1", "sim2", *(["skl", "skl_normalised"] if images else [])]
+    first = next(iter(model.text_encoders.values()))
+    found = [] if subject.vectors is None else list(subject.vectors.items())
+    return SubjectFigures(
+        label=subject.label,
+        prompts=tuple(rows),
+        means={key: sum(getattr(row, key) for row in rows) / len(rows) for key in keys},
+        cosines=context_cosines(first, probes[0].template, subject, class_word),
+        embeddings=tuple(one for name, value in found for one in embeddings(model.text_encoders[name], value)),
+    )
+
+
+def _readable(encoder: TextEncoder, token: int) -> str:
+    special = {encoder.bos: "start", encoder.eos: "end"}
+    return special.get(token) or encoder.token_text(token).removesuffix(END_OF_WORD)
