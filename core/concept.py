@@ -20,7 +20,8 @@ class Concept:
     `layer_vectors` (XTI) maps it to (layers, n, d). `lora` holds what was learned about the model's weights: kohya-named
     tensors with diffusers layer names, low-rank (`lora_unet_<layer>.lora_down.weight`, `.lora_up.weight`, `.alpha`) or
     full-rank (`.diff`, `.diff_b`, which ComfyUI's LoRA loader reads too); `core.models.lora` converts them.
-    `hard_token` is the nearest vocabulary word. `provenance` is plain JSON data: recipe, model, steps.
+    `hard_token` is the nearest vocabulary word. `provenance` is plain JSON data: recipe, model, steps. `latents`
+    (k, C, h, w), where they were wanted, are those of the training pictures, for the repair of a prompt (METHODS.md 1.6).
     """
 
     name: str
@@ -30,6 +31,7 @@ class Concept:
     lora: Mapping[str, torch.Tensor] | None = None
     hard_token: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    latents: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.vectors:

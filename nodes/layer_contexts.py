@@ -1,7 +1,8 @@
 """Sampling with a word that has a vector for every cross-attention layer (XTI), in any stock sampler.
 
 The text encoder puts what each layer attends to beside the ordinary conditioning, under a key of our own; the model
-hands it to the layers. A model that was not told to ignores it, and the ordinary conditioning is the word's mean vector.
+hands it to the layers. A model that was not told to ignores it and sees the ordinary conditioning, with the word's mean
+vector.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.models.protocol import TextToImageModel
-from ..core.training.presets import DEMO, PRESETS, Preset
+from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset
 from ..core.training.settings import TrainSettings
 
 AUTO = "auto (for this model)"
@@ -15,17 +15,29 @@ AS_RECIPE = "as the recipe"
 RECIPES = {**PRESETS, DEMO.name: DEMO}
 
 
-def recipe_names() -> list[str]:
-    """What a node offers, the default first."""
-    return [AUTO, *RECIPES]
+def recipe_names(*methods: str) -> list[str]:
+    """What a node offers, the default first; with `methods` only recipes for these."""
+    return [AUTO, *(name for name, recipe in RECIPES.items() if not methods or recipe.method in methods)]
 
 
-def recipe_for(name: str, model: TextToImageModel) -> Preset:
-    """The recipe called `name`, or the one that suits the model for `AUTO`."""
+def recipe_for(name: str, model: TextToImageModel, method: str = "ti") -> Preset:
+    """The recipe called `name` for `method`, or the one that suits the model for `AUTO`.
+
+    A recipe of another method keeps its numbers and trains `method`.
+    """
     if name != AUTO:
-        return RECIPES[name]
+        chosen = RECIPES[name]
+        return replace(chosen, values={**chosen.values, "method": method})
     widest = max(encoder.width for encoder in model.text_encoders.values())
-    return next(iter(PRESETS.values())) if widest >= 768 else DEMO
+    if widest >= 768:
+        return next(recipe for recipe in PRESETS.values() if recipe.method == method)
+    return DEMO if method == "ti" else demo_preset(method)
+
+
+def sources(*methods: str) -> str:
+    """Every recipe and where its numbers come from, for a tooltip."""
+    wanted = [recipe for recipe in RECIPES.values() if not methods or recipe.method in methods]
+    return " ".join(f"{recipe.name}: {recipe.source}." for recipe in wanted)
 
 
 def train_settings(recipe: Preset, *, norm_mode: str | None, numbers: dict[str, float], **others: Any) -> TrainSettings:

@@ -22,6 +22,8 @@ from .writing import narrowed, write_concept_file
 
 BUNDLE_PREFIX = "bundle_emb."
 LAYER_PREFIX = "layer_vectors."
+LATENTS = "training_latents"
+"""The key of what a concept keeps of its training pictures, float16."""
 LORA_MARKS = (".lora_", "_lora.", ".alpha", ".hada_", ".lokr_", ".oft_", ".dora_scale", ".diff")
 NAMELESS = "string_to_param.*"
 
@@ -53,6 +55,8 @@ def save_bundle(
     }
     for encoder, value in (concept.layer_vectors or {}).items():
         tensors[LAYER_PREFIX + encoder] = narrowed(value, dtype, LAYER_PREFIX + encoder)
+    if concept.latents is not None:
+        tensors[LATENTS] = narrowed(concept.latents, torch.float16, LATENTS)
     for key, value in (concept.lora or {}).items():
         if not is_lora_key(key):
             raise ConceptFileError(
@@ -99,7 +103,12 @@ def bundle_from_tensors(
     if not facts.ours or len(bundled) > 1:
         facts = replace(facts, name=label)
     concept = embedding_from_tensors(path, vectors, facts, _names(vectors))
-    return replace(concept, layer_vectors=_layer_vectors(path, tensors, concept), lora=_lora(path, tensors))
+    return replace(
+        concept,
+        layer_vectors=_layer_vectors(path, tensors, concept),
+        lora=_lora(path, tensors),
+        latents=_latents(path, tensors.get(LATENTS)),
+    )
 
 
 def bundled_embeddings(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -149,10 +158,16 @@ def _layer_vectors(path: Path, tensors: Mapping[str, torch.Tensor], concept: Con
     return found or None
 
 
+def _latents(path: Path, value: torch.Tensor | None) -> torch.Tensor | None:
+    if value is not None and (value.ndim != 4 or not value.is_floating_point()):
+        raise ConceptFileError(f"{path.name}: {LATENTS!r} of shape {tuple(value.shape)} are no latents of pictures")
+    return None if value is None else value.float()
+
+
 def _lora(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
     lora = {}
     for key, value in tensors.items():
-        if key.startswith((BUNDLE_PREFIX, LAYER_PREFIX)):
+        if key.startswith((BUNDLE_PREFIX, LAYER_PREFIX)) or key == LATENTS:
             continue
         if not is_lora_key(key):
             raise ConceptFileError(f"{path.name}: {key!r} is neither embedding nor LoRA")

@@ -41,27 +41,37 @@ class TokenizedPrompt:
 
 
 def tokenize_prompt(
-    encoder: TextEncoder, template: str, *, rows: int | None = None, words: str | None = None
+    encoder: TextEncoder,
+    template: str,
+    *,
+    rows: int | Sequence[range] | None = None,
+    words: str | Sequence[str] | None = None,
 ) -> TokenizedPrompt:
     """Fill every placeholder of `template` with a concept of `rows` vectors or with plain `words`, and tokenize.
 
-    The text around a placeholder is tokenized on its own, so both fillings keep exactly the same context tokens. A
+    A sequence fills the first placeholder with its first entry and so on: prompts with several concepts, whose vectors
+    lie one after another. The text around a placeholder is tokenized on its own, so both fillings keep exactly the same context tokens. A
     template without a placeholder, such as an empty negative prompt, needs neither.
 
     Raises:
-        ValueError: both or neither of `rows` and `words` given; nothing to fill in; special tokens in the text; or the
-            filled prompt does not fit the encoder (the message names prompt, tokens and limit).
+        ValueError: both or neither of `rows` and `words` given; nothing to fill in, or another number of fillings than
+            placeholders; special tokens in the text; or the filled prompt does not fit the encoder (the message names prompt, tokens and limit).
     """
     if rows is not None and words is not None:
         raise ValueError("fill a prompt with either the concept's rows or plain words, not both")
     pieces = template.split(PLACEHOLDER)
     if len(pieces) > 1 and rows is None and words is None:
         raise ValueError(f"the prompt {template!r} has a {PLACEHOLDER} and nothing was given to fill it with")
-    filling = _filling(encoder, rows, words)
+    given = rows if rows is not None else words
+    several = given if isinstance(given, Sequence) and not isinstance(given, str) else None
+    if several is not None and len(several) != len(pieces) - 1:
+        raise ValueError(f"the prompt {template!r} has {len(pieces) - 1} {PLACEHOLDER} for {len(several)} fillings")
+    fillings = [_filling(encoder, one) for one in several or [given] * (len(pieces) - 1)]
 
     ids, concept_rows, fill = [encoder.bos], [ORDINARY], []
     for index, piece in enumerate(pieces):
         if index > 0:
+            filling = fillings[index - 1]
             fill += range(len(ids), len(ids) + len(filling))
             ids += [token for token, _ in filling]
             concept_rows += [row for _, row in filling]
@@ -143,17 +153,16 @@ def _placement(prompts: tuple[TokenizedPrompt, ...], device: torch.device) -> _P
         )
 
 
-def _filling(encoder: TextEncoder, rows: int | None, words: str | None) -> list[tuple[int, int]]:
+def _filling(encoder: TextEncoder, given: int | range | str) -> list[tuple[int, int]]:
     """(token id, concept row) of each position that replaces the placeholder."""
-    if rows is not None:
-        if rows < 1:
-            raise ValueError(f"a concept has at least one vector, not {rows}")
-        return [(_meaningless_id(encoder), row) for row in range(rows)]
-    if words is None:
-        return []
-    tokens = _plain_tokens(encoder, words)
+    if not isinstance(given, str):
+        rows = range(given) if isinstance(given, int) else given
+        if len(rows) < 1:
+            raise ValueError(f"a concept has at least one vector, not {given}")
+        return [(_meaningless_id(encoder), row) for row in rows]
+    tokens = _plain_tokens(encoder, given)
     if not tokens:
-        raise ValueError(f"the words {words!r} hold no token of {encoder.name}")
+        raise ValueError(f"the words {given!r} hold no token of {encoder.name}")
     return [(token, ORDINARY) for token in tokens]
 
 

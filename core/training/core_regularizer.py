@@ -56,7 +56,8 @@ class CoReRegularizer:
     `padding` which tokens are context (METHODS.md 1.10 nos. 1-3; defaults as decided there). `attention_batch` is how
     many of the step's latents the attention loss looks at, None a third of them; the official code takes all. The loss
     is scaled to the full batch, so its expectation, and the meaning of lambda, stay the same. A weight of 0 costs
-    nothing and changes nothing. Of several text encoders, L_emb is averaged.
+    nothing and changes nothing. Of several text encoders, L_emb is averaged. `places` is how many placeholders a prompt
+    has, where several concepts are trained together.
     """
 
     name = "core"
@@ -72,9 +73,10 @@ class CoReRegularizer:
         bos: bool = True,
         padding: bool = False,
         attention_batch: int | None = None,
+        places: int = 1,
     ) -> None:
-        if not prompts or any(prompt.count(PLACEHOLDER) != 1 for prompt in prompts):
-            raise ValueError(f"CoRe needs prompts with one {PLACEHOLDER} each")
+        if not prompts or any(prompt.count(PLACEHOLDER) != places for prompt in prompts):
+            raise ValueError(f"CoRe needs prompts with {'one' if places == 1 else places} {PLACEHOLDER} each")
         if embedding_weight < 0 or attention_weight < 0:
             raise ValueError(f"weights cannot be negative: {embedding_weight}, {attention_weight}")
         if axis not in get_args(CosineAxis) or attention_mode not in get_args(AttentionMode):
@@ -88,7 +90,7 @@ class CoReRegularizer:
         self.attention_batch = attention_batch
         self._positions: dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
+    def prepare(self, model: TextToImageModel, class_word: str | Sequence[str], length: int | Sequence[range]) -> None:
         """Find the context tokens of every prompt. Raises ValueError where one does not fit a text encoder."""
         self._positions = {
             (name, prompt): self._context(encoder, prompt, class_word, length, model.device)
@@ -123,7 +125,12 @@ class CoReRegularizer:
         }
 
     def _context(
-        self, encoder: TextEncoder, prompt: str, class_word: str, length: int, device: torch.device
+        self,
+        encoder: TextEncoder,
+        prompt: str,
+        class_word: str | Sequence[str],
+        length: int | Sequence[range],
+        device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """METHODS.md 1.2: positions of the context tokens with the concept and with the class word, on the device."""
         ours = tokenize_prompt(encoder, prompt, rows=length)

@@ -50,11 +50,13 @@ def draw_step(
     timesteps: int,
     templates: int,
     device: torch.device,
+    first_timestep: int = 0,
 ) -> Draws:
-    """Draw what `step` needs: one of the `versions` of each picture, t ~ U{0 .. timesteps-1}, noise ~ N(0, I)."""
+    """Draw what `step` needs: one of the `versions` of each picture, `timesteps` different t from `first_timestep` on,
+    noise ~ N(0, I)."""
     order = torch.tensor(sample_order(seed, step, batch, pictures))
     version = torch.randint(versions, (batch,), generator=generator_for(seed, "version", step))
-    t = torch.randint(timesteps, (batch,), generator=generator_for(seed, "timesteps", step))
+    t = first_timestep + torch.randint(timesteps, (batch,), generator=generator_for(seed, "timesteps", step))
     noise = torch.randn((batch, *shape), generator=generator_for(seed, "noise", step))
     which = torch.randint(templates, (batch,), generator=generator_for(seed, "templates", step))
     return Draws(

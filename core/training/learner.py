@@ -44,7 +44,7 @@ class Learner:
         for name, value in start.learned.items():
             self._enter(name, model.text_encoders[name], value)
         fixed = {name: value.to(self.device) for name, value in start.fixed.items()}
-        self.word = Word(self.vectors, fixed, start.slot_of_layer)
+        self.word = Word(self.vectors, fixed, start.slot_of_layer, start.parts)
         self.weights: TensorTree = dict(weights or {})
         self.leaves: TensorTree = {**self.vectors, **self.weights}
         self.initial = {name: value.detach().clone() for name, value in self.vectors.items()}
@@ -93,7 +93,7 @@ class Learner:
         now = self.average or self.leaves
         learned = {name: now[name].detach().to("cpu", copy=True) for name in self.vectors}
         fixed = {name: value.to("cpu", copy=True) for name, value in self.word.fixed.items()}
-        return Word(learned, fixed, self.word.slot_of_layer)
+        return Word(learned, fixed, self.word.slot_of_layer, self.word.parts)
 
     def learned_weights(self) -> TensorTree:
         """The weights as they are now, their running average where there is one: float32 on the CPU."""

@@ -33,6 +33,8 @@ class Objective:
         self.regularizers = regularizers
         self.streams = _streams(regularizers)
         wide = torch.float32 if model.device.type == "mps" else torch.float64
+        low, high = (round(share * model.schedule.steps) for share in settings.timestep_range)
+        self.timesteps = range(low, max(high, low + 1))
         self.alpha_bar = model.schedule.alpha_bar.to(model.device, wide)
 
     def gather(
@@ -55,24 +57,31 @@ class Objective:
             part = slice(start, start + settings.batch)
             terms = wanted if start == 0 else []
             with self._autocast():
-                context = self._instance_conditioning(draws.templates[part])
-                passes = [AttentionPass(z_t[part], draws.timesteps[part], context)]
-                prediction, seen = self._predict(passes + [term.attention for term in terms if term.attention])
-                error = diffusion_loss(
-                    prediction,
-                    target[part],
-                    weight_map=None if weights is None else weights[part],
-                    sample_weight=None if snr is None else snr[part],
-                )
-                loss = error / settings.gradient_accumulation
-                diffusion = diffusion + loss.detach()
+                watched = [term.attention for term in terms if term.attention]
+                if settings.diffusion_weight == 0:
+                    loss, seen = torch.zeros_like(total), self._watch(watched)
+                else:
+                    context = self._instance_conditioning(draws.templates[part])
+                    passes = [AttentionPass(z_t[part], draws.timesteps[part], context)]
+                    prediction, seen = self._predict(passes + watched)
+                    error = diffusion_loss(
+                        prediction,
+                        target[part],
+                        weight_map=None if weights is None else weights[part],
+                        sample_weight=None if snr is None else snr[part],
+                    )
+                    loss = error / settings.gradient_accumulation
+                    diffusion = diffusion + loss.detach()
+                    if settings.diffusion_weight != 1:
+                        loss = settings.diffusion_weight * loss
                 for name, term in _finished(terms, seen).items():
                     values[name] = term.value.detach()
                     if term.weight != 0:
                         loss = loss + term.weighted
-            backward(loss)
+            if loss.requires_grad:
+                backward(loss)
             total = total + loss.detach()
-        return {"diffusion": diffusion, **values}, total
+        return ({"diffusion": diffusion} if settings.diffusion_weight else {}) | values, total
 
     def _terms(self, step: int, z_t: torch.Tensor, timesteps: torch.Tensor) -> list[Terms]:
         settings = self.settings
@@ -85,7 +94,7 @@ class Objective:
                     latents=z_t,
                     timesteps=timesteps,
                     class_word=settings.class_word,
-                    length=self.prompts.word.length,
+                    length=self.prompts.word.fill,
                     generator=generator_for(settings.seed, stream, step),
                     prompts=self.prompts,
                 )
@@ -103,14 +112,20 @@ class Objective:
         """The first pass's prediction, and per-layer token means of the others."""
         if len(passes) > 1 and self.settings.passes == "separate":
             prediction, _ = self._predict(passes[:1])
-            probe = TokenMeans()
-            self.model.predict(*_joined(passes[1:]), probe)
-            return prediction, list(probe.split([len(one.latents) for one in passes[1:]]))
+            return prediction, self._watch(passes[1:])
         sizes = [len(one.latents) for one in passes]
         probe = TokenMeans() if len(passes) > 1 else None
         prediction = self.model.predict(*_joined(passes), probe)
         seen = [] if probe is None else list(probe.split(sizes))[1:]
         return prediction[: sizes[0]], seen
+
+    def _watch(self, passes: Sequence[AttentionPass]) -> list[list[torch.Tensor]]:
+        """Per-layer token means of passes whose prediction nobody wants."""
+        if not passes:
+            return []
+        probe = TokenMeans()
+        self.model.predict(*_joined(passes), probe)
+        return list(probe.split([len(one.latents) for one in passes]))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -128,7 +143,8 @@ class Objective:
             pictures=bank.pictures,
             versions=bank.versions,
             shape=tuple(bank.latents.shape[1:]),
-            timesteps=self.model.schedule.steps,
+            timesteps=self.timesteps.stop - self.timesteps.start,
+            first_timestep=self.timesteps.start,
             templates=len(settings.templates),
             device=self.model.device,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from .settings import Augmentation
 
 ENCODE_BATCH = 4
 """Pictures the autoencoder takes at once: a bank is encoded in pieces so that it never sets the peak of memory."""
+
+KEPT = 6
+"""Pictures whose latents a concept keeps."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,23 @@ class LatentBank:
     versions: int
     digest: str
     """Hash of pictures, masks and how they were prepared; a checkpoint belongs to one."""
+
+    def to(self, device: torch.device) -> LatentBank:
+        """The same bank on `device`."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return replace(self, latents=self.latents.to(device), weights=weights)
+
+    def kept(self) -> torch.Tensor:
+        """(k, C, h, w) latents of the first `KEPT` pictures, one version of each, for a concept to keep."""
+        return self.latents[:: self.versions][:KEPT].detach().to("cpu", torch.float32, copy=True)
+
+
+def latent_bank(latents: torch.Tensor) -> LatentBank:
+    """A bank of latents (k, C, h, w) that were kept, or drawn. Raises ValueError for another shape."""
+    if latents.ndim != 4 or not len(latents):
+        raise ValueError(f"latents (k, channels, height, width) are needed, got {tuple(latents.shape)}")
+    digest = hashlib.blake2b(latents.cpu().float().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
+    return LatentBank(latents.float(), None, len(latents), 1, digest)
 
 
 def encode_pictures(

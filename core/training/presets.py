@@ -26,14 +26,25 @@ ADAMW = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 1e-2}
 """METHODS.md 1.4 no. 2; also what PyTorch does by default, written out because a recipe should not hang on that."""
 
 
+FLIPS = Augmentation(rotation=0.0, rotate=0.0, flip=0.5, bank=4)
+"""METHODS.md 2.6: horizontal flips and nothing else."""
+
+
 @dataclass(frozen=True)
 class Preset:
-    """Values for `TrainSettings`, and whether the recipe wants CoRe. `source` says where the values come from."""
+    """Values for `TrainSettings`, and whether the recipe wants CoRe and prior preservation. `source` says where the
+    values come from."""
 
     name: str
     source: str
     values: Mapping[str, Any] = field(default_factory=dict)
     core: bool = False
+    prior: bool = False
+
+    @property
+    def method(self) -> str:
+        """What it trains, of `METHODS`."""
+        return self.values.get("method", "ti")
 
     def settings(self, class_word: str, **changes: Any) -> TrainSettings:
         """The recipe for `class_word`, with `changes` on top. Raises ValueError as `TrainSettings`."""
@@ -70,7 +81,7 @@ PRESETS = {
                 "optimizer": "AdamW",
                 "optimizer_options": ADAMW,
                 "templates": CLASSIC_TEMPLATES,
-                "augmentation": Augmentation(rotation=0.0, rotate=0.0, flip=0.5, bank=4),
+                "augmentation": FLIPS,
             },
         ),
         Preset(
@@ -104,6 +115,112 @@ PRESETS = {
             },
             core=True,
         ),
+        Preset(
+            "XTI (P+)",
+            "METHODS.md 5, the port of P+: 500 steps, rate 5e-3, batch 8; a vector for each of the 16 layers",
+            {
+                "method": "xti",
+                "steps": 500,
+                "batch": 8,
+                "learning_rate": 5e-3,
+                "optimizer": "AdamW",
+                "optimizer_options": ADAMW,
+                "templates": CLASSIC_TEMPLATES,
+            },
+        ),
+        Preset(
+            "XTI (MLM paper)",
+            "METHODS.md 2.6: 3,000 steps, batch 4, rate 2e-3 as textual inversion; 7 vectors, one a block",
+            {
+                "method": "xti-blocks",
+                "steps": 3000,
+                "batch": 4,
+                "learning_rate": 2e-3,
+                "optimizer": "AdamW",
+                "optimizer_options": ADAMW,
+                "templates": CLASSIC_TEMPLATES,
+                "augmentation": FLIPS,
+            },
+        ),
+        Preset(
+            "Custom Diffusion (MLM paper)",
+            'METHODS.md 2.6: "sks" and the class word, 500 steps, batch 4, rate 4e-5, prior preservation',
+            {
+                "method": "custom-diffusion",
+                "identifier": "sks",
+                "steps": 500,
+                "batch": 4,
+                "learning_rate": 4e-5,
+                "optimizer": "AdamW",
+                "optimizer_options": ADAMW,
+                "templates": CLASSIC_TEMPLATES,
+                "augmentation": FLIPS,
+            },
+            prior=True,
+        ),
+        Preset(
+            "DreamBooth, LoRA",
+            "METHODS.md 5, the SDXL recipe of DreamBench++: 500 steps, batch 1, rate 5e-5; identifier and prior "
+            "preservation as in METHODS.md 2.6; rank 4 is ours",
+            {
+                "method": "dreambooth-lora",
+                "identifier": "sks",
+                "steps": 500,
+                "batch": 1,
+                "learning_rate": 5e-5,
+                "optimizer": "AdamW",
+                "optimizer_options": ADAMW,
+                "templates": CORE_TEMPLATES,
+                "augmentation": FLIPS,
+            },
+            prior=True,
+        ),
+        Preset(
+            "DreamBooth (MLM paper)",
+            'METHODS.md 2.6: "sks" and the class word, all weights of UNet and text encoder, 1,000 steps, batch 1, '
+            "rate 1e-6, prior preservation",
+            {
+                "method": "dreambooth",
+                "identifier": "sks",
+                "steps": 1000,
+                "batch": 1,
+                "learning_rate": 1e-6,
+                "optimizer": "AdamW",
+                "optimizer_options": ADAMW,
+                "templates": CORE_TEMPLATES,
+                "augmentation": FLIPS,
+            },
+            prior=True,
+        ),
+        Preset(
+            "CoRe stage 2 (paper)",
+            "METHODS.md 1.5: all UNet weights, 1,000 steps, batch 4, rate 2e-6, no prior preservation",
+            {
+                "method": "refine-all",
+                "steps": 1000,
+                "batch": 4,
+                "learning_rate": 2e-6,
+                "optimizer": "AdamW",
+                "optimizer_options": ADAMW,
+                "templates": CORE_TEMPLATES,
+                "augmentation": Augmentation(),
+            },
+        ),
+        Preset(
+            "CoRe stage 2, LoRA",
+            "the paper's stage 2 (METHODS.md 1.5) with a LoRA of rank 4 at 1e-4 in place of all weights; rank and rate "
+            "are ours",
+            {
+                "method": "refine",
+                "steps": 500,
+                "batch": 4,
+                "learning_rate": 1e-4,
+                "optimizer": "AdamW",
+                "optimizer_options": ADAMW,
+                "templates": CORE_TEMPLATES,
+                "augmentation": Augmentation(),
+            },
+        ),
     )
 }
 """By name, in the order in which to offer them. The first is the default."""
@@ -124,3 +241,15 @@ DEMO = Preset(
     core=True,
 )
 """For the bundled tiny model alone, so it is not among `PRESETS`, which suit any Stable Diffusion."""
+
+
+def demo_preset(method: str) -> Preset:
+    """A recipe of the bundled model for a method, of `DEMO`'s steps and batch; rates of weights are ours, untuned."""
+    rates = {"custom-diffusion": 1e-3, "dreambooth-lora": 1e-3, "dreambooth": 1e-4, "refine": 1e-3, "refine-all": 1e-4}
+    own: dict[str, Any] = {"method": method}
+    if method in rates:
+        own["weight_rate"] = rates[method]
+    if method in ("custom-diffusion", "dreambooth-lora", "dreambooth"):
+        own["identifier"] = "sks"
+    prior = "identifier" in own
+    return Preset(f"{DEMO.name}: {method}", DEMO.source, {**DEMO.values, **own}, core=DEMO.core, prior=prior)

@@ -50,7 +50,7 @@ class PromptEncoder:
             encodings[name] = encoder.encode(inputs, ids)
         return encodings, prompts
 
-    def with_words(self, templates: Sequence[str], words: str | None) -> Encoded:
+    def with_words(self, templates: Sequence[str], words: str | tuple[str, ...] | None) -> Encoded:
         """Each template with plain `words` in its placeholder, without gradient; kept for the next time."""
         if len(templates) == 1:
             return self._with_words(templates[0], words)
@@ -67,10 +67,10 @@ class PromptEncoder:
         return nullcontext() if self.weights is None else self.weights.off()
 
     def _tokenize(self, name: str, template: str) -> TokenizedPrompt:
-        return tokenize_prompt(self.model.text_encoders[name], template, rows=self.word.length)
+        return tokenize_prompt(self.model.text_encoders[name], template, rows=self.word.fill)
 
     @torch.no_grad()
-    def _encode_words(self, template: str, words: str | None) -> Encoded:
+    def _encode_words(self, template: str, words: str | tuple[str, ...] | None) -> Encoded:
         encodings, prompts = {}, {}
         for name, encoder in self.model.text_encoders.items():
             row = tokenize_prompt(encoder, template, words=words)

@@ -59,10 +59,13 @@ class TrainSettings:
     `method` is one of `METHODS`, `rank` that of the weights' change (None: the method's own, 0: whole weights) and
     `weight_rate` their learning rate (None: the vectors'). With `identifier`, a rare word such as "sks", the word is
     the identifier and then the class word, as Custom Diffusion and DreamBooth write it; only the identifier's vectors
-    are learned, where any are.
+    are learned, where any are. `diffusion_weight` 0 leaves the diffusion loss and its UNet pass out (METHODS.md C6),
+    `timestep_range` is the share of the schedule that timesteps are drawn from, and `keep_latents` stores the training
+    pictures' latents with the concept (a few ten kilobytes each). `class_word` has one entry a placeholder where
+    several concepts are trained together.
     """
 
-    class_word: str
+    class_word: str | tuple[str, ...]
     name: str = "concept"
     vectors: int = 1
     steps: int = 300
@@ -96,6 +99,9 @@ class TrainSettings:
     rank: int | None = None
     weight_rate: float | None = None
     identifier: str = ""
+    diffusion_weight: float = 1.0
+    timestep_range: tuple[float, float] = (0.0, 1.0)
+    keep_latents: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vectors", "steps", "batch", "gradient_accumulation", "log_every", "checkpoint_every"):
@@ -104,8 +110,12 @@ class TrainSettings:
         for name in ("warmup", "preview_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} cannot be negative: {getattr(self, name)}")
-        if not self.class_word.strip():
+        words = [self.class_word] if isinstance(self.class_word, str) else self.class_word
+        if not words or not all(word.strip() for word in words):
             raise ValueError("a class word is needed: the nearest ordinary word for what is in the pictures")
+        low, high = self.timestep_range
+        if not 0 <= low < high <= 1 or self.diffusion_weight < 0:
+            raise ValueError(f"timesteps within 0..1 and a weight >= 0: {low}, {high}, {self.diffusion_weight}")
         if not self.learning_rate > 0 or not (self.weight_rate is None or self.weight_rate > 0):
             raise ValueError(f"learning rates are greater than 0, not {self.learning_rate} and {self.weight_rate}")
         if method_called(self.method).trains_weights and self.rank is not None and self.rank < 0:
@@ -165,6 +175,7 @@ _REPORTING = (
     "preview_seed",
     "preview_steps",
     "preview_guidance",
+    "keep_latents",
 )
 
 

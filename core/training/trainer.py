@@ -16,6 +16,7 @@ from ..concept import Concept
 from ..files.errors import LearnedNothingError
 from ..files.learned import check_learned
 from ..models.frozen import autograd
+from ..models.low_rank import Delta, apply_deltas
 from ..models.protocol import ImageSize, TextToImageModel
 from ..models.sampling import sample
 from ..models.text import encode_prompts
@@ -24,7 +25,7 @@ from .events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from .history import History
 from .learner import Learner
 from .objective import Objective
-from .pictures import checked_pictures, encode_pictures
+from .pictures import LatentBank, checked_pictures, encode_pictures
 from .prompts import PromptEncoder
 from .regularizer import Regularizer
 from .settings import TrainSettings
@@ -41,17 +42,19 @@ class NonFiniteLossError(RuntimeError):
 
 def train(
     model: TextToImageModel,
-    images: torch.Tensor | Sequence[torch.Tensor],
+    images: torch.Tensor | Sequence[torch.Tensor] | LatentBank,
     settings: TrainSettings,
     *,
     regularizers: Sequence[Regularizer] = (),
     masks: torch.Tensor | Sequence[torch.Tensor] | None = None,
     resume: Path | None = None,
-    initial: Concept | None = None,
+    initial: Concept | Word | None = None,
+    changes: Mapping[str, Delta] | None = None,
 ) -> TrainingRun:
     """Learn a word for what is in `images` ((H, W, 3) in [0, 1] each); `masks` (H, W) say which pixels count.
 
-    What is trained is `settings.method`; the word starts from the class word, or from `initial`. `resume` is a
+    What is trained is `settings.method`; the word starts from the class word, or from `initial`. Instead of pictures a
+    `LatentBank` will do. `changes` of the model's weights stay in force as they are. `resume` is a
     checkpoint file or a folder of them; it has to come from the same settings, model and pictures. Nothing happens
     before the first event is asked for. Close the run, or use it in a `with`, to have unfinished work in
     `checkpoint_dir`:
@@ -62,7 +65,7 @@ def train(
     Raises (while iterating): ValueError for what cannot be trained on, `CheckpointMismatchError` for a checkpoint of
     another training, `LearnedNothingError`, `NonFiniteLossError`.
     """
-    return TrainingRun(model, images, settings, tuple(regularizers), masks, resume, initial)
+    return TrainingRun(model, images, settings, tuple(regularizers), masks, resume, initial, changes)
 
 
 class TrainingRun(Iterator[Event]):
@@ -71,12 +74,13 @@ class TrainingRun(Iterator[Event]):
     def __init__(
         self,
         model: TextToImageModel,
-        images: torch.Tensor | Sequence[torch.Tensor],
+        images: torch.Tensor | Sequence[torch.Tensor] | LatentBank,
         settings: TrainSettings,
         regularizers: tuple[Regularizer, ...],
         masks: torch.Tensor | Sequence[torch.Tensor] | None,
         resume: Path | None,
-        initial: Concept | None,
+        initial: Concept | Word | None,
+        changes: Mapping[str, Delta] | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -85,6 +89,7 @@ class TrainingRun(Iterator[Event]):
         self.learner: Learner | None = None
         self.weights: TrainableWeights | None = None
         self._images, self._masks, self._resume, self._initial = images, masks, resume, initial
+        self._changes = dict(changes or {})
         self._stop: str | None = None
         self._saved = 0
         self._before = 0.0
@@ -129,6 +134,7 @@ class TrainingRun(Iterator[Event]):
                 class_word=self.settings.class_word,
                 vectors=dict(word.vectors),
                 layer_vectors=layers,
+                latents=self.bank.kept() if self.settings.keep_latents else None,
                 lora=None if self.weights is None else self.weights.lora(self.learner.learned_weights()),
                 provenance=self._provenance(),
             )
@@ -152,20 +158,13 @@ class TrainingRun(Iterator[Event]):
         settings, model = self.settings, self.model
         if settings.precision == "fp32" and model.dtype != torch.float32:
             raise ValueError(f"the model is loaded in {model.dtype}: load it in float32, or set precision to 'model'")
-        pictures = checked_pictures(self._images)
-        self.resolution = resolution_for(model, settings, pictures)
-        self.bank = encode_pictures(
-            model,
-            self._images,
-            self._masks,
-            resolution=self.resolution,
-            augmentation=settings.augmentation,
-            seed=settings.seed,
-        )
+        self.bank = self._latents()
         del self._images, self._masks
-        start = starting_word(model, settings, self._initial)
+        stack.enter_context(apply_deltas(model, self._changes))
+        given = self._initial
+        start = given if isinstance(given, Word) else starting_word(model, settings, given)
         for regularizer in self.regularizers:
-            regularizer.prepare(model, settings.class_word, start.length)
+            regularizer.prepare(model, settings.class_word, start.fill)
         if settings.trains.trains_weights:
             self.weights = TrainableWeights(model, settings)
             stack.enter_context(self.weights.on())
@@ -178,6 +177,22 @@ class TrainingRun(Iterator[Event]):
             self._continue(load_checkpoint(self._resume))
         self._started = time.perf_counter()
         return learner
+
+    def _latents(self) -> LatentBank:
+        """What is looked at, on the device, encoded if it was not; and `resolution`, its side in pixels."""
+        if isinstance(self._images, LatentBank):
+            self.resolution = self._images.latents.shape[-1] * self.model.latent_factor
+            return self._images.to(self.model.device)
+        pictures = checked_pictures(self._images)
+        self.resolution = resolution_for(self.model, self.settings, pictures)
+        return encode_pictures(
+            self.model,
+            self._images,
+            self._masks,
+            resolution=self.resolution,
+            augmentation=self.settings.augmentation,
+            seed=self.settings.seed,
+        )
 
     def _continue(self, checkpoint: Checkpoint) -> None:
         require_same_run(self.identity, checkpoint)

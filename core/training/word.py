@@ -17,7 +17,8 @@ class Word:
 
     `learned` are the leaves that training moves: the first rows of the word, (k, d), or (S, k, d) where the word has
     one copy of them for each slot of the UNet (XTI). `fixed` (m, d) or (S, m, d) are the rows after them, which stay as
-    they are. Either may be empty, not both.
+    they are. Either may be empty, not both. `parts` are the rows of each placeholder's word where several concepts are
+    trained together; () where every placeholder takes all of them.
     """
 
     def __init__(
@@ -25,15 +26,22 @@ class Word:
         learned: Mapping[str, torch.Tensor],
         fixed: Mapping[str, torch.Tensor] | None = None,
         slot_of_layer: Sequence[int] | None = None,
+        parts: Sequence[range] = (),
     ) -> None:
         self.learned = learned
         self.fixed = fixed or {}
+        self.parts = tuple(parts)
         self.slot_of_layer = () if slot_of_layer is None else tuple(slot_of_layer)
 
     @property
     def length(self) -> int:
         """n, the positions that the word takes."""
         return sum(next(iter(part.values())).shape[-2] for part in (self.learned, self.fixed) if part)
+
+    @property
+    def fill(self) -> int | tuple[range, ...]:
+        """What `tokenize_prompt` is to fill placeholders with."""
+        return self.parts or self.length
 
     @property
     def vectors(self) -> Mapping[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,48 @@ def test_vectors_do_what_an_embedding_file_does(pair: Pair) -> None:
     stock = clip.encode_from_tokens(tokens)
     ours = encode_prompts(pair.comfy, [PROMPT], vectors=vectors)
     assert torch.equal(torch.cat([encoding.tokens for encoding in ours.values()], dim=-1), stock)
+
+
+def layer_vectors(model: TextToImageModel) -> dict[str, torch.Tensor]:
+    """(layers, 2, d) of every encoder, the same for both adapters."""
+    generator = torch.Generator().manual_seed(5)
+    layers = len(model.cross_attention_layers())
+    return {
+        name: (torch.randn(layers, 2, encoder.width, generator=generator) * encoder.table().std().float())
+        for name, encoder in model.text_encoders.items()
+    }
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_vector_for_every_layer(pair: Pair, checkpointing: bool) -> None:
+    """XTI: prediction, attention and every layer's gradient agree, also where blocks are computed twice."""
+    found = []
+    for model in pair.both:
+        with torch.inference_mode(), model.session(gradient_checkpointing=checkpointing):
+            layers = {name: value.requires_grad_() for name, value in layer_vectors(model).items()}
+            means = {name: value.mean(0) for name, value in layers.items()}
+            given = model.conditioning(encode_prompts(model, [PROMPT], vectors=means, layers=layers), SIZE)
+            probe = TokenMeans()
+            output = model.predict(*noisy(), given.expand(2), probe)
+            total = output.square().mean() + sum(layer.square().sum() for layer in probe.layers)
+            gradients = torch.autograd.grad(total, list(layers.values()))
+            found.append([output, *probe.layers, *gradients])
+    for number, (ours, theirs) in enumerate(zip(*found, strict=True)):
+        agree(ours, theirs, f"part {number}")
+
+
+def test_equal_vectors_for_all_layers_change_nothing(pair: Pair) -> None:
+    for model in pair.both:
+        vectors = {name: value.detach() for name, value in new_vectors(model).items()}
+        count = len(model.cross_attention_layers())
+        layers = {name: value.expand(count, -1, -1) for name, value in vectors.items()}
+        with torch.no_grad():
+            plain = model.conditioning(encode_prompts(model, [PROMPT], vectors=vectors), SIZE)
+            own = model.conditioning(encode_prompts(model, [PROMPT], vectors=vectors, layers=layers), SIZE)
+            expected = model.predict(*noisy(), plain.expand(2))
+            torch.testing.assert_close(model.predict(*noisy(), own.expand(2)), expected, rtol=1e-5, atol=1e-6)
+        with pytest.raises(ValueError, match="cross-attention layers"):
+            model.predict(*noisy(), replace(own, layers=own.layers[1:]).expand(2))
 
 
 def test_predict_is_what_the_sampler_would_denoise_with(pair: Pair) -> None:

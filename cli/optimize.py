@@ -1,0 +1,93 @@
+"""`contextual-inversion optimize CONCEPT --prompt "a {} in the snow"`: a concept repaired for one prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from ..core.files import load_concept, safe_name, save_bundle, save_embedding
+from ..core.training.core_regularizer import CoReWeights, recommended_weights
+from ..core.training.events import Finished, Step
+from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, repair
+from .train import load_model
+
+
+def main(
+    concepts: Annotated[Sequence[Path], tyro.conf.Positional],
+    *,
+    prompt: str,
+    out: Path = Path("out/optimize"),
+    model: Literal["tiny"] | Path = "tiny",
+    steps: int = STEPS,
+    learning_rate: float = LEARNING_RATE,
+    batch: int = BATCH,
+    noise: bool = False,
+    size: int = 0,
+    core_embedding: float | None = None,
+    core_attention: float | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Repair one prompt with the concepts in it: both losses of CoRe, no picture, a picture before and after.
+
+    Args:
+        concepts: Bundles or embedding files of the concepts that the prompt mentions.
+        prompt: The prompt; <name> where a concept goes, or {} for the first.
+        out: Folder to write to.
+        model: "tiny" (bundled), or a folder of a diffusers pipeline.
+        steps: Steps; the paper takes 10.
+        learning_rate: Of the vectors.
+        batch: Latents a step.
+        noise: Look at pure noise also where the concept kept latents of its training pictures.
+        size: Side of pictures and noise in pixels; 0 for the model's own.
+        core_embedding: lambda of the context-embedding loss; chosen by the model's text encoder if not given.
+        core_attention: lambda of the context-attention loss; chosen likewise.
+        seed: Seed of everything random.
+        device: "cpu", "cuda", ...; the GPU where there is one if not given.
+    """
+    subject = load_model(model, device)
+    widths = {name: encoder.width for name, encoder in subject.text_encoders.items()}
+    given = [load_concept(path, widths=widths) for path in concepts]
+    side = size or getattr(subject, "resolution", None) or (64 if model == "tiny" else 512)
+    weights = recommended_weights(subject)
+    chosen = CoReWeights(
+        weights.embedding if core_embedding is None else core_embedding,
+        weights.attention if core_attention is None else core_attention,
+        weights.source,
+    )
+    work = repair(
+        subject,
+        given,
+        prompt,
+        steps=steps,
+        learning_rate=learning_rate,
+        batch=batch,
+        seed=seed,
+        weights=chosen,
+        noise_side=side // subject.latent_factor if noise or given[0].latents is None else None,
+    )
+    with work.run as events, tqdm(total=steps, unit="step") as bar:
+        for event in events:
+            if isinstance(event, Step):
+                bar.update(event.step - bar.n)
+            elif isinstance(event, Finished):
+                finished = event
+        repaired = work.concepts
+    files = []
+    for concept in repaired:
+        named = concept.renamed(safe_name(f"{concept.name}_repaired"))
+        files.append(str(save_bundle(named, out / "bundles", if_exists="replace")))
+        files.append(str(save_embedding(named, out / "embeddings", if_exists="replace")))
+    pictures = [draw(subject, those, prompt, size=(side, side), seed=seed) for those in (given, repaired)]
+    path = out / "before_and_after.png"
+    Image.fromarray((torch.cat(pictures, dim=2)[0].numpy() * 255).round().astype(np.uint8)).save(path)
+    print(f"wrote {path} and {', '.join(files)}")
+    losses = {name: [float(values[0]), float(values[-1])] for name, values in finished.losses.items()}
+    return {"losses": losses, "seconds": round(finished.seconds, 3), "files": files, "picture": str(path)}

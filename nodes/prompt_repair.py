@@ -1,0 +1,147 @@
+"""Making one prompt work with the concepts that are in it (METHODS.md 1.6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+
+from ..core.concept import Concept
+from ..core.training.events import Step
+from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, Repair, draw, repair
+from .comfy_model import ComfyModel
+from .live_view import OUTPUT
+from .reporting import STOPPED, Reporter
+from .running import announced
+from .sockets import CATEGORY, PREFIX, ConceptSocket, LossMapSocket
+
+PICTURES, NOISE = "training pictures", "pure noise"
+
+
+class OptimizeForPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        concept = "It stays as it is; what comes out is for this prompt alone."
+        return io.Schema(
+            node_id=PREFIX + "OptimizeForPrompt",
+            display_name="Optimize for Prompt",
+            category=CATEGORY,
+            description="Repairs one prompt in which a word swallows the rest: ten steps on both losses of CoRe, "
+            "without any picture. The concept that comes out is for this prompt alone.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the concept was trained on. It stays as it is."),
+                io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
+                io.Vae.Input("vae", tooltip="Its autoencoder, for the pictures before and after."),
+                ConceptSocket.Input("concept", tooltip=f"A word from TrainConcept or LoadConcept. {concept}"),
+                io.String.Input(
+                    "prompt",
+                    default="a photo of a {} in the snow",
+                    multiline=True,
+                    tooltip="The prompt to repair. <name> or embedding:name where a concept goes; {} is the first one.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=STEPS,
+                    min=1,
+                    max=1000,
+                    tooltip="How many steps. The paper takes 10 (METHODS.md 1.6).",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=LEARNING_RATE,
+                    min=0.0000001,
+                    max=1.0,
+                    step=0.0001,
+                    round=0.0000001,
+                    tooltip="How far each step goes. The paper's code takes 0.0005 (METHODS.md 1.6).",
+                ),
+                io.Int.Input("batch", default=BATCH, min=1, max=64, tooltip="Latents a step (METHODS.md 1.6: 6)."),
+                io.Combo.Input(
+                    "latents",
+                    options=[PICTURES, NOISE],
+                    default=PICTURES,
+                    tooltip="What the attention is looked at on. training pictures: those kept with the concept "
+                    "(TrainConcept's keep_latents), noise where there are none. pure noise: at late timesteps.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFF,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Of the repair and of both pictures.",
+                ),
+                io.Int.Input(
+                    "width", default=0, min=0, max=4096, step=8, tooltip="Of the pictures. 0: the model's own."
+                ),
+                io.Int.Input("height", default=0, min=0, max=4096, step=8, tooltip="Of the pictures. 0: as the width."),
+                ConceptSocket.Input("concept_2", optional=True, tooltip=f"Another concept in the prompt. {concept}"),
+                ConceptSocket.Input("concept_3", optional=True, tooltip=f"Another concept in the prompt. {concept}"),
+            ],
+            outputs=[
+                ConceptSocket.Output(display_name="concept", tooltip="The first concept, for this prompt."),
+                io.Image.Output(display_name="pictures", tooltip="The prompt before and after, with the same seed."),
+                LossMapSocket.Output(display_name="loss", tooltip="Every step's loss."),
+                ConceptSocket.Output(display_name="concept_2", tooltip="The second concept, if there is one."),
+                ConceptSocket.Output(display_name="concept_3", tooltip="The third concept, if there is one."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        concept: Concept,
+        prompt: str,
+        steps: int,
+        learning_rate: float,
+        batch: int,
+        latents: str,
+        seed: int,
+        width: int,
+        height: int,
+        concept_2: Concept | None = None,
+        concept_3: Concept | None = None,
+    ) -> io.NodeOutput:
+        given = [concept, concept_2, concept_3]
+        concepts = [one for one in given if one is not None]
+        adapted = ComfyModel(model, clip, vae)
+        width = width or own_side(adapted)
+        size = (height or width, width)
+        options = {"steps": steps, "learning_rate": learning_rate, "batch": batch, "seed": seed}
+        if latents == NOISE or concept.latents is None:
+            options["noise_side"] = width // adapted.latent_factor
+        work = repair(adapted, concepts, prompt, **options)
+        repaired, losses, view = repair_and_report(work, cls.hidden.unique_id, steps)
+        with adapted.session():
+            pictures = [draw(adapted, those, prompt, size=size, seed=seed) for those in (concepts, repaired)]
+        by_name = dict(zip((one.name for one in concepts), repaired, strict=True))
+        first, second, third = (None if one is None else by_name[one.name] for one in given)
+        return io.NodeOutput(first, torch.cat(pictures), losses, second, third, ui={OUTPUT: [view]})
+
+
+def own_side(model: ComfyModel) -> int:
+    """The side of the pictures that a model is for, in pixels: the demo model's, SD's or SDXL's."""
+    widths = [encoder.width for encoder in model.text_encoders.values()]
+    return 64 if max(widths) < 768 else 1024 if len(widths) > 1 else 512
+
+
+def repair_and_report(
+    work: Repair, node_id: str, steps: int
+) -> tuple[tuple[Concept, ...], dict[str, list[float]], Any]:
+    """Run a repair. Returns the concepts, a LOSS_MAP and the view. It takes seconds, so a cancelled one is not kept."""
+    reporter = Reporter(node_id, steps)
+    with announced(reporter.view) as training, work.run as events:
+        for event in events:
+            reporter(event)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if training.stop and isinstance(event, Step):
+                work.run.stop(STOPPED)
+        repaired = work.concepts
+    losses = {name: values.tolist() for name, values in reporter.finished.losses.items()}
+    return repaired, {"loss": next(iter(losses.values())), **losses}, reporter.view.whole()

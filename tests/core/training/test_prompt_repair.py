@@ -1,0 +1,80 @@
+"""Repairing one prompt: what moves, towards what, and with several concepts in it."""
+
+import pytest
+import torch
+from stub_model import StubModel
+
+from contextual_inversion.core.concept import Concept
+from contextual_inversion.core.files import load_concept, save_bundle
+from contextual_inversion.core.training.core_regularizer import CoReWeights
+from contextual_inversion.core.training.prompt_repair import placed_prompt, repair
+
+WEIGHTS = CoReWeights(1.0, 1.0, "large enough to see")
+PROMPT = "a photo of a <thing> in the snow"
+
+
+def concept(run, **keywords):
+    keywords = {"steps": 8, "learning_rate": 0.1, "name": "thing", "keep_latents": True, **keywords}
+    return run(StubModel(), **keywords).concept
+
+
+def losses(given, prompt=PROMPT, **keywords):
+    model = StubModel()
+    one = repair(model, given, prompt, weights=WEIGHTS, **{"learning_rate": 0.02, **keywords})
+    with one.run as running:
+        *_, last = running
+        return one.concepts, last, model
+
+
+@pytest.mark.parametrize("keywords", [{}, {"method": "xti"}, {"vectors": 2}, {"method": "custom-diffusion"}])
+@pytest.mark.parametrize("noise_side", [None, 8])
+def test_core_falls_and_only_words_move(run, keywords, noise_side):
+    start = concept(run, **keywords)
+    (repaired,), last, model = losses([start], steps=30, noise_side=noise_side)
+    total = sum(last.losses.values())
+    assert total[-5:].mean() < total[:5].mean()
+    assert "diffusion" not in last.losses
+    assert not torch.equal(repaired.vectors["clip_l"], start.vectors["clip_l"])
+    assert repaired.lora is start.lora
+    assert (repaired.layer_vectors is None) == (start.layer_vectors is None)
+    assert repaired.provenance["optimized_for"]["prompt"] == PROMPT
+    # Two passes a step, both for the attention of CoRe: the diffusion loss and its pass are left out.
+    assert len(model.predictions) == 2 * 30
+    assert not any(part._forward_hooks for part in model.modules())
+
+
+def test_several_concepts_in_one_prompt(run):
+    one, two = concept(run), concept(run, vectors=2, seed=3, name="other", class_word="wooden toy")
+    prompt = "<thing> beside embedding:other, and <thing> again"
+    repaired, last, _ = losses([one, two], prompt, steps=20)
+    assert [value.name for value in repaired] == ["thing", "other"]
+    assert [value.length for value in repaired] == [1, 2]
+    for after, before in zip(repaired, (one, two), strict=True):
+        assert not torch.equal(after.vectors["clip_l"], before.vectors["clip_l"])
+    assert last.losses["core/embedding"][-4:].mean() < last.losses["core/embedding"][:4].mean()
+
+
+def test_a_prompt_without_its_concept_is_refused():
+    thing, things = (Concept(name, "dog", {"clip_l": torch.ones(1, 32)}) for name in ("thing", "things"))
+    assert placed_prompt("a {} at sea", [thing]).template == "a {} at sea"
+    found = placed_prompt("<things> and <thing>, embedding:things", [thing, things])
+    assert (found.template, found.concepts) == ("{} and {}, {}", (1, 0, 1))
+    with pytest.raises(ValueError, match="does not mention <things>"):
+        placed_prompt("a <thing>", [thing, things])
+    with pytest.raises(ValueError, match="called alike"):
+        placed_prompt("a <thing>", [thing, thing])
+
+
+def test_latents_are_kept_only_where_wanted_and_survive_the_file(run, tmp_path):
+    kept = concept(run)
+    assert kept.latents.shape == (3, 4, 8, 8)
+    assert concept(run, keep_latents=False).latents is None
+    back = load_concept(save_bundle(kept, tmp_path), widths={"clip_l": 32})
+    torch.testing.assert_close(back.latents, kept.latents, atol=1e-2, rtol=1e-3)
+    assert torch.equal(back.vectors["clip_l"], kept.vectors["clip_l"])
+
+
+def test_the_same_seed_gives_the_same_words(run):
+    start = concept(run)
+    first, again = (losses([start], steps=4)[0][0].vectors["clip_l"] for _ in range(2))
+    assert torch.equal(first, again)
