@@ -59,7 +59,7 @@ def main(
             trial = run_trial(model, method, concept, seed, watch=_follow(bar))
         path = save_embedding(trial.concept.renamed(method.name), out, if_exists="replace")
         report[method.name] = {**headline(trial.figures), "embedding": path.name, "all": trial.figures}
-        pictures = draw(model, templates, seeds, vectors=trial.concept.vectors)
+        pictures = draw(model, templates, seeds, concept=trial.concept)
         rows.append(Row(method.label, list(pictures), summary(trial.figures)))
     report["seconds"] = time.perf_counter() - started
     columns = [template.format(f"{class_word}*") for template in templates]

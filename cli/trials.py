@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 from ..core.concept import Concept
 from ..core.inspection.diagnostics import context_similarity
 from ..core.inspection.symmetric_kl import skl
-from ..core.inspection.world_evaluation import as_training_images, context_probes, draw, score
+from ..core.inspection.world_evaluation import as_training_images, context_probes, draw, score, with_lora
 from ..core.maths.mlm import RHO
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.tiny import load_tiny
@@ -99,14 +100,11 @@ def run_trial(
     seconds = time.perf_counter() - started
     prompts = list(prompts or held_out_prompts(subject.background))
     seeds = [1000 * seed + index for index in range(len(prompts))]
-    pictures = draw(model, [prompt.text for prompt in prompts], seeds, vectors=concept.vectors)
+    pictures = draw(model, [prompt.text for prompt in prompts], seeds, concept=concept)
     near = [EvaluationPrompt("a photo of a {}")] * PLAIN
     plain = draw(
-        model, [prompt.text for prompt in near], [1000 * seed + 500 + i for i in range(PLAIN)], vectors=concept.vectors
+        model, [prompt.text for prompt in near], [1000 * seed + 500 + i for i in range(PLAIN)], concept=concept
     )
-    probes = context_probes()
-    context = context_similarity(model, probes, vectors=concept.vectors)
-    divergence = skl(model, probes[::2], vectors=concept.vectors, seed=1000 * seed + 900)
     figures = {
         "method": method.name,
         "concept": name,
@@ -114,16 +112,26 @@ def run_trial(
         "seed": seed,
         **score(pictures, prompts, subject, references).figures(),
         "plain_prompt": score(plain, near, subject, references).figures(),
-        "sim1": context.sim1,
-        "sim2": context.sim2,
-        "skl": divergence.raw,
-        "skl_pixels": divergence.normalised,
+        **diagnosis(model, concept, seed),
         "norm": float(next(iter(concept.vectors.values())).norm(dim=-1).mean()),
         "seconds": seconds,
         "core": method.core,
         "mlm": method.mlm,
     }
     return Trial(concept, pictures, prompts, figures)
+
+
+def diagnosis(model: DiffusersModel, concept: Concept, seed: int) -> dict[str, float]:
+    """sim1, sim2 and SKL (METHODS.md 2.7). NaN for a word with vectors of every layer, which has no one encoding."""
+    if concept.layer_vectors:
+        return dict.fromkeys(("sim1", "sim2", "skl", "skl_pixels"), math.nan)
+    probes = context_probes()
+    with with_lora(model, concept):
+        context = context_similarity(model, probes, vectors=concept.vectors)
+        divergence = skl(model, probes[::2], vectors=concept.vectors, seed=1000 * seed + 900)
+    return {
+        "sim1": context.sim1, "sim2": context.sim2, "skl": divergence.raw, "skl_pixels": divergence.normalised
+    }  # fmt: skip
 
 
 def held_out_prompts(training_background: str) -> list[EvaluationPrompt]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
+from ..concept import Concept as LearnedConcept
+from ..models.lora import from_lora
+from ..models.low_rank import apply_deltas
 from ..models.protocol import ImageSize, TextToImageModel
 from ..models.sampling import sample
 from ..models.text import encode_prompts
@@ -55,29 +59,40 @@ def draw(
     templates: Sequence[str],
     seeds: Sequence[int],
     *,
+    concept: LearnedConcept | None = None,
     vectors: Mapping[str, torch.Tensor] | None = None,
     words: str | None = None,
     batch: int = 20,
     steps: int = SAMPLING_STEPS,
     guidance: float = GUIDANCE,
 ) -> np.ndarray:
-    """One picture a template, uint8 (N, 128, 128, 3): the slot filled with a concept's `vectors` or with `words`.
+    """One picture a template, uint8 (N, 128, 128, 3): the slot filled with all of a `concept` (its vectors, those of
+    the layers, its LoRA), with bare `vectors`, or with `words`.
 
     Picture i depends on its template, its seed and nothing else. DDIM, eta 0 (`core.models.sampling`).
     """
+    layers = None if concept is None else concept.layer_vectors
+    vectors = vectors if concept is None else concept.vectors
     side = IMAGE_SIZE // model.latent_factor
     size = ImageSize(IMAGE_SIZE, IMAGE_SIZE)
     pictures = []
-    with model.session(), torch.no_grad():
+    with model.session(), with_lora(model, concept), torch.no_grad():
         empty = model.conditioning(encode_prompts(model, [""]), size)
         for start in range(0, len(templates), batch):
             part = slice(start, start + batch)
             prompts, chosen = list(templates[part]), list(seeds[part])
-            context = model.conditioning(encode_prompts(model, prompts, vectors=vectors, words=words), size)
+            encodings = encode_prompts(model, prompts, vectors=vectors, words=words, layers=layers)
+            context = model.conditioning(encodings, size)
             shape = (len(prompts), model.latent_channels, side, side)
             latents = sample(model, context, empty, shape=shape, steps=steps, guidance=guidance, seed=chosen)
             pictures.append(as_bytes(model.to_images(latents)))
     return np.concatenate(pictures)
+
+
+def with_lora(model: TextToImageModel, concept: LearnedConcept | None) -> AbstractContextManager[None]:
+    """`model` with the concept's LoRA inside, where it has one."""
+    lora = None if concept is None else concept.lora
+    return apply_deltas(model, from_lora(model, lora)) if lora else nullcontext()
 
 
 def score(

@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from contextual_inversion.core.concept import Concept
 from contextual_inversion.core.inspection.contact_sheet import Row, contact_sheet
 from contextual_inversion.core.inspection.world_evaluation import as_training_images, draw, score
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
+from contextual_inversion.core.models.lora import to_lora
+from contextual_inversion.core.models.low_rank import LowRankDelta
 from contextual_inversion.core.models.tiny import load_tiny
 from contextual_inversion.core.world.concepts import CONCEPTS, concept_images, concept_scenes
 from contextual_inversion.core.world.prompts import EvaluationPrompt, evaluation_prompts
@@ -68,6 +71,26 @@ def test_a_picture_depends_on_its_prompt_and_seed_alone() -> None:
     # Bytes: batched and single convolutions may round differently by less than one grey level.
     assert np.abs(together[1].astype(int) - alone[0].astype(int)).max() <= 1
     assert np.abs(together[0].astype(int) - together[1].astype(int)).max() > 10
+
+
+def test_a_concept_draws_with_all_that_it_holds_and_leaves_the_model_as_it_was() -> None:
+    model = DiffusersModel.from_tiny(load_tiny())
+    vectors = {"clip_l": torch.randn(2, 128, generator=torch.Generator().manual_seed(0))}
+    layer = next(name for name in model.linear_layers() if name.endswith("attn2.to_v"))
+    delta = LowRankDelta.initial(model.linear_layers()[layer], 2)
+    delta = LowRankDelta(delta.a.detach(), torch.ones_like(delta.b))
+    slots = {"clip_l": vectors["clip_l"].expand(len(model.cross_attention_layers()), -1, -1)}
+    word = Concept("word", "house", vectors)
+
+    def picture(**slot: object) -> np.ndarray:
+        return draw(model, ["a photo of a {}"], [1], steps=2, **slot).astype(int)
+
+    bare = picture(vectors=vectors)
+    assert np.array_equal(picture(concept=word), bare)
+    assert np.abs(picture(concept=replace(word, layer_vectors=slots)) - bare).max() <= 1
+    changed = picture(concept=replace(word, lora=to_lora(model, {layer: delta})))
+    assert np.abs(changed - bare).max() > 10
+    assert np.array_equal(picture(vectors=vectors), bare)
 
 
 def test_training_images_are_the_same_pixels() -> None:
