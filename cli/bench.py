@@ -22,6 +22,7 @@ from ..core.training.core_regularizer import CoReRegularizer
 from ..core.training.events import Step
 from ..core.training.settings import Precision, TrainSettings, UNetPasses
 from ..core.training.trainer import TrainingRun, train
+from .bench_attention import attention_cost
 
 PROMPTS = ("a {} in the snow", "a red {} on the beach", "a drawing of a {} beside a lake", "a photo of a {} at night")
 
@@ -90,10 +91,12 @@ def main(
         "repetitions": repetitions,
         "steps": steps,
         "machine": _machine(place),
+        **attention_cost(subject, side=settings.resolution, repetitions=repetitions),
     }
     print(
         f"TI {figures['ti_step_s'] * 1e3:.1f} ms a step, CoRe {figures['core_step_s'] * 1e3:.1f} ms: "
-        f"{figures['core_over_ti']:.2f} times; peak {figures['peak_mb']:.0f} MB"
+        f"{figures['core_over_ti']:.2f} times; peak {figures['peak_mb']:.0f} MB\n"
+        f"recording attention: {figures['attention_over_plain']:.2f} times plain sampling"
     )
     return figures
 

@@ -1,25 +1,81 @@
-"""`contextual-inversion inspect FILE`: what an embedding, bundle or LoRA file holds."""
+"""`contextual-inversion inspect FILE`: what an embedding, bundle or LoRA file holds, and what its word does."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from ..core.files import describe
 
+if TYPE_CHECKING:
+    from ..core.inspection.diagnosis import Diagnosis
 
-def main(file: Annotated[Path, tyro.conf.Positional]) -> dict[str, object]:
+
+def main(
+    file: Annotated[Path, tyro.conf.Positional],
+    *,
+    model: Literal["tiny"] | Path | None = None,
+    against: Path | None = None,
+    class_word: str | None = None,
+    prompts: Path | None = None,
+    images: int = 1,
+    steps: int = 25,
+    guidance: float = 4.0,
+    size: int | None = None,
+    seed: int = 0,
+    plot: Path | None = None,
+    table: Path | None = None,
+) -> dict[str, object]:
     """Say what is in an embedding, LoRA or bundle file: its word, vectors, layers and where it came from.
+
+    With --model also what its word does to a prompt: sim1, sim2 and SKL against its class word and, with --against,
+    against another word for the same thing (plain textual inversion, say); its norm and its nearest vocabulary words.
 
     Args:
         file: A .safetensors file. Pickles (.pt, .bin, .ckpt) are recognised and never opened.
+        model: "tiny" (bundled) or the folder of a diffusers pipeline.
+        against: Another learned word for the same thing.
+        class_word: The ordinary word for it, where the file does not say.
+        prompts: A file of lines "a {} in the snow | snow | a picture of the snow"; the last two parts may be left out.
+        images: Pictures a prompt to sample for SKL; 0 leaves SKL out.
+        steps: Sampling steps.
+        guidance: Scale of the classifier-free guidance.
+        size: Side of the pictures; 128 for the bundled model and 512 for others if not given.
+        seed: Of the pictures.
+        plot: Where to draw the figures as a PNG.
+        table: Where to write them as Markdown.
     """
     contents = describe(file)
     print("\n".join(report(contents)))
-    return contents
+    if model is None:
+        return contents
+    from .diagnose import diagnosis_of
+
+    side = size or (128 if model == "tiny" else 512)
+    sampling = {"images": images, "steps": steps, "guidance": guidance, "seed": seed}
+    found = diagnosis_of(file, model, against, class_word, prompts, side, sampling)
+    return {**contents, "diagnosis": write_diagnosis(found, plot, table)}
+
+
+def write_diagnosis(diagnosis: Diagnosis, plot: Path | None, table: Path | None) -> dict[str, Any]:
+    """Print a diagnosis, draw it and write it where asked to; its figures."""
+    from PIL import Image
+
+    from ..core.inspection.diagnosis_report import markdown
+    from ..core.inspection.diagnosis_report import plot as drawn
+
+    text = markdown(diagnosis)
+    print("\n" + text)
+    for target in filter(None, (plot, table)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    if plot is not None:
+        Image.fromarray(drawn(diagnosis)).save(plot)
+    if table is not None:
+        table.write_text(text, encoding="utf-8")
+    return diagnosis.figures()
 
 
 def report(contents: dict[str, Any]) -> list[str]:

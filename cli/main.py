@@ -15,13 +15,15 @@ from pathlib import Path
 COMMANDS = {
     "demo": ("demo", "train one word with plain textual inversion and with CoRe, and show both"),
     "train": ("train", "train a word on your own pictures"),
+    "optimize": ("optimize", "repair one prompt with a learned word in it"),
     "bench": ("bench", "measure the time and memory of a training step, with and without CoRe"),
     "pretrain-contextualizer": ("pretrain_contextualizer", "train the network that MLM guesses masked words with"),
     "prompts": ("prompts", "write a checked prompt file, of a built-in set or by a local language model"),
     "world-report": ("world_report", "measure how well the bundled tiny model obeys its prompts"),
     "claims": ("claims", "compare CoRe with plain textual inversion over concepts and seeds"),
     "evaluate": ("evaluate", "measure pictures with CLIP-T, CLIP-I and DINO, on the DreamBench protocol"),
-    "inspect": ("inspect_file", "say what is in an embedding, LoRA or bundle file"),
+    "inspect": ("inspect_file", "say what is in a file, and with --model what its word does to a prompt"),
+    "attention-report": ("attention_report", "measure whether words look at the right place of rendered scenes"),
 }
 
 # What `pip install "contextual-inversion[train]"` brings, by import name.

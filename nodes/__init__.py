@@ -9,7 +9,23 @@ def extension() -> Any:
     """The ComfyExtension that lists this pack's nodes; only ComfyUI can import what it needs."""
     from comfy_api.latest import ComfyExtension, io
 
-    from . import concepts, demo, prompts, regularizers, training
+    from . import (
+        attention,
+        concepts,
+        contextualizers,
+        demo,
+        diagnosis,
+        evaluation,
+        prompt_repair,
+        prompts,
+        refinement,
+        regularizers,
+        running,
+        show_attention,
+        training,
+    )
+
+    running.add_routes()
 
     class ContextualInversionExtension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
@@ -18,10 +34,21 @@ def extension() -> Any:
                 demo.DemoImages,
                 prompts.ContextPrompts,
                 regularizers.CoReRegularizerNode,
+                contextualizers.LoadContextualizer,
+                contextualizers.PretrainContextualizer,
+                contextualizers.SaveContextualizer,
+                regularizers.MLMRegularizerNode,
                 training.TrainConcept,
+                refinement.RefineConcept,
+                prompt_repair.OptimizeForPrompt,
                 concepts.ApplyConcept,
                 concepts.SaveConcept,
                 concepts.LoadConcept,
+                evaluation.EvaluateConcept,
+                attention.RecordAttention,
+                attention.AttendImage,
+                show_attention.ShowAttention,
+                diagnosis.DiagnoseConcept,
             ]
 
     return ContextualInversionExtension()

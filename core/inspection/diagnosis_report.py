@@ -55,7 +55,7 @@ def plot(diagnosis: Diagnosis) -> np.ndarray:
     compared = [subject for subject in diagnosis.subjects if subject.embeddings]
     tokens = [name for name, _ in compared[0].cosines]
     block = len(diagnosis.subjects) * BAR + 44
-    panel = 250
+    panel = 220
     image = Image.new("RGB", (WIDTH, 96 + len(shown) * block + panel + MARGIN), PAPER)
     draw = ImageDraw.Draw(image)
     title, normal, small = (ImageFont.load_default(size) for size in (22, 15, 13))
@@ -68,7 +68,7 @@ def plot(diagnosis: Diagnosis) -> np.ndarray:
         top += block
     draw.text((MARGIN, top), "cosine of each token's output with the same prompt of the class word", INK, normal)
     draw.text((MARGIN, top + 20), f'"{diagnosis.subjects[0].prompts[0].prompt}"', FAINT, small)
-    _columns(draw, top + 52, panel - 100, tokens, compared, diagnosis.subjects, small)
+    _columns(draw, top + 52, panel - 80, tokens, compared, diagnosis.subjects, small)
     return np.asarray(image)
 
 

@@ -1,0 +1,55 @@
+"""The diagnosis behind `contextual-inversion inspect FILE --model ...`; needs a model, which a bare look does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.files import load_concept
+from ..core.inspection.diagnosis import Diagnosis, diagnose
+from ..core.inspection.probes import parse_probes, place_probes
+from ..core.inspection.world_evaluation import context_probes
+from ..core.models.diffusers_adapter import DiffusersModel
+from ..core.models.protocol import ImageSize
+
+
+def diagnosis_of(
+    file: Path,
+    model: str | Path,
+    against: Path | None,
+    class_word: str | None,
+    prompts: Path | None,
+    side: int,
+    sampling: Mapping[str, Any],
+) -> Diagnosis:
+    """Diagnose the word in `file`, with the prompts of a file or those that suit the model."""
+    tiny = model == "tiny"
+    subject = load_tiny_model() if tiny else DiffusersModel.from_pipeline(model, device=_device())
+    widths = {name: encoder.width for name, encoder in subject.text_encoders.items()}
+    if prompts is not None:
+        probes = parse_probes(prompts.read_text(encoding="utf-8"))
+    else:
+        probes = context_probes() if tiny else place_probes()
+    return diagnose(
+        subject,
+        load_concept(file, widths=widths),
+        probes,
+        other=None if against is None else load_concept(against, widths=widths),
+        class_word=class_word,
+        size=ImageSize(side, side),
+        **sampling,
+    )
+
+
+def load_tiny_model() -> DiffusersModel:
+    """The bundled model."""
+    from ..core.models.tiny import load_tiny
+
+    return DiffusersModel.from_tiny(load_tiny(), device=_device())
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
