@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .claims import Part
+from .companion_trials import run_companion_trial
 from .trials import Method, core_inversion, demo_model, mlm_inversion, plain_inversion
 
 LAMBDAS = (1e-5, 1e-4, 5e-4, 1e-3)
@@ -70,11 +71,18 @@ def mlm_sweep() -> Part:
     return Part("mlm-sweep", (plain_inversion(model), *methods), tuple((method.name, "ti") for method in methods))
 
 
+def companion_part() -> Part:
+    """MLM with a list of prompts for the concept, where every training picture holds a second thing."""
+    model = demo_model()
+    return Part("companions", (plain_inversion(model), mlm_inversion(model)), (("mlm", "ti"),), run_companion_trial)
+
+
 PARTS: dict[str, Callable[[], Part]] = {
     "regime": regime_part,
     "core-sweep": core_sweep,
     "core": core_part,
     "mlm": mlm_part,
     "mlm-sweep": mlm_sweep,
+    "companions": companion_part,
 }
 """By the name to give on the command line."""

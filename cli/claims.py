@@ -4,14 +4,14 @@ seed."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .trials import Method, cached_trial, method_key
+from .trials import Method, Trial, cached_trial, demo_model, method_key, run_trial
 
 DEVELOPMENT = ("crested-bird", "goblet")
 """Concepts on which rates, steps and weights were chosen; never among those that are judged."""
@@ -27,6 +27,9 @@ MEASURES = {
     "sim2": "sim2",
     "skl": "SKL",
     "skl_pixels": "SKL over pixels",
+    "to_concept": "the word draws the concept alone",
+    "to_companion": "the word draws the companion alone",
+    "to_both": "the word draws both",
     "seconds": "seconds",
 }
 START, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -39,6 +42,7 @@ class Part:
     name: str
     methods: tuple[Method, ...]
     pairs: tuple[tuple[str, str], ...]
+    trial: Callable[..., Trial] = run_trial
 
 
 def main(
@@ -55,7 +59,7 @@ def main(
     on where it was.
 
     Args:
-        parts: Which comparisons: "core", "mlm" or several of them.
+        parts: Which comparisons; an unknown one is answered with a list of all.
         folder: Where each trial's figures are kept.
         concepts: Held-out concepts; if none are named, all that were not used for development.
         seeds: Seeds 1..N of each concept.
@@ -66,7 +70,6 @@ def main(
 
     from ..core.world import concepts as world
     from .claim_parts import PARTS
-    from .trials import demo_model
 
     unknown = [name for name in parts if name not in PARTS] + [name for name in concepts if name not in world.CONCEPTS]
     if unknown or seeds < 1 or workers < 1:
@@ -77,19 +80,26 @@ def main(
     folder = folder / demo_model().fingerprint
     names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
     chosen = [PARTS[name]() for name in parts]
-    methods = {method_key(method): method for part in chosen for method in part.methods}
     # Seed after seed, so that what is there of an unfinished run covers all concepts.
-    cells = [(m, name, seed) for seed in range(1, seeds + 1) for name in names for m in methods.values()]
-    done: dict[tuple[str, str, int], dict[str, Any]] = {}
+    cells = {
+        cell_name(part, method, name, seed): (part.trial, method, name, seed)
+        for seed in range(1, seeds + 1)
+        for name in names
+        for part in chosen
+        for method in part.methods
+    }
+    done: dict[str, dict[str, Any]] = {}
     with tqdm(total=len(cells), desc="trials", unit="trial") as bar:
-        for method, name, seed, figures in _trials(cells, folder, workers):
-            done[method_key(method), name, seed] = figures
+        for key, figures in _trials(cells, folder, workers):
+            done[key] = figures
             bar.update()
     report: dict[str, Any] = {"development_concepts": DEVELOPMENT, "parts": {}}
     for part in chosen:
-        keys = {method.name: method_key(method) for method in part.methods}
         trials = [
-            {**done[keys[m.name], n, s], "method": m.name} for m in part.methods for n in names for s in _up(seeds)
+            {**done[cell_name(part, method, name, seed)], "method": method.name}
+            for method in part.methods
+            for name in names
+            for seed in range(1, seeds + 1)
         ]
         report["parts"][part.name] = {"trials": trials, "comparisons": compare(trials, part.pairs)}
     lines = as_markdown(report, {m.name: m.label for part in chosen for m in part.methods})
@@ -99,10 +109,13 @@ def main(
     return report
 
 
-def _up(seeds: int) -> range:
-    return range(1, seeds + 1)
+def cell_name(part: Part, method: Method, name: str, seed: int) -> str:
+    """Where a trial is kept: parts that train the same way share it."""
+    kind = "" if part.trial is run_trial else f"{part.trial.__name__}-"
+    return f"{kind}{method_key(method)}-{name}-{seed}"
 
 
+Cell = tuple[Callable[..., Trial], Method, str, int]
 _model: Any = None
 
 
@@ -112,33 +125,28 @@ def _prepare() -> None:
     torch.set_num_threads(1)
 
 
-def _one(job: tuple[Method, str, int, Path]) -> dict[str, Any]:
+def _one(key: str, cell: Cell, folder: Path) -> dict[str, Any]:
     """One cell; the model is loaded once a process."""
-    from .trials import demo_model, run_trial
-
-    global _model
-    method, name, seed, folder = job
+    trial, method, name, seed = cell
 
     def run() -> dict[str, Any]:
         global _model
         _model = _model or demo_model()
-        return run_trial(_model, method, name, seed).figures
+        return trial(_model, method, name, seed).figures
 
-    return cached_trial(folder, f"{method_key(method)}-{name}-{seed}", run)
+    return cached_trial(folder, key, run)
 
 
-def _trials(
-    cells: Sequence[tuple[Method, str, int]], folder: Path, workers: int
-) -> Iterator[tuple[Method, str, int, dict[str, Any]]]:
+def _trials(cells: dict[str, Cell], folder: Path, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
     if workers == 1:
-        for method, name, seed in cells:
-            yield method, name, seed, _one((method, name, seed, folder))
+        for key, cell in cells.items():
+            yield key, _one(key, cell, folder)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare) as pool:
-        waiting = {pool.submit(_one, (*cell, folder)): cell for cell in cells}
+        waiting = {pool.submit(_one, key, cell, folder): key for key, cell in cells.items()}
         try:
             for job in as_completed(waiting):
-                yield *waiting[job], job.result()
+                yield waiting[job], job.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

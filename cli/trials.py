@@ -19,6 +19,7 @@ from ..core.inspection.world_evaluation import as_training_images, context_probe
 from ..core.maths.mlm import RHO
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.tiny import load_tiny
+from ..core.prompts.rich import ListedPrompts
 from ..core.prompts.sets import built_in_set
 from ..core.training.core_regularizer import CoReRegularizer, recommended_weights
 from ..core.training.events import Finished, Step
@@ -147,10 +148,12 @@ def learn(
     pictures: np.ndarray,
     seed: int,
     watch: Callable[[Step], None] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Concept:
-    """The training of a trial."""
+    """The training of a trial. `prompts` stand in for the regularizers' own sets."""
     settings = DEMO.settings(class_word, **{"name": name, "seed": seed, **method.changes})
-    with train(model, list(as_training_images(pictures)), settings, regularizers=regularizers(method, model)) as run:
+    added = regularizers(method, model, prompts)
+    with train(model, list(as_training_images(pictures)), settings, regularizers=added) as run:
         for event in run:
             if isinstance(event, Step) and watch is not None:
                 watch(event)
@@ -159,16 +162,17 @@ def learn(
     raise RuntimeError("the training ended without a result")
 
 
-def regularizers(method: Method, model: DiffusersModel) -> list[Regularizer]:
+def regularizers(method: Method, model: DiffusersModel, prompts: Sequence[str] | None = None) -> list[Regularizer]:
     """What the method adds to the diffusion loss. No prompt of it names a background of the evaluation."""
     found: list[Regularizer] = []
     if method.core is not None:
         embedding, attention = method.core
-        prompts = built_in_set("concept_world").prompts
-        found.append(CoReRegularizer(prompts, embedding_weight=embedding, attention_weight=attention))
+        chosen = tuple(prompts or built_in_set("concept_world").prompts)
+        found.append(CoReRegularizer(chosen, embedding_weight=embedding, attention_weight=attention))
     if method.mlm is not None:
         weight, rho = method.mlm
-        found.append(recommended_mlm(model, weight=weight, rho=rho))
+        listed = ListedPrompts(tuple(prompts)) if prompts else None
+        found.append(recommended_mlm(model, prompts=listed, weight=weight, rho=rho))
     return found
 
 
