@@ -1,0 +1,152 @@
+"""The front end's arithmetic against NumPy, run in the browser."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+REPORT = {
+    "version": 1,
+    "images": 2,
+    "bins": [{"from": 0.0, "to": 0.5}, {"from": 0.5, "to": 1.0}],
+    "groups": [
+        {"label": "8 x 8, down", "depth": 0.0, "height": 6, "width": 8},
+        {"label": "4 x 4, up", "depth": 1.0, "height": 3, "width": 4},
+        {"label": "4 x 4, middle", "depth": 0.5, "height": 3, "width": 4},
+    ],
+    "words": [{"text": text, "kind": "word", "positions": [i]} for i, text in enumerate(["a", "cat", "on", "a", "mat"])],
+    "tile": {"height": 6, "width": 8, "columns": 7},
+}
+SHAPE = (REPORT["images"], len(REPORT["bins"]), len(REPORT["groups"]), len(REPORT["words"]))
+
+
+@pytest.fixture(scope="module")
+def page(browser, static):
+    address, folder = static
+    (folder / "empty.html").write_text("<!doctype html><title>numbers</title>")
+    page = browser()
+    page.open(f"{address}/empty.html")
+    names = {
+        "maps": "attention/maps",
+        "colours": "attention/colours",
+        "state": "attention/state",
+        "curves": "training/curves",
+    }
+    loads = "".join(f"window.{name} = await import('/js/{path}.js');" for name, path in names.items())
+    page.run(f"(async () => {{ {loads} window.report = {json.dumps(REPORT)}; }})()")
+    yield page
+    assert page.errors == []
+
+
+def linear(values: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizing by interpolation between the centres of cells, one axis after the other."""
+    for axis, size in ((0, height), (1, width)):
+        old = values.shape[axis]
+        centres = (np.arange(size) + 0.5) * old / size - 0.5
+        values = np.apply_along_axis(lambda row, at=centres, n=old: np.interp(at, np.arange(n), row), axis, values)
+    return values
+
+
+def test_a_tile_is_where_row_major_order_puts_it(page):
+    every = np.stack(np.unravel_index(np.arange(np.prod(SHAPE)), SHAPE), -1).tolist()
+    assert page.run(f"{json.dumps(every)}.map((at) => maps.tileIndex(report, ...at))") == list(range(len(every)))
+    assert page.run("maps.tileCount(report)") == len(every)
+
+
+@pytest.mark.parametrize("layers", [None, [0, 0], [1, 2]])
+@pytest.mark.parametrize("steps", [None, [1, 1]])
+def test_a_map_is_the_mean_over_the_chosen_layers_and_steps(page, layers, steps):
+    random = np.random.default_rng(0)
+    rows = math.ceil(np.prod(SHAPE) / REPORT["tile"]["columns"])
+    atlas = random.integers(0, 256, (rows * 6, REPORT["tile"]["columns"] * 8))
+    scale = random.uniform(0.01, 1, int(np.prod(SHAPE)))
+    image, word = 1, 3
+    # By depth the groups are 0, 2, 1.
+    groups = {None: [0, 1, 2], (0, 0): [0], (1, 2): [2, 1]}[layers and tuple(layers)]
+    maps = []
+    for group in groups:
+        for step in [0, 1] if steps is None else [1]:
+            index = np.ravel_multi_index((image, step, group, word), SHAPE)
+            row, column = divmod(int(index), REPORT["tile"]["columns"])
+            height, width = REPORT["groups"][group]["height"], REPORT["groups"][group]["width"]
+            maps.append(atlas[row * 6 : row * 6 + height, column * 8 : column * 8 + width] / 255 * scale[index])
+    largest = np.max([one.shape for one in maps], 0)
+    wanted = np.mean([linear(one, *largest) for one in maps], 0)
+    choice = json.dumps({"image": image, "layers": layers, "steps": steps})
+    given = page.run(
+        f"(() => {{ const whole = {{ ...report, scale: {json.dumps(scale.tolist())} }};"
+        f"const atlas = new maps.Atlas(whole, Uint8Array.from({json.dumps(atlas.ravel().tolist())}), {atlas.shape[1]});"
+        f"const map = atlas.map({word}, {choice}); return [map.height, map.width, [...map.data]]; }})()"
+    )
+    assert given[:2] == list(wanted.shape)
+    np.testing.assert_allclose(given[2], wanted.ravel(), rtol=1e-5)
+
+
+def test_the_overlay_covers_most_where_the_map_is_strongest(page):
+    values = np.linspace(0, 1, 11)
+    given = page.run(f"[...colours.blend([{{ data: {values.tolist()}, rgb: [230, 159, 0] }}], 11)]")
+    colour, alpha = np.reshape(given, (11, 4))[:, :3], np.reshape(given, (11, 4))[:, 3]
+    red = colour[:, 0] * alpha
+    assert (np.diff(red) > 0).all(), "more attention, more of the colour"
+    assert colour[-1].tolist() == [230, 159, 0]
+    assert colour[0].tolist() == [0, 0, 0], "only shade where there is none"
+    mixed = page.run("[...colours.blend([{ data: [0.5], rgb: [200, 0, 0] }, { data: [0.5], rgb: [0, 0, 200] }], 1)]")
+    assert mixed[0] == mixed[2] > 0 == mixed[1]
+
+
+def test_text_on_a_pin_can_be_read(page):
+    for rgb, text in page.run("colours.PALETTE.map(({ rgb }) => [rgb, colours.readableOn(rgb)])"):
+        light, dark = sorted((luminance(rgb), luminance([255] * 3 if text == "#fff" else [0] * 3)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, "WCAG AA"
+
+
+def luminance(rgb: list[int]) -> float:
+    parts = [value / 255 for value in rgb]
+    linear_parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return float(np.dot([0.2126, 0.7152, 0.0722], linear_parts))
+
+
+def test_pins_follow_their_word_through_another_prompt(page):
+    words = "report.words"
+    assert page.run(f"{words}.map((_, i) => state.indexOf({words}, state.nameOf({words}, i)))") == [0, 1, 2, 3, 4]
+    changed = json.dumps([{"text": text} for text in ["a", "dog", "and", "a", "cat"]])
+    assert page.run(f"state.indexOf({changed}, {{ text: 'cat', nth: 0 }})") == 4
+    assert page.run(f"state.indexOf({changed}, {{ text: 'mat', nth: 0 }})") == -1
+
+
+@pytest.mark.parametrize(
+    "kept", ["null", "7", "{ pins: 3, layers: ['a', 1], image: -2, common: 'yes' }", "{ pins: [null] }"]
+)
+def test_a_broken_choice_becomes_the_default(page, kept):
+    assert page.run(f"state.restored({kept})") == page.run("state.DEFAULTS")
+
+
+def test_news_of_a_training_join(page):
+    joined = page.run(
+        "curves.joined({ steps: [1, 2], losses: { a: [1, 2] } }, { steps: [3], losses: { a: [3], b: [9] } })"
+    )
+    assert joined == {"steps": [1, 2, 3], "losses": {"a": [1, 2, 3], "b": [None, None, 9]}}
+    long = page.run(
+        "(() => { let all = { steps: [], losses: {} }; for (let i = 0; i < 5000; i++)"
+        "all = curves.joined(all, { steps: [i + 1], losses: { a: [i % 7] } }); return all; })()"
+    )
+    assert len(long["steps"]) == len(long["losses"]["a"]) <= 1200
+    assert long["steps"][-1] == 5000
+    assert long["steps"] == sorted(long["steps"])
+
+
+def test_a_constant_is_its_own_running_average(page):
+    assert page.run("curves.smoothed([null, 2, 2, null, 2])") == pytest.approx([None, 2, 2, 2, 2])
+
+
+@pytest.mark.parametrize("logarithmic", ["true", "false"])
+def test_a_scale_puts_its_ends_at_0_and_1_and_its_marks_between(page, logarithmic):
+    scale = f"curves.scaleOf([[0.003, null, 2], [40]], {logarithmic})"
+    ends = page.run(
+        f"(() => {{ const s = {scale}; return [s.place(s.low), s.place(s.high), ...s.marks.map(s.place)]; }})()"
+    )
+    assert ends[:2] == pytest.approx([0, 1])
+    assert len(ends) >= 4
+    assert all(0 <= mark <= 1.001 for mark in ends)
+    assert page.run(f"curves.scaleOf([[null]], {logarithmic})") is None
