@@ -12,7 +12,6 @@ from PIL import Image
 
 from ..core.files.tuning_encoder import save_tuning_encoder
 from ..core.models.image_encoder import ImageEncoder
-from ..core.models.protocol import TextToImageModel
 from ..core.training.encoder_pictures import FolderPictures, PictureSource, ShardPictures, WorldPictures
 from ..core.training.encoder_pretraining import (
     EncoderPrecision,
@@ -21,6 +20,7 @@ from ..core.training.encoder_pretraining import (
     PretrainedEncoder,
     pretrain_encoder,
 )
+from ..core.training.encoder_recipes import WORLD_PICTURES, known_words, recommended_encoder
 from ..core.training.events import CheckpointSaved, Preview, Started, Step
 from ..core.training.schedules import LearningRateSchedule
 from .pretrain_contextualizer import share_of
@@ -116,8 +116,12 @@ def main(
         "l2": l2,
         "ema": ema,
     }
+    drawn = world or (WORLD_PICTURES if tiny and pictures is None and not shards else None)
+    source = picture_source(pictures, shards, drawn, say_place=tiny if say_place is None else say_place, seed=seed)
+    processes, own_device = share_of(device)
+    subject = load_model(model, str(own_device))
     settings = EncoderPretrainSettings(
-        **{**(TINY if tiny else {}), **{name: value for name, value in given.items() if value is not None}},
+        **{**recommended_encoder(subject), **{name: value for name, value in given.items() if value is not None}},
         rank=rank,
         alpha=alpha,
         precision=precision,
@@ -128,10 +132,6 @@ def main(
         preview_every=preview_every if previews is not None else 0,
         log_every=log_every,
     )
-    source = picture_source(pictures, shards, world or (WORLD if tiny and pictures is None and not shards else None),
-                            say_place=tiny if say_place is None else say_place, seed=seed)  # fmt: skip
-    processes, own_device = share_of(device)
-    subject = load_model(model, str(own_device))
     finished = follow(
         pretrain_encoder(
             subject,
@@ -139,7 +139,7 @@ def main(
             source,
             settings,
             processes=processes,
-            candidates=known_words(model, subject),
+            candidates=known_words(subject),
             resume=checkpoints if resume else None,
         ),
         previews,
@@ -164,21 +164,6 @@ def main(
         figures |= {"file": str(path), "bytes": path.stat().st_size}
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return figures
-
-
-TINY: dict[str, Any] = {
-    "preset": "tiny",
-    "steps": 700,
-    "batch": 32,
-    "learning_rate": 1.5e-3,
-    "schedule": "cosine",
-    "warmup": 30,
-    "resolution": 128,
-    "ema": 0.99,
-}
-"""The bundled tiny model: half an hour of one processor core."""
-WORLD = 3000
-"""Pictures of ConceptWorld that it is trained on."""
 
 
 def picture_source(
@@ -207,16 +192,6 @@ def load_image_encoder(model: str | Path, folder: Path | None, device: torch.dev
     if not own.is_dir():
         raise FileNotFoundError(f"{model} has no image encoder; name a folder of a CLIP vision model, --image-encoder")
     return ImageEncoder.from_folder(own, device=device)
-
-
-def known_words(model: str | Path, subject: TextToImageModel) -> dict[str, torch.Tensor] | None:
-    """For the tiny model, which learned few words, their ids: nearest tokens are looked for among these alone."""
-    if model != "tiny":
-        return None
-    from ..core.models.tiny.weights import trained_tokens
-
-    ids = trained_tokens()
-    return dict.fromkeys(subject.text_encoders, ids)
 
 
 def follow(

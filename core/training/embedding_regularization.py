@@ -8,12 +8,9 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
+from ..maths.contrastive import NEIGHBOURS, TAU, contrastive_loss, nearest_tokens, norm_penalty
 from ..models.protocol import TextEncoder, TextToImageModel
 
-LAMBDA_C, LAMBDA_2 = 0.01, 0.01
-"""METHODS.md 3.4, the table: weights of the contrastive loss and of the squared length."""
-TEMPERATURE, POSITIVES = 0.07, 10
-"""METHODS.md 3.4, the table: tau and the size of N(v*)."""
 DEGENERATE = 1e-3
 """Rows shorter than this share of the mean length are no words."""
 
@@ -29,8 +26,8 @@ class EmbeddingRegularization:
         self,
         model: TextToImageModel,
         *,
-        positives: int = POSITIVES,
-        temperature: float = TEMPERATURE,
+        positives: int = NEIGHBOURS,
+        temperature: float = TAU,
         detach_negatives: bool = False,
         candidates: Mapping[str, torch.Tensor] | None = None,
         negatives: Mapping[str, torch.Tensor] | None = None,
@@ -60,7 +57,7 @@ class EmbeddingRegularization:
         for name, own in vectors.items():
             whole = own if everybody is None else everybody[name]
             contrastive = contrastive + self._contrastive(name, whole.float())
-            l2 = l2 + own.float().square().sum(dim=-1).mean()
+            l2 = l2 + norm_penalty(own)
         return contrastive, l2
 
     def nearest(self, vectors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -68,17 +65,15 @@ class EmbeddingRegularization:
         return {name: hard_rows(self.model, name, value, self.candidates)[0] for name, value in vectors.items()}
 
     def _contrastive(self, name: str, anchors: torch.Tensor) -> torch.Tensor:
-        words, others = self._words[name], anchors.detach() if self.detach_negatives else anchors
-        directions = F.normalize(anchors, dim=-1)
-        positives = (directions @ words.T).topk(min(self.positives, len(words)), dim=-1).values / self.temperature
-        apart = directions @ F.normalize(others, dim=-1).T / self.temperature
-        same = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
-        negatives = apart.masked_fill(same, -torch.inf)
+        words = self._words[name]
+        positives = words[nearest_tokens(anchors.detach(), words, min(self.positives, len(words)))]
+        others = anchors.detach() if self.detach_negatives else anchors
+        excluded = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
         if name in self.negatives:
-            bank = F.normalize(self.negatives[name], dim=-1)
-            negatives = torch.cat([negatives, directions @ bank.T / self.temperature], dim=-1)
-        both = torch.cat([positives, negatives], dim=-1).logsumexp(-1)
-        return (both - positives.logsumexp(-1)).mean()
+            bank = self.negatives[name]
+            others = torch.cat([others, bank])
+            excluded = F.pad(excluded, (0, len(bank)), value=False)
+        return contrastive_loss(anchors, positives, others, tau=self.temperature, excluded=excluded)
 
 
 def word_ids(encoder: TextEncoder, candidates: torch.Tensor | None, *, readable: bool = False) -> torch.Tensor:
@@ -107,7 +102,7 @@ def hard_rows(
     ids = word_ids(encoder, None if candidates is None else candidates.get(name), readable=True)
     table = encoder.table().detach()
     rows = table[ids.to(table.device)].float().to(vectors.device)
-    best = (F.normalize(vectors.detach().float(), dim=-1) @ F.normalize(rows, dim=-1).T).argmax(-1)
+    best = nearest_tokens(vectors.detach().float(), F.normalize(rows, dim=-1), 1)[:, 0]
     words = [encoder.token_text(int(ids[i])).removesuffix("</w>") for i in best.tolist()]
     return rows[best], words
 

@@ -133,6 +133,30 @@ class FolderPictures:
         return {"source": self.name, "pictures": len(self), "digest": digest}
 
 
+class GivenPictures:
+    """Pictures at hand: (N, H, W, C) in [0, 1], or a sequence of (H, W, C). Raises ValueError where there is none."""
+
+    def __init__(self, images: torch.Tensor | Sequence[torch.Tensor], name: str = "pictures") -> None:
+        self.name, self.images = name, [image.detach().cpu() for image in images]
+        if not self.images:
+            raise ValueError("at least one picture is needed")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def picture(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+    def template(self, index: int) -> str:
+        return NEUTRAL[index % len(NEUTRAL)]
+
+    def state(self) -> dict[str, object]:
+        digest = hashlib.blake2b(digest_size=8)
+        for image in self.images:
+            digest.update(str(tuple(image.shape)).encode() + image.float().contiguous().numpy().tobytes())
+        return {"source": self.name, "pictures": len(self), "digest": digest.hexdigest()}
+
+
 class ShardPictures:
     """The picture members of webdataset shards, which are plain tar files. Each shard's index is read once; a picture
     is then read at its place, so nothing is unpacked. Raises ValueError for no tar file, or none with a picture."""
@@ -193,6 +217,7 @@ __all__ = [
     "ENDINGS",
     "NEUTRAL",
     "FolderPictures",
+    "GivenPictures",
     "PictureSource",
     "ShardPictures",
     "WorldPictures",

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from ..maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ..maths.norms import vocabulary_norm
 from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
 from ..models.image_encoder import ImageEncoder, ImageFeatures
@@ -32,7 +33,7 @@ from ..networks.tuning_encoder import (
 from .checkpoint import Checkpoint, checkpoint_path, load_checkpoint, require_same_run, save_checkpoint
 from .contextualizer_pretraining import Processes
 from .draws import generator_for, sample_order, send
-from .embedding_regularization import LAMBDA_2, LAMBDA_C, POSITIVES, TEMPERATURE, EmbeddingRegularization
+from .embedding_regularization import EmbeddingRegularization
 from .encoder_pictures import PictureSource
 from .events import CheckpointSaved, Preview, Started, Step
 from .history import History
@@ -65,10 +66,10 @@ class EncoderPretrainSettings:
     rank: int = 4
     resolution: int = 512
     timesteps: tuple[int, ...] = TIMESTEPS
-    contrastive: float = LAMBDA_C
-    l2: float = LAMBDA_2
-    temperature: float = TEMPERATURE
-    positives: int = POSITIVES
+    contrastive: float = LAMBDA_CONTRASTIVE
+    l2: float = LAMBDA_NORM
+    temperature: float = TAU
+    positives: int = NEIGHBOURS
     detach_negatives: bool = False
     alpha: float | None = None
     ema: float | None = 0.999

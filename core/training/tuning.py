@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..concept import PLACEHOLDER, Concept
+from ..maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
 from ..models.image_encoder import ImageEncoder
 from ..models.lora import from_lora
@@ -18,7 +19,7 @@ from ..models.protocol import ImageSize, TextToImageModel
 from ..models.text import encode_prompts
 from ..networks.tuning_encoder import TuningEncoder
 from .draws import generator_for, send
-from .embedding_regularization import LAMBDA_2, LAMBDA_C, POSITIVES, TEMPERATURE, EmbeddingRegularization
+from .embedding_regularization import EmbeddingRegularization
 from .events import Event, Finished, Started, Step
 from .footprint import Footprint
 from .history import History
@@ -41,10 +42,10 @@ class TuneSettings:
     tuned: Tuned = "lora and vectors"
     lora_learning_rate: float = 1e-4
     vector_learning_rate: float = 1e-3
-    contrastive: float = LAMBDA_C
-    l2: float = LAMBDA_2
-    temperature: float = TEMPERATURE
-    positives: int = POSITIVES
+    contrastive: float = LAMBDA_CONTRASTIVE
+    l2: float = LAMBDA_NORM
+    temperature: float = TAU
+    positives: int = NEIGHBOURS
     alpha: float | None = 0.5
     template: str = PREDICTION_TEMPLATE
     seed: int = 0

@@ -35,8 +35,8 @@ def read_weights(part: str) -> dict[str, torch.Tensor]:
     return {key: value.float() for key, value in state.items()}
 
 
-def trained_tokens() -> torch.Tensor:
-    """Ids (n,) of the tokens that the tiny text encoder has learned, sorted; the rows of all others are noise.
+def trained_rows() -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (n,) and rows (n, d) of the tokens that the tiny text encoder has learned; the other rows are noise.
 
     Raises FileNotFoundError when its file is not there.
     """
@@ -44,7 +44,7 @@ def trained_tokens() -> torch.Tensor:
     if not path.exists():
         raise FileNotFoundError(f"the tiny model's weights are missing: {path.name}; see docs/tiny_model.md")
     with safe_open(path, "pt") as file:
-        return file.get_tensor(IDS_KEY).long().sort().values
+        return file.get_tensor(IDS_KEY).long(), file.get_tensor(ROWS_KEY)
 
 
 def write_weights(part: str, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
