@@ -15,9 +15,12 @@ from PIL import Image
 
 from ...concept import PLACEHOLDER, Concept
 from ...files.atomic import atomic_write_verified
+from ...models.lora import from_lora
+from ...models.low_rank import apply_deltas
 from ...models.protocol import ImageSize, TextToImageModel, fingerprint
 from ...models.sampling import sample
 from ...models.text import encode_prompts
+from ...training.word import layer_vectors_of
 from ..world_evaluation import as_bytes
 from .protocol import Cell, ProtocolError
 
@@ -51,10 +54,12 @@ def generate(
 ) -> Iterator[Path]:
     """Draw what is missing of every cell into `folder`/SUBJECT/PP/NN.png and yield each path, old ones too.
 
+    A concept's LoRA and its vectors for every layer (XTI) are applied where it has them.
+
     Picture i of a prompt has a seed of its own and depends on nothing else.
 
     Raises ProtocolError where a subject has no concept, or its folder holds pictures that were drawn otherwise, and
-    ValueError for a size that does not fit, or a concept that has more than vectors.
+    ValueError for a size that does not fit, or a concept of another kind of model.
     """
     _check_size(model, settings.size)
     subjects = dict.fromkeys(cell.subject.name for cell in cells)
@@ -62,7 +67,6 @@ def generate(
     if without:
         raise ProtocolError(f"no concept for {', '.join(without)}; a file is looked for under each subject's name")
     for name in subjects:
-        _check_concept(concepts[name])
         prompts = [cell.prompt.template for cell in cells if cell.subject.name == name]
         _record(folder / name / RECORD, {"prompts": prompts, **_facts(model, concepts[name], settings)})
     for cell in cells:
@@ -103,10 +107,12 @@ def _draw_cell(
 def _draw(
     model: TextToImageModel, concept: Concept, template: str, seeds: Sequence[int], settings: Generation
 ) -> np.ndarray:
-    with model.session():
-        shape = ImageSize(settings.size, settings.size)
+    deltas = from_lora(model, concept.lora) if concept.lora else {}
+    with model.session(), apply_deltas(model, deltas):
+        shape, layers = ImageSize(settings.size, settings.size), layer_vectors_of(concept, model)
         empty = model.conditioning(encode_prompts(model, [""]), shape)
-        context = model.conditioning(encode_prompts(model, [template], vectors=concept.vectors), shape)
+        encoding = encode_prompts(model, [template], vectors=concept.vectors, layers=layers)
+        context = model.conditioning(encoding, shape)
         side = settings.size // model.latent_factor
         latents = sample(
             model,
@@ -127,21 +133,18 @@ def _check_size(model: TextToImageModel, size: int) -> None:
         raise ValueError(f"the size of the pictures is a multiple of {unit} for this model, not {size}")
 
 
-def _check_concept(concept: Concept) -> None:
-    extra = [what for what in ("layer_vectors", "lora") if getattr(concept, what)]
-    if extra:
-        raise ValueError(
-            f"{concept.name} has {' and '.join(extra).replace('_', ' ')}, which this command does not apply; generate "
-            "its pictures in ComfyUI and evaluate their folder"
-        )
-
-
 def _facts(model: TextToImageModel, concept: Concept, settings: Generation) -> dict[str, Any]:
     decisive = {key: value for key, value in asdict(settings).items() if key not in ("pictures", "batch")}
     return {
         "model": model.fingerprint,
         "concept": concept.name,
-        "vectors": fingerprint(dict(concept.vectors)),
+        "learned": fingerprint(
+            {
+                f"{part} {key}": value
+                for part in ("vectors", "layer_vectors", "lora")
+                for key, value in (getattr(concept, part) or {}).items()
+            }
+        ),
         **decisive,
     }
 

@@ -68,7 +68,7 @@ def markdown_table(rows: Mapping[str, Mapping[str, Any]], head: str, footer: Map
 def markdown_report(report: Mapping[str, Any], sheets: Iterable[str] = ()) -> str:
     """The whole report for people: figures, what they were made with, what was left out, and the contact sheets."""
     protocol, measures = report["protocol"], report["measures"]
-    lines = ["# Evaluation", "", *_interval_table(measures), "", *_how(protocol)]
+    lines = ["# Evaluation", "", *_interval_table(measures), "", *_how(protocol, measures)]
     if report["skipped"]:
         lines += ["", f"**{len(report['skipped'])} left out:**", "", *(f"- {note}" for note in report["skipped"])]
     means = {key: value["mean"] for key, value in measures.items()}
@@ -89,7 +89,7 @@ def _interval_table(measures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _how(protocol: Mapping[str, Any]) -> list[str]:
+def _how(protocol: Mapping[str, Any], measures: Iterable[str]) -> list[str]:
     counts = (
         f"{protocol['subjects']} subjects, {protocol['prompts_per_subject']} prompts, "
         f"{_span(protocol['pictures_per_prompt'])} pictures a prompt, {protocol['pictures']} pictures in all"
@@ -99,9 +99,10 @@ def _how(protocol: Mapping[str, Any]) -> list[str]:
         f"- {counts}",
         f"- {'; '.join(encoders)}",
         f"- captions begin with “{protocol['text_prefix']}”; references have a short side of "
-        f"{protocol['reference_side']} pixels; around a foreground everything has the value "
-        f"{protocol['background_fill']:g}",
+        f"{protocol['reference_side']} pixels",
     ]
+    if any(key.endswith("_fg") for key in measures):
+        lines.append(f"- FG: everything outside the masks has the value {protocol['background_fill']:g}")
     if protocol["similarity_without"]:
         lines.append(f"- similarity leaves out the prompts about {', '.join(protocol['similarity_without'])}")
     return lines
