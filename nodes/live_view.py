@@ -1,74 +1,111 @@
-"""What a training looks like while it runs: the latest sample and the loss curves as one picture on the node.
+"""What the page shows of a training while it runs and after: every loss, samples, how long it still takes.
 
-A picture needs no front end of our own, so it shows in every client that shows a sampler's progress.
+The page gets the news as an event of ours and keeps the whole; a page that was reloaded asks for the whole
+(`running.py`), and the last one stays in ComfyUI's history as the node's output.
 """
 
 from __future__ import annotations
 
 import math
+import time
+import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import folder_paths
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+from server import PromptServer
 
-SIDE = 256
-CHART_HEIGHT = 96
-MARGIN = 6
-BACKGROUND, FRAME = (24, 26, 30), (62, 66, 74)
-COLOURS = ((250, 178, 60), (96, 190, 255), (150, 220, 130), (232, 128, 200))
-SMOOTHING = 0.9
-
-
-def live_picture(sample: torch.Tensor | None, losses: Mapping[str, Sequence[float]], total_steps: int) -> Image.Image:
-    """The sample (H, W, 3) in [0, 1], if there is one, above the curves of every loss (one value a step)."""
-    top = 0 if sample is None else SIDE
-    picture = Image.new("RGB", (SIDE, top + CHART_HEIGHT), BACKGROUND)
-    if sample is not None:
-        pixels = (sample.clamp(0, 1).numpy() * 255).round().astype(np.uint8)
-        picture.paste(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.LANCZOS), (0, 0))
-    draw = ImageDraw.Draw(picture)
-    curves = {name: values for name, values in losses.items() if any(map(math.isfinite, values))}
-    for (name, values), colour, row in zip(curves.items(), COLOURS, range(len(COLOURS)), strict=False):
-        _draw_curve(draw, values, total_steps, top, colour)
-        _draw_label(draw, name, values, top + MARGIN + 12 * row, colour)
-    draw.rectangle((0, top, SIDE - 1, top + CHART_HEIGHT - 1), outline=FRAME)
-    return picture
+EVENT = "contextual_inversion.training"
+OUTPUT = "contextual_inversion_training"
+"""Key of the node's output in ComfyUI's history; js/training reads it."""
+PAUSE = 0.3
+"""Seconds between two events, so that fast steps do not flood the page."""
+POINTS = 600
+"""Points of a curve in the whole: more than a node is wide."""
 
 
-def smoothed(values: Sequence[float], decay: float = SMOOTHING) -> list[float]:
-    """Running average, without the pull towards 0 that a plain one has at its start; values not finite repeat it."""
-    average, weight, result = 0.0, 0.0, []
-    for value in values:
-        if math.isfinite(value):
-            average, weight = decay * average + (1 - decay) * value, decay * weight + (1 - decay)
-        result.append(average / weight if weight else math.nan)
-    return result
+class LiveView:
+    """The losses and samples of one node's training so far. `news` sends what is new to the page that queued it."""
+
+    def __init__(self, node_id: str, total_steps: int) -> None:
+        self.node_id, self.total_steps = node_id, total_steps
+        self.first_step = self.step = 0
+        self.losses: dict[str, list[float]] = {}
+        self.samples: list[dict[str, Any]] = []
+        self.text = ""
+        self.ended = False
+        self._began = time.perf_counter()
+        self._sent_steps, self._sent_samples, self._sent_at = 0, 0, -math.inf
+
+    def start(self, first_step: int) -> None:
+        """Begin, or go on behind a number of steps that are not seen here."""
+        self.first_step = self.step = first_step
+        self._began = time.perf_counter()
+        self._send({**self.whole(), "begins": True})
+
+    def remember(self, losses: Mapping[str, torch.Tensor]) -> None:
+        """Append each loss's (k,) values of the latest steps. A loss that is new gets NaN for those before."""
+        past = max((len(values) for values in self.losses.values()), default=0)
+        for name, values in losses.items():
+            self.losses.setdefault(name, [math.nan] * past).extend(values.tolist())
+
+    def complete(self, losses: Mapping[str, torch.Tensor], step: int) -> None:
+        """Take the whole (step,) history of every loss at the end, also what went before a continued training."""
+        self._sent_steps += self.first_step
+        self.first_step, self.step, self.ended = 0, step, True
+        self.losses = {name: values.tolist() for name, values in losses.items()}
+
+    def add_sample(self, step: int, image: torch.Tensor) -> None:
+        """Keep a sample (H, W, 3) in [0, 1] among ComfyUI's temporary files."""
+        folder = Path(folder_paths.get_temp_directory())
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"contextual_inversion_{uuid.uuid4().hex}_{step}.jpg"
+        pixels = (image.clamp(0, 1).numpy() * 255).round().astype(np.uint8)
+        Image.fromarray(pixels).save(folder / name, quality=92)
+        self.samples.append({"step": step, "filename": name, "subfolder": "", "type": "temp"})
+
+    def news(self, *, now: bool = False) -> None:
+        """Send what is new, at most every PAUSE seconds unless it has to be `now`."""
+        if not now and time.perf_counter() - self._sent_at < PAUSE:
+            return
+        count = max((len(values) for values in self.losses.values()), default=0)
+        steps = range(self.first_step + self._sent_steps + 1, self.first_step + count + 1)
+        values = {name: values[self._sent_steps :] for name, values in self.losses.items()}
+        news = {**self._facts(), **thinned(steps, values), "samples": self.samples[self._sent_samples :]}
+        self._sent_steps, self._sent_samples = count, len(self.samples)
+        self._send(news)
+
+    def whole(self) -> dict[str, Any]:
+        """All of it, as JSON."""
+        count = max((len(values) for values in self.losses.values()), default=0)
+        steps = range(self.first_step + 1, self.first_step + count + 1)
+        return {**self._facts(), **thinned(steps, self.losses), "samples": list(self.samples)}
+
+    def _facts(self) -> dict[str, Any]:
+        pace = (time.perf_counter() - self._began) / max(1, self.step - self.first_step)
+        left = None if self.ended or self.step == self.first_step else pace * (self.total_steps - self.step)
+        facts = {"version": 1, "node_id": self.node_id, "step": self.step, "total_steps": self.total_steps}
+        return {**facts, "seconds_left": left, "text": self.text, "ended": self.ended}
+
+    def _send(self, data: Mapping[str, Any]) -> None:
+        self._sent_at = time.perf_counter()
+        PromptServer.instance.send_sync(EVENT, data, PromptServer.instance.client_id)
 
 
-def _draw_curve(
-    draw: ImageDraw.ImageDraw, values: Sequence[float], total_steps: int, top: int, colour: tuple[int, int, int]
-) -> None:
-    # Each curve fills the height: only its shape can be compared, the numbers are written beside its name.
-    finite = [(step, value) for step, value in enumerate(smoothed(values)) if math.isfinite(value)]
-    low, high = min(value for _, value in finite), max(value for _, value in finite)
-    width, height = SIDE - 2 * MARGIN, CHART_HEIGHT - 2 * MARGIN
-    points = [
-        (
-            MARGIN + width * step / max(1, total_steps - 1),
-            top + MARGIN + height * (1 - (value - low) / ((high - low) or 1)),
-        )
-        for step, value in finite
-    ]
-    if len(points) > 1:
-        draw.line(points, fill=colour, width=2, joint="curve")
+def thinned(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """{"steps", "losses"} with at most POINTS points: means over equally many steps, None (JSON) where not finite."""
+    size = max(1, math.ceil(len(steps) / POINTS))
+    starts = range(0, len(steps), size)
+    return {
+        "steps": [steps[min(start + size, len(steps)) - 1] for start in starts],
+        "losses": {name: [_mean(values[start : start + size]) for start in starts] for name, values in losses.items()},
+    }
 
 
-def _draw_label(
-    draw: ImageDraw.ImageDraw, name: str, values: Sequence[float], y: int, colour: tuple[int, int, int]
-) -> None:
-    text = f"{name} {smoothed(values)[-1]:.3g}"
-    font = ImageFont.load_default(10)
-    x = SIDE - MARGIN - draw.textlength(text, font=font)
-    draw.rectangle((x - 2, y, SIDE - MARGIN, y + 11), fill=BACKGROUND)
-    draw.text((x, y), text, font=font, fill=colour)
+def _mean(values: Sequence[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None

@@ -132,7 +132,7 @@ def plot() -> dict:
     return {"class_type": "LossGraphNode", "inputs": {"loss": ["train", 1], "filename_prefix": "loss"}}
 
 
-def test_progress_and_pictures_arrive_while_it_runs(run_graph, monkeypatch):
+def test_progress_arrives_while_it_runs(run_graph, monkeypatch):
     import comfy.utils
 
     sent: list[tuple] = []
@@ -143,10 +143,6 @@ def test_progress_and_pictures_arrive_while_it_runs(run_graph, monkeypatch):
     assert values == sorted(values)
     assert values[-1] == STEPS
     assert {(total, node_id) for _, total, _, node_id in sent} == {(STEPS, "train")}
-    pictures = [preview[1] for _, _, preview, _ in sent if preview is not None]
-    # First the curves alone, then the sample above them.
-    assert [(picture.width, picture.height) for picture in pictures] == [(256, 96), (256, 352), (256, 352)]
-    assert any("of 6" in text and "diffusion" in text for text in texts(run))
 
 
 def test_what_came_in_is_as_it_was(run_graph):

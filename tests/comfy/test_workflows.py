@@ -132,7 +132,7 @@ def test_a_real_server_shows_and_runs_everything(comfyui_path, repository, tmp_p
         page = websocket.create_connection(f"ws://{address}/ws?clientId=test", timeout=600)
         page.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
         number = post(address, "/prompt", {"prompt": prompt, "client_id": "test"})["prompt_id"]
-        events, pictures, lines = listen(page, number)
+        events, lines = listen(page, number)
         page.close()
 
         entry = json.loads(get(address, f"/history/{number}"))[number]
@@ -142,25 +142,24 @@ def test_a_real_server_shows_and_runs_everything(comfyui_path, repository, tmp_p
         training = {name for name, node in prompt.items() if node["class_type"] == f"{PREFIX}TrainConcept"}
         progress = [data["nodes"] for kind, data in events if kind == "progress_state"]
         assert training <= {name for nodes in progress for name, node in nodes.items() if node["max"] == 3}
-        assert training <= {picture["node_id"] for picture in pictures}
-        assert any("of 3" in line for line in lines)
+        views = [data for kind, data in events if kind == "contextual_inversion.training"]
+        assert training <= {view["node_id"] for view in views if view["samples"]}
+        assert training <= {view["node_id"] for view in views if view["steps"][-1:] == [3]}
         assert any("learned <my-word>" in line for line in lines)
 
 
-def listen(page, number: str) -> tuple[list, list, list]:
-    """Everything until the prompt is done: JSON events, the metadata of preview pictures, lines of text on nodes."""
-    events, pictures, lines = [], [], []
+def listen(page, number: str) -> tuple[list, list]:
+    """Everything until the prompt is done: JSON events, and lines of text on nodes."""
+    events, lines = [], []
     while True:
         message = page.recv()
         if isinstance(message, bytes):
             kind, length = struct.unpack(">II", message[:8])
-            if kind == 4:
-                pictures.append(json.loads(message[8 : 8 + length]))
-            elif kind == 3:
+            if kind == 3:
                 lines.append(message[8 + length :].decode())
             continue
         event = json.loads(message)
         events.append((event["type"], event["data"]))
         ended = ("execution_success", "execution_error", "execution_interrupted")
         if event["type"] in ended and event["data"]["prompt_id"] == number:
-            return events, pictures, lines
+            return events, lines

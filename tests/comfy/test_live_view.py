@@ -1,0 +1,189 @@
+"""What the page is told of a training, and Stop and keep: through the routes that the page uses."""
+
+import asyncio
+import json
+import sys
+import threading
+
+import pytest
+import torch
+
+PREFIX = "ContextualInversion"
+EVENT = "contextual_inversion.training"
+OUTPUT = "contextual_inversion_training"
+STEPS = 6
+KEEP = {"concept": ("train", 0), "loss": ("train", 1), "text": ("text", 0)}
+TRAINING = {"class_word": "house", "name": "kept", "train": "textual inversion", "recipe": "auto (for this model)"}
+NUMBERS = {"steps": STEPS, "learning_rate": 0.02, "batch": 2, "vectors": 2, "seed": 3, "continue_interrupted": True}
+PREVIEW = {"preview_every": 0, "preview_prompt": "a photo of a {}"}
+
+
+def call(name: str, /, **inputs: object) -> dict:
+    return {"class_type": PREFIX + name, "inputs": inputs}
+
+
+def graph(**changes: object) -> dict:
+    """A short training, and what comes behind it: the word applied and a prompt with it encoded."""
+    sockets = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2], "images": ["images", 0]}
+    applied = {"model": ["model", 0], "clip": ["model", 1], "concept": ["train", 0]}
+    return {
+        "model": call("LoadDemoModel"),
+        "images": call("DemoImages", concept="castle", count=2, background="grass", seed=0),
+        "train": call("TrainConcept", **sockets, **TRAINING | NUMBERS | PREVIEW | changes),
+        "apply": call("ApplyConcept", **applied, strength_model=1.0, strength_clip=1.0, name=""),
+        "text": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["apply", 1], "text": "a <kept> in the snow"}},
+    }
+
+
+def module(name: str) -> object:
+    """A module of the pack as ComfyUI has imported it."""
+    ending = f".nodes.{name}"
+    return next(value for key, value in sys.modules.items() if key.endswith(ending) and "custom_nodes" in key)
+
+
+@pytest.fixture
+def ask(comfyui):
+    """ask(method, path, **options): status and JSON of one request to the pack's routes, served as ComfyUI does."""
+    from aiohttp import web
+    from aiohttp.test_utils import TestClient, TestServer
+
+    async def request(method: str, path: str, options: dict) -> tuple[int, object]:
+        application = web.Application()
+        ours = [route for route in comfyui.server.routes if route.path.startswith("/contextual_inversion")]
+        application.add_routes(ours)
+        async with TestClient(TestServer(application)) as client:
+            answer = await client.request(method, f"/contextual_inversion{path}", **options)
+            return answer.status, await answer.json()
+
+    def from_elsewhere(method: str, path: str, **options: object) -> tuple[int, object]:
+        # In a thread of its own: a training that is being asked about has an event loop around it.
+        answers: list = []
+        thread = threading.Thread(target=lambda: answers.append(asyncio.run(request(method, path, options))))
+        thread.start()
+        thread.join()
+        return answers[0]
+
+    return from_elsewhere
+
+
+@pytest.fixture
+def every_step(comfyui, monkeypatch):
+    """News of every step, however fast they are."""
+    monkeypatch.setattr(module("live_view"), "PAUSE", 0.0)
+
+
+def press_at(step: int, ask: object, answers: list) -> object:
+    """Presses Stop and keep as soon as the page hears of that step."""
+
+    def on_event(event: str, data: dict) -> None:
+        if event == EVENT and data["step"] == step and not answers:
+            answers.append(ask("POST", "/stop", json={"node_id": "train"}))
+
+    return on_event
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_stop_and_keep_gives_the_concept_of_that_step(run_graph, comfyui, ask, every_step, monkeypatch, step):
+    learned = {}
+    trainer = next(
+        value for key, value in sys.modules.items() if key.endswith(".core.training.trainer") and "custom_nodes" in key
+    )
+    report = trainer.TrainingRun._report
+
+    def remember(run: object) -> object:
+        learned[run.learner.done] = run.concept.vectors["clip_l"].clone()
+        return report(run)
+
+    monkeypatch.setattr(trainer.TrainingRun, "_report", remember)
+    whole = run_graph(graph(), keep=KEEP)
+    assert whole.status == "success", whole.error
+    then = learned[step]
+
+    answers: list = []
+    # A preview changes nothing that is learned, and keeps ComfyUI from serving the first result.
+    run = run_graph(graph(preview_every=STEPS + 1), keep=KEEP, on_event=press_at(step, ask, answers))
+    assert run.status == "success", run.error
+    assert answers == [(202, {"stopping": "train"})]
+    concept = run.kept["concept"]
+    assert torch.equal(concept.vectors["clip_l"], then)
+    assert concept.provenance["steps"] == step
+    assert len(run.kept["loss"]["loss"]) == step
+    assert run.kept["loss"]["loss"] == whole.kept["loss"]["loss"][:step]
+    assert run.executed[-2:] == ["apply", "text"], "the graph goes on with it"
+    assert f"stopped at step {step} of {STEPS}" in run.ui["train"][OUTPUT][0]["text"]
+    assert ask("GET", "/training") == (200, {}), "nothing trains any more"
+
+
+def test_cancel_stays_cancel(run_graph, comfyui, ask, every_step):
+    import comfy.model_management
+
+    def on_event(event: str, data: dict) -> None:
+        if event == EVENT and data["step"] == 2 and not data["ended"]:
+            comfy.model_management.interrupt_current_processing()
+
+    run = run_graph(graph(seed=11), keep=KEEP, on_event=on_event)
+    assert run.status == "interrupted"
+    assert "concept" not in run.kept
+    assert run.events(EVENT)[-1]["ended"]
+    assert "2 steps are kept" in run.events(EVENT)[-1]["text"]
+    assert ask("GET", "/training") == (200, {})
+    resumed = run_graph(graph(seed=11), keep=KEEP)
+    assert resumed.ui["train"][OUTPUT][0]["steps"] == [*range(1, STEPS + 1)], "also the steps before it was cancelled"
+
+
+def test_the_news_add_up_to_the_whole(run_graph, comfyui, ask, every_step):
+    seen: list = []
+
+    def on_event(event: str, data: dict) -> None:
+        if event == EVENT and data["step"] == 4 and not seen:
+            seen.append(ask("GET", "/training"))
+
+    run = run_graph(graph(seed=12, preview_every=3), keep=KEEP, on_event=on_event)
+    assert run.status == "success", run.error
+    news = run.events(EVENT)
+    json.dumps(news, allow_nan=False)
+    assert news[0]["begins"] is True
+    assert news[-1]["ended"] is True
+    (whole,) = run.ui["train"][OUTPUT]
+    assert [step for one in news for step in one["steps"]] == whole["steps"] == [*range(1, STEPS + 1)]
+    assert [value for one in news for value in one["losses"].get("diffusion", ())] == whole["losses"]["diffusion"]
+    assert whole["losses"]["diffusion"] == run.kept["loss"]["diffusion"]
+    samples = [sample for one in news for sample in one["samples"]]
+    assert [sample["step"] for sample in samples] == [3, 6]
+    assert samples == whole["samples"]
+    for sample in samples:
+        assert sample["type"] == "temp"
+        assert (comfyui.base / "temp" / sample["filename"]).is_file()
+    ((status, running),) = seen
+    assert status == 200
+    assert running["train"]["step"] == 4
+    assert not running["train"]["ended"]
+    assert {sid for event, _, sid in run.sent if event == EVENT} == {"test"}, "only the page that queued it is told"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ({"json": {"node_id": "train"}}, 404),
+        ({"json": {"node_id": "../../etc"}}, 404),
+        ({"json": {"node_id": 7}}, 400),
+        ({"json": {"node_id": "train", "path": "x"}}, 400),
+        ({"json": ["train"]}, 400),
+        ({"data": b"not json"}, 400),
+        ({}, 400),
+    ],
+)
+def test_the_route_takes_ids_of_training_nodes_and_nothing_else(comfyui, ask, sent, status):
+    answered, said = ask("POST", "/stop", **sent)
+    assert answered == status
+    assert said["error"]
+
+
+def test_curves_are_thinned_to_means(comfyui):
+    view = module("live_view")
+    values = [float(step) for step in range(10 * view.POINTS)]
+    thin = view.thinned(range(1, len(values) + 1), {"loss": values})
+    assert len(thin["steps"]) == len(thin["losses"]["loss"]) == view.POINTS
+    assert thin["steps"][-1] == len(values)
+    assert sum(thin["losses"]["loss"]) / view.POINTS == pytest.approx(sum(values) / len(values))
+    assert view.thinned([1, 2], {"loss": [float("nan"), 3.0]})["losses"]["loss"] == [None, 3.0]
