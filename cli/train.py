@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,14 +18,23 @@ from tqdm import tqdm
 
 from ..core.concept import Concept
 from ..core.files import LearnedNothingError, load_concept, safe_name, save_bundle, save_embedding
+from ..core.files.contextualizer import load_contextualizer
+from ..core.maths.mlm import RHO
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.protocol import TextToImageModel
-from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_set_from_file
+from ..core.models.tiny.contextualizer import load_contextualizer as load_bundled
+from ..core.networks.contextualizer import Contextualizer
+from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_set_from_file, rich_set, rich_sets
 from ..core.training.core_regularizer import CoReRegularizer, recommended_weights
 from ..core.training.events import CheckpointSaved, Event, Finished, Preview, Started, Step
-from ..core.training.presets import PRESETS
+from ..core.training.methods import method_called
+from ..core.training.mlm_regularizer import recommended_mlm
+from ..core.training.pictures import checked_pictures
+from ..core.training.presets import PRESETS, Preset, demo_preset
+from ..core.training.prior import PriorPreservation
+from ..core.training.regularizer import Regularizer
 from ..core.training.settings import Precision, TrainSettings
-from ..core.training.trainer import TrainingRun, train
+from ..core.training.trainer import TrainingRun, resolution_for, train
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 DEFAULT = next(iter(PRESETS))
@@ -37,7 +47,7 @@ def main(
     name: str | None = None,
     out: Path = Path("out/train"),
     model: Literal["tiny"] | Path = "tiny",
-    preset: str = DEFAULT,
+    preset: str | None = None,
     core: bool | None = None,
     prompts: str = "inanimate",
     core_embedding: float | None = None,
@@ -51,6 +61,12 @@ def main(
     resolution: int | None = None,
     seed: int = 0,
     precision: Precision = "model",
+    method: str | None = None,
+    rank: int | None = None,
+    weight_rate: float | None = None,
+    prior_weight: float | None = None,
+    prior_pictures: int = 100,
+    keep_latents: bool = False,
     gradient_accumulation: int = 1,
     gradient_checkpointing: bool = False,
     resume: bool = False,
@@ -58,6 +74,11 @@ def main(
     checkpoint_every: int = 50,
     device: str | None = None,
     events: Path | None = None,
+    mlm: tuple[Path, ...] | None = None,
+    mlm_prompts: str = "rich objects",
+    mlm_weight: float | None = None,
+    mlm_rho: float = RHO,
+    mlm_batch: int = 25,
 ) -> dict[str, Any]:
     """Train a word on your own pictures: an embedding file, a bundle, previews and checkpoints.
 
@@ -69,7 +90,7 @@ def main(
         name: The new word and the name of its files; made from the folder's name if not given.
         out: Folder to write to.
         model: "tiny" (bundled), or a folder of a diffusers pipeline (SD 1.x, SD 2.x, SDXL).
-        preset: The recipe to start from; the options below replace its values.
+        preset: The recipe to start from; the options below replace its values. The method's own if not given.
         core: Add CoRe; as the recipe says if not given.
         prompts: CoRe's prompts: a built-in set or a text file with one prompt a line.
         core_embedding: lambda of the context-embedding loss; chosen by the model's text encoder if not given.
@@ -83,6 +104,13 @@ def main(
         resolution: Side of the square training pictures; the model's own if not given.
         seed: Seed of everything random.
         precision: What the UNet computes in.
+        method: What is trained: ti, xti, xti-blocks, custom-diffusion, dreambooth-lora, dreambooth, and for a concept
+            given with --initial refine (a LoRA) or refine-all (all weights of the UNet).
+        rank: Rank of the weights' change, where weights are trained; 0 for whole weights.
+        weight_rate: Learning rate of the weights; the vectors' if not given.
+        prior_weight: Weight of prior preservation; as the recipe says if not given.
+        prior_pictures: Class pictures that the model draws for it, kept in the output folder.
+        keep_latents: Store the training pictures' latents with the concept, for `optimize`.
         gradient_accumulation: Batches a step.
         gradient_checkpointing: Save memory, take longer.
         resume: Go on from the newest checkpoint in the output folder.
@@ -90,14 +118,22 @@ def main(
         checkpoint_every: Steps between checkpoints.
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
         events: File for one JSON line an event.
+        mlm: Add MLM with these contextualizer files, one for each text encoder; "bundled" for the tiny model's.
+        mlm_prompts: MLM's prompts: a rich or built-in set, or a text file with one prompt a line.
+        mlm_weight: lambda of the MLM loss; chosen by the model's text encoder if not given.
+        mlm_rho: Probability that MLM masks a token.
+        mlm_batch: MLM's prompts a step.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+    recipe = recipe_for(preset, method, model)
+    start = None if initial is None else load_concept(initial)
+    if recipe.method.startswith("refine") and start is None:
+        raise ValueError(f"{recipe.method} refines a concept: give its bundle with --initial")
     files = picture_files(pictures)
     name = safe_name(name or re.sub(r"[^A-Za-z0-9_.+-]+", "_", pictures.resolve().name))  # before hours of training
     subject = load_model(model, device)
     given = {"steps": steps, "batch": batch, "learning_rate": learning_rate}
-    settings = PRESETS[preset].settings(
+    given |= {"rank": rank, "weight_rate": weight_rate}
+    settings = recipe.settings(
         class_word,
         name=name,
         vectors=vectors,
@@ -109,22 +145,59 @@ def main(
         checkpoint_dir=out / "checkpoints",
         checkpoint_every=checkpoint_every,
         preview_every=preview_every,
+        keep_latents=keep_latents,
         **{key: value for key, value in given.items() if value is not None},
     )
-    wanted = PRESETS[preset].core if core is None else core
-    regularizers = [core_regularizer(subject, prompts, core_embedding, core_attention)] if wanted else []
+    wanted = recipe.core if core is None else core
+    regularizers: list[Regularizer] = []
+    if wanted:
+        regularizers.append(core_regularizer(subject, prompts, core_embedding, core_attention))
+    if mlm:
+        regularizers.append(
+            recommended_mlm(
+                subject,
+                contextualizers(mlm),
+                prompt_set(mlm_prompts).drawn,
+                weight=mlm_weight,
+                rho=mlm_rho,
+                batch=mlm_batch,
+            )
+        )
+    images = [read_picture(file) for file in files]
+    prior = float(recipe.prior) if prior_weight is None else prior_weight
+    if prior > 0:
+        side = resolution_for(subject, settings, checked_pictures(images))
+        options = {"pictures": prior_pictures, "batch": settings.batch, "resolution": side, "seed": seed}
+        regularizers.append(PriorPreservation(out / "class_pictures", weight=prior, **options))
     run = train(
         subject,
-        [read_picture(file) for file in files],
+        images,
         settings,
         regularizers=regularizers,
         masks=None if masks is None else [read_mask(masks, file) for file in files],
         resume=settings.checkpoint_dir if resume else None,
-        initial=None if initial is None else load_concept(initial),
+        initial=start,
     )
     with run:
         finished = follow(run, settings, out, events)
     return {**figures(finished), "pictures": [file.name for file in files], **save(finished.concept, out)}
+
+
+def recipe_for(preset: str | None, method: str | None, model: str | Path) -> Preset:
+    """The recipe called `preset`, or the first for `method`; for the bundled model that model's own.
+
+    Raises ValueError that lists what there is.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+    if method is not None:
+        method_called(method)
+    if preset is None and method is not None:
+        if model == "tiny":
+            return demo_preset(method)
+        return next(recipe for recipe in PRESETS.values() if recipe.method == method)
+    chosen = PRESETS[preset or DEFAULT]
+    return chosen if method is None else replace(chosen, values={**chosen.values, "method": method})
 
 
 def follow(run: TrainingRun, settings: TrainSettings, out: Path, events: Path | None) -> Finished:
@@ -212,8 +285,15 @@ def core_regularizer(
     )
 
 
+def contextualizers(files: Sequence[Path]) -> list[Contextualizer]:
+    """Contextualizer files, or "bundled" for the tiny model's."""
+    return [load_bundled() if str(file) == "bundled" else load_contextualizer(file) for file in files]
+
+
 def prompt_set(name: str) -> PromptSet:
-    """A built-in set by name, else a text file."""
+    """A built-in set by name ("inanimate", "rich pets", ...), else a text file."""
+    if name.startswith("rich ") and name.removeprefix("rich ") in rich_sets():
+        return rich_set(name.removeprefix("rich "))
     return built_in_set(name) if name in built_in_sets() else prompt_set_from_file(Path(name))
 
 

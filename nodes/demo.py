@@ -6,12 +6,14 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ..core.world.companions import COMPANIONS, companion_for, specific_prompts
 from ..core.world.concepts import CONCEPTS, concept_images
 from ..core.world.scenes import BACKGROUNDS
 from . import demo_model
 from .sockets import CATEGORY, PREFIX
 
 OWN_BACKGROUND = "the concept's own"
+ALONE = "none"
 
 
 class LoadDemoModel(io.ComfyNode):
@@ -74,18 +76,32 @@ class DemoImages(io.ComfyNode):
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Places and sizes vary with it. The same seed draws the same pixels.",
                 ),
+                io.Combo.Input(
+                    "companion",
+                    options=[ALONE, *COMPANIONS],
+                    default=ALONE,
+                    optional=True,
+                    tooltip="A second thing in every picture. The class word says which of the two is meant; "
+                    "whether the new word goes there is another matter.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The pictures, 128 x 128."),
                 io.Mask.Output(display_name="masks", tooltip="Exactly where the thing is, for a training with masks."),
                 io.String.Output(display_name="class_word", tooltip="The ordinary word for it, for TrainConcept."),
+                io.String.Output(
+                    display_name="prompts",
+                    tooltip="About 50 prompts for this one concept, with the companion named: for the text of "
+                    "ContextPrompts.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, concept: str, count: int, background: str, seed: int) -> io.NodeOutput:
+    def execute(cls, concept: str, count: int, background: str, seed: int, companion: str = ALONE) -> io.NodeOutput:
         place = None if background == OWN_BACKGROUND else background
-        pictures, masks, class_word = concept_images(concept, count, seed, place)
+        beside = None if companion == ALONE else companion_for(concept, companion)
+        pictures, masks, class_word = concept_images(concept, count, seed, place, beside)
         images = torch.from_numpy(pictures.astype(np.float32) / 255)
         subjects = torch.from_numpy(np.stack([mask.subject for mask in masks]).astype(np.float32))
-        return io.NodeOutput(images, subjects, class_word)
+        return io.NodeOutput(images, subjects, class_word, "\n".join(specific_prompts(concept, beside)))

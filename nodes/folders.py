@@ -8,9 +8,12 @@ import folder_paths
 
 BUNDLES = "contextual_inversion"
 EMBEDDINGS = "embeddings"
+CONTEXTUALIZERS = "contextualizers"
+TUNING_ENCODERS = "tuning_encoders"
 ENDING = ".safetensors"
 
-folder_paths.add_model_folder_path(BUNDLES, str(Path(folder_paths.models_dir) / BUNDLES))
+for _kind in (BUNDLES, CONTEXTUALIZERS, TUNING_ENCODERS):
+    folder_paths.add_model_folder_path(_kind, str(Path(folder_paths.models_dir) / _kind))
 
 
 def first_folder(kind: str) -> Path:

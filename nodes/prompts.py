@@ -7,10 +7,20 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_set_from_file, prompt_set_from_text
+from ..core.prompts.sets import (
+    PromptSet,
+    built_in_set,
+    built_in_sets,
+    joined,
+    prompt_set_from_file,
+    prompt_set_from_text,
+    rich_set,
+    rich_sets,
+)
 from .sockets import CATEGORY, PREFIX, PromptsSocket
 
 NONE = "none"
+RICH = "rich "
 
 
 class ContextPrompts(io.ComfyNode):
@@ -20,15 +30,16 @@ class ContextPrompts(io.ComfyNode):
             node_id=PREFIX + "ContextPrompts",
             display_name="Context Prompts",
             category=CATEGORY,
-            description="The prompts that a regularizer tries the new word in. A built-in set, your own lines and a "
-            "file add up; mistakes are reported with their line numbers.",
+            description="The prompts that a regularizer tries the new word in. A built-in set, your own lines, a file "
+            "and the text of another node add up; mistakes are reported with their line numbers.",
             inputs=[
                 io.Combo.Input(
                     "built_in_set",
-                    options=[*built_in_sets(), NONE],
+                    options=[*built_in_sets(), *(RICH + name for name in rich_sets()), NONE],
                     default="inanimate",
                     tooltip="100 prompts for a thing, 100 for a person or animal, or those that the demo model "
-                    "understands (concept_world).",
+                    "understands (concept_world). The rich sets are for MLM: tens of thousands of sentences about a "
+                    "pet or an object, put together as they are drawn; CoRe takes 400 of them.",
                 ),
                 io.String.Input(
                     "own_prompts",
@@ -43,6 +54,14 @@ class ContextPrompts(io.ComfyNode):
                     default=NONE,
                     tooltip="A .txt file in ComfyUI's input folder, written like own_prompts.",
                 ),
+                io.String.Input(
+                    "text",
+                    default="",
+                    optional=True,
+                    force_input=True,
+                    tooltip="More prompts from any node that gives text, such as a language model: one a line, {} "
+                    "where the new word goes.",
+                ),
             ],
             outputs=[PromptsSocket.Output(display_name="prompts", tooltip="The checked prompts, each of them once.")],
         )
@@ -54,27 +73,27 @@ class ContextPrompts(io.ComfyNode):
         return path.read_bytes() if path is not None and path.is_file() else None
 
     @classmethod
-    def execute(cls, built_in_set: str, own_prompts: str, file: str) -> io.NodeOutput:
-        return io.NodeOutput(gather(built_in_set, own_prompts, _path(file)))
+    def execute(cls, built_in_set: str, own_prompts: str, file: str, text: str = "") -> io.NodeOutput:
+        return io.NodeOutput(gather(built_in_set, own_prompts, _path(file), text))
 
 
-def gather(name: str, own_prompts: str, path: Path | None) -> PromptSet:
-    """A built-in set (or `NONE`), own lines and a file as one set without repetitions.
+def gather(name: str, own_prompts: str, path: Path | None, text: str = "") -> PromptSet:
+    """A built-in or rich set (or `NONE`), own lines, a file and a text as one set without repetitions.
 
     Raises ValueError where there is nothing at all, PromptFileError for lines that cannot be used.
     """
-    sets = [built_in_set(name)] if name != NONE else []
+    sets = []
+    if name != NONE:
+        sets.append(rich_set(name.removeprefix(RICH)) if name.startswith(RICH) else built_in_set(name))
     if own_prompts.strip():
         sets.append(prompt_set_from_text(own_prompts, "own_prompts"))
     if path is not None:
         sets.append(prompt_set_from_file(path))
+    if text.strip():
+        sets.append(prompt_set_from_text(text, "text"))
     if not sets:
         raise ValueError("There are no prompts: choose a built-in set, write some lines, or choose a file.")
-    return PromptSet(
-        " + ".join(one.name for one in sets),
-        tuple(dict.fromkeys(prompt for one in sets for prompt in one.prompts)),
-        " + ".join(one.source for one in sets),
-    )
+    return joined(sets)
 
 
 def _text_files() -> list[str]:

@@ -8,13 +8,20 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.maths.core import LAMBDA_ATTN, LAMBDA_EMB
+from ..core.maths.mlm import LAMBDA_MLM, RHO
 from ..core.models.protocol import TextToImageModel
+from ..core.networks.contextualizer import Contextualizer
+from ..core.prompts.rich import PromptSource
 from ..core.prompts.sets import PromptSet
 from ..core.training.core_regularizer import PAPER, CoReRegularizer, CoReWeights, recommended_weights
+from ..core.training.mlm_regularizer import MLMRegularizer, recommended_lambda
 from .recipes import AS_RECIPE
-from .sockets import CATEGORY, PREFIX, PromptsSocket, Regularization, RegularizerSocket
+from .sockets import CATEGORY, PREFIX, ContextualizerSocket, PromptsSocket, Regularization, RegularizerSocket
 
 AUTO, PAPER_WEIGHTS, CUSTOM = "auto (for this model)", "paper", "custom"
+STRONG = "strong"
+STRONG_LAMBDA = 5e-4
+"""METHODS.md 2.8 no. 5: for stronger text alignment."""
 
 
 class CoReRegularizerNode(io.ComfyNode):
@@ -127,7 +134,8 @@ class CoReRegularizerNode(io.ComfyNode):
             attention_batch=attention_batch or None,
         )
         before = regularizer.makers if regularizer is not None else ()
-        norm_mode = rescale_mode if regularizer is None else regularizer.norm_mode
+        norm_mode = None if regularizer is None else regularizer.norm_mode
+        norm_mode = rescale_mode if norm_mode is None else norm_mode
         return io.NodeOutput(Regularization((*before, maker), norm_mode))
 
 
@@ -135,3 +143,111 @@ def make_core(model: TextToImageModel, *, weights: CoReWeights | None, **options
     """CoRe with `weights`, or with those recommended for the model where they are None."""
     chosen = recommended_weights(model) if weights is None else weights
     return CoReRegularizer(embedding_weight=chosen.embedding, attention_weight=chosen.attention, **options)
+
+
+class MLMRegularizerNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=PREFIX + "MLMRegularizer",
+            display_name="MLM Regularizer",
+            category=CATEGORY,
+            description="MLM (masked language modelling): some words of a prompt are hidden, and it must stay possible "
+            "to guess them beside the new word. Looks at the text encoder only, so a step costs little more.",
+            inputs=[
+                ContextualizerSocket.Input(
+                    "contextualizer", tooltip="What guesses: from LoadContextualizer or PretrainContextualizer."
+                ),
+                PromptsSocket.Input(
+                    "prompts", tooltip="What is guessed from: a rich set of ContextPrompts, or prompts of your own."
+                ),
+                io.Combo.Input(
+                    "weights",
+                    options=[AUTO, PAPER_WEIGHTS, STRONG, CUSTOM],
+                    default=AUTO,
+                    tooltip="The weight does not carry over between models. auto: the paper's 0.0001 for Stable "
+                    "Diffusion, a larger one for the demo model. paper: 0.0001 always. strong: 0.0005, where prompts "
+                    "are ignored all the same. custom: the number below.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=LAMBDA_MLM,
+                    min=0.0,
+                    max=100.0,
+                    step=0.00001,
+                    round=0.0000001,
+                    tooltip="With custom weights: how much guessing counts (lambda). For Stable Diffusion 0.00001 to "
+                    "0.001 was tried; 0 switches MLM off.",
+                ),
+                io.Float.Input(
+                    "mask_rate",
+                    default=RHO,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How probably a word is hidden (rho). The paper takes 0.15.",
+                ),
+                io.Int.Input("batch", default=25, min=1, max=512, tooltip="Prompts a step. The paper takes 25."),
+                io.Boolean.Input(
+                    "beside_class_word",
+                    default=False,
+                    tooltip="Write the class word after the new word in these prompts. The paper writes it in all its "
+                    "prompts; switch it on if you will type it too.",
+                ),
+                RegularizerSocket.Input(
+                    "regularizer", optional=True, tooltip="Another regularizer to add this one to, such as CoRe."
+                ),
+                ContextualizerSocket.Input(
+                    "contextualizer_2",
+                    optional=True,
+                    tooltip="SDXL has two text encoders: the contextualizer of the other one.",
+                ),
+            ],
+            outputs=[
+                RegularizerSocket.Output(display_name="regularizer", tooltip="For TrainConcept, or to add more to.")
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        contextualizer: Contextualizer,
+        prompts: PromptSet,
+        weights: str,
+        weight: float,
+        mask_rate: float,
+        batch: int,
+        beside_class_word: bool,
+        regularizer: Regularization | None = None,
+        contextualizer_2: Contextualizer | None = None,
+    ) -> io.NodeOutput:
+        given = [one for one in (contextualizer, contextualizer_2) if one is not None]
+        names = [one.encoder.name for one in given]
+        if len(set(names)) != len(names):
+            raise ValueError(f"Both contextualizers are for the text encoder {names[0]}; disconnect one of them.")
+        maker = partial(
+            make_mlm,
+            contextualizers=tuple(given),
+            prompts=prompts.drawn,
+            weight={AUTO: None, PAPER_WEIGHTS: LAMBDA_MLM, STRONG: STRONG_LAMBDA, CUSTOM: weight}[weights],
+            rho=mask_rate,
+            batch=batch,
+            beside_class=beside_class_word,
+        )
+        before = regularizer.makers if regularizer is not None else ()
+        # MLM says nothing about the vector's length: that is for the one it is added to, or that is added to it.
+        norm_mode = None if regularizer is None else regularizer.norm_mode
+        return io.NodeOutput(Regularization((*before, maker), norm_mode))
+
+
+def make_mlm(
+    model: TextToImageModel,
+    *,
+    contextualizers: tuple[Contextualizer, ...],
+    prompts: PromptSource,
+    weight: float | None,
+    **options: Any,
+) -> MLMRegularizer:
+    """MLM with `weight`, or with the one recommended for the model where it is None."""
+    chosen = recommended_lambda(model) if weight is None else weight
+    return MLMRegularizer(contextualizers, prompts, weight=chosen, **options)

@@ -19,6 +19,10 @@ RegularizerSocket = io.Custom("REGULARIZER")
 """A `Regularization`."""
 ConceptSocket = io.Custom("CONCEPT")
 """A `Concept`."""
+ContextualizerSocket = io.Custom("CONTEXTUALIZER")
+"""A `Contextualizer`."""
+TuningEncoderSocket = io.Custom("TUNING_ENCODER")
+"""A `TuningEncoder`."""
 LossMapSocket = io.Custom("LOSS_MAP")
 """ComfyUI's own: a dict whose "loss" is a list of numbers, one a step."""
 
@@ -27,14 +31,14 @@ MakeRegularizer = Callable[[TextToImageModel], Regularizer]
 
 @dataclass(frozen=True)
 class Regularization:
-    """How to make each regularizer once the model is known, and the norm rule that belongs to them.
+    """How to make each regularizer once the model is known, and the norm rule that belongs to them, if one does.
 
     Recipes and not regularizers travel along the wire: ComfyUI keeps what a node gave and hands it to every training
     that is connected, and a regularizer remembers things about the one training that it is in.
     """
 
     makers: tuple[MakeRegularizer, ...]
-    norm_mode: str
+    norm_mode: str | None
 
     def make(self, model: TextToImageModel) -> tuple[Regularizer, ...]:
         """A fresh regularizer from every recipe."""

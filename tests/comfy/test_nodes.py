@@ -8,8 +8,11 @@ import torch
 PREFIX = "ContextualInversion"
 NAMES = {
     "LoadDemoModel": (["model", "clip", "vae"], []),
-    "DemoImages": (["images", "masks", "class_word"], ["concept", "count", "background", "seed"]),
-    "ContextPrompts": (["prompts"], ["built_in_set", "own_prompts", "file"]),
+    "DemoImages": (
+        ["images", "masks", "class_word", "prompts"],
+        ["concept", "count", "background", "seed", "companion"],
+    ),
+    "ContextPrompts": (["prompts"], ["built_in_set", "own_prompts", "file", "text"]),
     "CoReRegularizer": (
         ["regularizer"],
         [
@@ -22,6 +25,41 @@ NAMES = {
             "attention_mode",
             "attention_batch",
             "regularizer",
+        ],
+    ),
+    "LoadContextualizer": (["contextualizer"], ["file", "clip"]),
+    "PretrainContextualizer": (
+        ["contextualizer", "loss", "report"],
+        [
+            "clip",
+            "text_encoder",
+            "captions",
+            "file",
+            "real_share",
+            "size",
+            "loss_mode",
+            "steps",
+            "batch",
+            "learning_rate",
+            "mask_rate",
+            "held_out",
+            "seed",
+            "continue_interrupted",
+        ],
+    ),
+    "SaveContextualizer": (["file"], ["contextualizer", "name", "if_taken", "half_precision"]),
+    "MLMRegularizer": (
+        ["regularizer"],
+        [
+            "contextualizer",
+            "prompts",
+            "weights",
+            "weight",
+            "mask_rate",
+            "batch",
+            "beside_class_word",
+            "regularizer",
+            "contextualizer_2",
         ],
     ),
     "TrainConcept": (

@@ -1,0 +1,120 @@
+"""What MLM adds to a training step: measured on the model at hand, counted on one of Stable Diffusion 1.5's size."""
+
+from __future__ import annotations
+
+import statistics
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..core.models.diffusers_text import DiffusersTextEncoder
+from ..core.models.protocol import TextToImageModel
+from ..core.networks.contextualizer import PRESETS, Contextualizer, EncoderIdentity, initialise
+from ..core.prompts.rich import RichPrompts, rich_prompts
+from ..core.training.mlm_regularizer import MLMRegularizer
+from ..core.training.settings import TrainSettings
+from ..core.training.trainer import train
+
+SD15_UNET = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+SD15_TEXT = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+}
+MASKED_TOKENS = 2
+"""Of a rich prompt at rho 0.15, rounded up: only these pass the output layer."""
+
+
+def mlm_figures(
+    subject: TextToImageModel,
+    settings: TrainSettings,
+    pictures: torch.Tensor,
+    *,
+    turns: int,
+    steps: int,
+    batch: int = 25,
+) -> dict[str, Any]:
+    """Plain steps and steps with MLM in turns; the first turn warms up. `mlm_over_ti` is the median of the ratios.
+
+    The contextualizers have random weights, which cost what trained ones cost.
+    """
+    from .bench import _operations_of_a_step, _step_cost
+
+    mlm = MLMRegularizer(random_contextualizers(subject), prompts(subject), weight=1.0, batch=batch, beside_class=False)
+    plain, with_mlm = train(subject, pictures, settings), train(subject, pictures, settings, regularizers=[mlm])
+    with plain, with_mlm:
+        pairs = [(_step_cost(plain, steps), _step_cost(with_mlm, steps)) for _ in range(turns)][1:]
+        operations = _operations_of_a_step(plain), _operations_of_a_step(with_mlm)
+    ratios = [mlm.seconds / ti.seconds for ti, mlm in pairs]
+    return {
+        "mlm_step_s": statistics.median(mlm.seconds for _, mlm in pairs),
+        "mlm_over_ti": statistics.median(ratios),
+        "mlm_over_ti_range": [min(ratios), max(ratios)],
+        "mlm_over_ti_processor_time": statistics.median(mlm.processor / ti.processor for ti, mlm in pairs),
+        "mlm_over_ti_operations": operations[1] / operations[0],
+        "mlm_batch": batch,
+        **{f"mlm_over_ti_operations_sd15_batch_{size}": sd15_operations(size, batch) for size in (4, 6)},
+    }
+
+
+def prompts(subject: TextToImageModel) -> RichPrompts:
+    """Rich prompts of the length that the model is made for."""
+    widest = max(encoder.width for encoder in subject.text_encoders.values())
+    return rich_prompts("objects" if widest >= 768 else "concept_world")
+
+
+def random_contextualizers(subject: TextToImageModel) -> list[Contextualizer]:
+    """One of the right size for every text encoder."""
+    made = []
+    for encoder in subject.text_encoders.values():
+        preset = PRESETS["paper" if encoder.width >= 768 else "tiny"]
+        psi = Contextualizer(EncoderIdentity.of(encoder), preset)
+        made.append(initialise(psi, encoder.table(), torch.Generator().manual_seed(0)))
+    return made
+
+
+def sd15_operations(batch: int, mlm_batch: int) -> float:
+    """Operations of a step with MLM over those of a plain one, for Stable Diffusion 1.5 at 512 pixels.
+
+    Counted on tensors without memory, so no machine is too small for it. Both directions of the pass count; gradients
+    go to the word alone.
+    """
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokens = SimpleNamespace(bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+        unet = UNet2DConditionModel(**SD15_UNET).requires_grad_(False)
+        encoder = DiffusersTextEncoder(
+            "clip_l", CLIPTextModel(CLIPTextConfig(**SD15_TEXT)).requires_grad_(False), tokens
+        )
+        identity = EncoderIdentity("clip_l", "", encoder.width, encoder.max_length, SD15_TEXT["vocab_size"])
+        psi = Contextualizer(identity, PRESETS["paper"]).requires_grad_(False)
+
+        def outputs(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+            word = torch.zeros(count, encoder.max_length, encoder.width, requires_grad=True)
+            return word, encoder.encode(word, torch.zeros(count, encoder.max_length, dtype=torch.long)).tokens
+
+        with FlopCounterMode(display=False) as plain:
+            word, context = outputs(1)
+            latents = torch.zeros(batch, 4, SD15_UNET["sample_size"], SD15_UNET["sample_size"])
+            noise = unet(latents, torch.zeros(batch), context.expand(batch, -1, -1)).sample
+            torch.autograd.grad(noise.square().mean(), word)
+        with FlopCounterMode(display=False) as mlm:
+            word, context = outputs(mlm_batch)
+            logits = psi(context, torch.zeros(MASKED_TOKENS * mlm_batch, dtype=torch.long))
+            torch.autograd.grad(logits.square().mean(), word)
+    return 1 + mlm.get_total_flops() / plain.get_total_flops()

@@ -1,0 +1,30 @@
+"""The text encoders of a CLIP alone, where no MODEL and no VAE is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..core.models.frozen import autograd, frozen
+from .comfy_text import ComfyTextEncoder, differentiable_layers, text_encoders
+from .comfy_weights import loaded, normal_tensors, plain_patcher
+
+
+def encoders_of(clip: Any) -> dict[str, ComfyTextEncoder]:
+    """The text encoders by name, to look at. Raises ValueError where the CLIP is none of Stable Diffusion's."""
+    return _encoders(clip, plain_patcher(clip.patcher))
+
+
+@contextmanager
+def encoder_session(clip: Any) -> Iterator[dict[str, ComfyTextEncoder]]:
+    """Text encoders that gradients go through, loaded and frozen; everything is as it was on exit."""
+    patcher = plain_patcher(clip.patcher)
+    modules = [patcher.model]
+    with frozen(modules), loaded([patcher]), differentiable_layers(modules), autograd(), normal_tensors(modules):
+        yield _encoders(clip, patcher)
+
+
+def _encoders(clip: Any, patcher: Any) -> dict[str, ComfyTextEncoder]:
+    found = text_encoders(patcher, clip.tokenizer, layer=clip.layer_idx, pooled=None, ready=lambda: None)
+    return {encoder.name: encoder for encoder in found}

@@ -1,0 +1,270 @@
+"""The contextualizer's and MLM's nodes in a real ComfyUI: pretrained, cancelled, saved, loaded, and trained with."""
+
+import shutil
+import sys
+
+import pytest
+import torch
+
+PREFIX = "ContextualInversion"
+BUNDLED = "bundled: demo model"
+PRETRAIN = {
+    "text_encoder": "auto (for this model)",
+    "captions": "concept_world",
+    "file": "none",
+    "real_share": 0.7,
+    "size": "auto (for this model)",
+    "loss_mode": "non_padding",
+    "steps": 4,
+    "batch": 4,
+    "learning_rate": 0.0,
+    "mask_rate": 0.3,
+    "held_out": 10,
+    "seed": 0,
+    "continue_interrupted": True,
+}
+MLM = {"weights": "custom", "weight": 0.2, "mask_rate": 0.5, "batch": 4, "beside_class_word": False}
+
+
+def call(name: str, /, **inputs: object) -> dict:
+    """The prompt entry of one of this pack's nodes."""
+    return {"class_type": PREFIX + name, "inputs": inputs}
+
+
+def prompts(built_in: str = "rich concept_world", own: str = "", **others: object) -> dict:
+    return call("ContextPrompts", built_in_set=built_in, own_prompts=own, file="none", **others)
+
+
+def pretraining(**changes: object) -> dict:
+    return {
+        "model": call("LoadDemoModel"),
+        "psi": call("PretrainContextualizer", clip=["model", 1], **PRETRAIN | changes),
+    }
+
+
+def pack_name() -> str:
+    """The name under which ComfyUI has imported this pack."""
+    suffix = ".nodes.contextualizers"
+    return next(name for name in sys.modules if name.endswith(suffix) and "custom_nodes" in name)[: -len(suffix)]
+
+
+def weights(psi: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in psi.state_dict().items()}
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(autouse=True)
+def empty_folders(comfyui):
+    for path in (comfyui.base / "user" / "contextual_inversion", comfyui.base / "models" / "contextualizers"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def small_vocabulary(monkeypatch, comfyui):
+    """Counting the words of 20,000 captions would take most of these tests' time."""
+    recipes = sys.modules[f"{pack_name()}.core.training.contextualizer_recipes"]
+    monkeypatch.setitem(recipes.NARROW, "vocabulary_captions", 200)
+
+
+KEEP = {"psi": ("psi", 0), "loss": ("psi", 1), "report": ("psi", 2)}
+
+
+def test_a_pretraining_gives_a_contextualizer_its_losses_and_a_report(run_graph, comfyui, small_vocabulary):
+    run = run_graph(pretraining(), keep={**KEEP, "clip": ("model", 1)})
+    assert run.status == "success", run.error
+    psi = run.kept["psi"]
+    assert (psi.encoder.name, psi.encoder.width, psi.shape.attentions) == ("clip_l", 128, 2)
+    assert psi.provenance["steps"] == 4
+    assert not any(value.requires_grad or value.is_inference() for value in psi.parameters())
+    assert len(run.kept["loss"]["loss"]) == len(run.kept["loss"]["masked accuracy"]) == 4
+    assert "most frequent" in run.kept["report"]
+    assert "context shuffled" in run.kept["report"]
+    said = [data["text"] for data in run.events("progress_text")]
+    assert any("4 steps" in text for text in said)
+    assert list((comfyui.base / "user").rglob("*.safetensors")) == []
+    assert run_graph(pretraining()).executed == []
+
+
+@pytest.mark.parametrize("mode", ["masked", "non_padding"])
+def test_a_cancelled_pretraining_goes_on_to_the_same_contextualizer(
+    run_graph, comfyui, small_vocabulary, monkeypatch, mode
+):
+    import comfy.model_management
+
+    node = sys.modules[f"{pack_name()}.nodes.contextualizers"]
+    reports, started = node.PretrainingReporter.__call__, []
+
+    def report(reporter: object, event: object) -> None:
+        reports(reporter, event)
+        if hasattr(event, "first_step"):
+            started.append(event.first_step)
+        if cancel and getattr(event, "step", None) == 2:
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(node.PretrainingReporter, "__call__", report)
+    cancel = True
+    graph = pretraining(loss_mode=mode)
+    assert run_graph(graph, keep=KEEP).status == "interrupted"
+    assert len(list((comfyui.base / "user").rglob("*.safetensors"))) == 1
+    cancel = False
+    resumed = run_graph(graph, keep=KEEP)
+    assert resumed.status == "success", resumed.error
+    assert list((comfyui.base / "user").rglob("*.safetensors")) == []
+    whole = run_graph(pretraining(loss_mode=mode, continue_interrupted=False), keep=KEEP)
+    assert started == [0, 2, 0]
+    assert same(weights(resumed.kept["psi"]), weights(whole.kept["psi"]))
+    assert resumed.kept["loss"] == whole.kept["loss"]
+
+
+def test_captions_of_a_file_and_built_in_ones_are_mixed(run_graph, comfyui, small_vocabulary):
+    path = comfyui.base / "input" / "captions.txt"
+    path.write_text(
+        "\n".join(f"a {colour} ball in the snow number {n}" for colour in ("red", "blue") for n in range(60))
+    )
+    run = run_graph(pretraining(file="captions.txt", steps=2), keep=KEEP)
+    assert run.status == "success", run.error
+    source = run.kept["psi"].provenance["captions"]
+    assert (source["real"]["captions"], source["real_share"]) == (120, 0.7)
+    alone = run_graph(pretraining(file="captions.txt", captions="none", steps=2), keep=KEEP)
+    assert alone.kept["psi"].provenance["captions"]["captions"] == 120
+    nothing = run_graph(pretraining(captions="none"), keep=KEEP)
+    assert "no captions" in nothing.error["exception_message"]
+
+
+def test_what_is_saved_can_be_loaded_and_belongs_to_its_text_encoder(run_graph, comfyui, small_vocabulary):
+    save = {"contextualizer": ["psi", 0], "name": "mine", "if_taken": "add a number", "half_precision": False}
+    graph = {**pretraining(), "save": call("SaveContextualizer", **save)}
+    run = run_graph(graph, keep={**KEEP, "file": ("save", 0)})
+    assert run.status == "success", run.error
+    assert run.kept["file"] == "mine.safetensors"
+    assert "mine.safetensors" in run.ui["save"]["text"][0]
+    psi = weights(run.kept["psi"])
+    comfyui.folder_paths.filename_list_cache.clear()
+    load = {
+        "model": call("LoadDemoModel"),
+        "load": call("LoadContextualizer", file="mine.safetensors", clip=["model", 1]),
+    }
+    loaded = run_graph(load, keep={"psi": ("load", 0)})
+    assert loaded.status == "success", loaded.error
+    assert same(weights(loaded.kept["psi"]), psi)
+
+    node = sys.modules[f"{pack_name()}.nodes.contextualizers"]
+    other = node.encoders_of(run_graph({"m": call("LoadDemoModel")}, keep={"clip": ("m", 1)}).kept["clip"])["clip_l"]
+    other.fingerprint = "ffffffffffffffff"
+    with pytest.raises(ValueError, match="ffffffffffffffff") as refused:
+        loaded.kept["psi"].encoder.require(other)
+    assert loaded.kept["psi"].encoder.fingerprint in str(refused.value)
+    hostile = run_graph({**graph, "save": call("SaveContextualizer", **save | {"name": "../x"})})
+    assert hostile.status == "error"
+    assert not (comfyui.base / "models" / "x.safetensors").exists()
+
+
+def test_what_does_not_exist_is_not_loaded(run_graph):
+    run = run_graph({"load": call("LoadContextualizer", file="../../etc/passwd")}, keep={"psi": ("load", 0)})
+    assert run.status in ("invalid", "error")
+
+
+def mlm(**changes: object) -> dict:
+    return call("MLMRegularizer", contextualizer=["psi", 0], prompts=["p", 0], **MLM | changes)
+
+
+def core(**changes: object) -> dict:
+    given = {"weights": "custom", "embedding_weight": 0.05, "attention_weight": 0.5, "rescale_mode": "fixed_mean"}
+    given |= {"embedding_axis": "paper", "attention_mode": "official", "attention_batch": 0}
+    return call("CoReRegularizer", prompts=["p", 0], **given | changes)
+
+
+class Encoder:
+    def __init__(self, width):
+        self.width = width
+
+
+class Model:
+    """As much of a model as choosing weights looks at."""
+
+    def __init__(self, width):
+        self.text_encoders = {"clip_l": Encoder(width)}
+
+
+def test_mlm_and_core_chain_both_ways(run_graph, small_vocabulary):
+    graph = {**pretraining(), "p": prompts(own="a {} in a jar"), "mlm": mlm(), "core": core()}
+    graph |= {"both": mlm(weights="auto (for this model)", regularizer=["core", 0])}
+    graph |= {"back": core(regularizer=["mlm", 0]), "strong": mlm(weights="strong"), "paper": mlm(weights="paper")}
+    run = run_graph(graph, keep={name: (name, 0) for name in ("mlm", "both", "back", "strong", "paper", "p")})
+    assert run.status == "success", run.error
+    kept = run.kept
+    (alone,) = kept["mlm"].make(Model(768))
+    assert (alone.weight, alone.rho, alone.batch, alone.beside_class) == (0.2, 0.5, 4, False)
+    assert kept["mlm"].norm_mode is None, "MLM says nothing about the vector's length"
+    for chain in ("both", "back"):
+        assert {one.name for one in kept[chain].make(Model(768))} == {"core", "mlm"}
+        assert kept[chain].norm_mode == "fixed_mean"
+    assert kept["both"].make(Model(768))[1].weight == kept["paper"].make(Model(128))[0].weight == 1e-4
+    assert kept["strong"].make(Model(128))[0].weight == 5e-4
+    assert kept["both"].make(Model(128))[1].weight > 1e-4
+    types = kept["p"].rich.state()["types"]
+    assert types["own"] == 1
+    assert len(types) == 7
+    assert kept["back"].make(Model(768))[1].prompts[0] == "a {} in a jar"
+    twice = run_graph({**graph, "twice": mlm(contextualizer_2=["psi", 0])}, keep={"twice": ("twice", 0)})
+    assert "clip_l" in twice.error["exception_message"]
+
+
+def training(regularizer: list | None, **changes: object) -> dict:
+    numbers = {"steps": 5, "learning_rate": 0.02, "batch": 2, "vectors": 1, "seed": 3, "preview_every": 0}
+    fixed = {"train": "textual inversion", "recipe": "auto (for this model)", "continue_interrupted": True}
+    sockets = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2], "images": ["images", 0]}
+    sockets |= {} if regularizer is None else {"regularizer": regularizer}
+    words = {"class_word": "house", "name": "keep", "preview_prompt": "a {}"}
+    images = call("DemoImages", concept="castle", count=2, background="grass", seed=0)
+    return {"images": images, "train": call("TrainConcept", **sockets, **words, **fixed | numbers | changes)}
+
+
+def test_a_word_is_trained_with_mlm_and_a_weight_of_zero_changes_nothing(run_graph, small_vocabulary):
+    graph = {**pretraining(), "p": prompts(), "mlm": mlm(), "none": mlm(weight=0.0)}
+    keep = {"concept": ("train", 0), "loss": ("train", 1)}
+    runs = [run_graph({**graph, **training(source)}, keep=keep) for source in (["mlm", 0], ["none", 0], None)]
+    assert [run.status for run in runs] == ["success"] * 3, [run.error for run in runs]
+    with_mlm, zero, plain = (run.kept["concept"].vectors["clip_l"] for run in runs)
+    assert torch.equal(zero, plain)
+    assert not torch.equal(with_mlm, plain)
+    assert len(runs[0].kept["loss"]["mlm/clip_l"]) == 5
+    assert all(value > 0 for value in runs[0].kept["loss"]["mlm/clip_l"])
+    assert runs[0].kept["concept"].provenance["regularizers"][0]["name"] == "mlm"
+
+
+def test_the_bundled_contextualizer_needs_no_file(run_graph, repository):
+    if not (repository / "core/models/tiny/weights/contextualizer.safetensors").exists():
+        pytest.fail("the contextualizer of the demo model is missing")
+    graph = {"model": call("LoadDemoModel"), "psi": call("LoadContextualizer", file=BUNDLED, clip=["model", 1])}
+    graph |= {"p": prompts(), "mlm": mlm(weights="auto (for this model)"), **training(["mlm", 0], steps=2)}
+    run = run_graph(graph, keep={"psi": ("psi", 0), "concept": ("train", 0)})
+    assert run.status == "success", run.error
+    found = run.kept["psi"].provenance["held_out"]
+    assert found["accuracy_interval"][0] > 1.5 * found["floor_most_frequent_interval"][1]
+    assert found["accuracy_interval"][0] > 1.5 * found["floor_shuffled_context_interval"][1]
+
+
+def test_text_of_another_node_becomes_prompts(run_graph):
+    graph = {
+        "images": call("DemoImages", concept="goblet", count=2, background="grass", seed=0, companion="yellow star")
+    }
+    graph["p"] = prompts("none", text=["images", 3])
+    run = run_graph(graph, keep={"p": ("p", 0), "text": ("images", 3), "images": ("images", 0), "masks": ("images", 1)})
+    assert run.status == "success", run.error
+    assert run.kept["p"].prompts == tuple(run.kept["text"].splitlines())
+    assert sum("a yellow star" in prompt for prompt in run.kept["p"].prompts) == 24
+    inside = run.kept["images"][run.kept["masks"] == 0]
+    yellow = (inside[:, 0] > 0.85) & (inside[:, 1] > 0.75) & (inside[:, 2] < 0.45)
+    assert yellow.float().mean() > 0.01, "the star is on the picture and not under the mask"
+    wrong = run_graph({"p": prompts("none", text=["t", 0]), "t": text("a {} here\n\nno place")}, keep={"p": ("p", 0)})
+    assert "line 3" in wrong.error["exception_message"]
+    refused = call("DemoImages", concept="horned-cat", count=1, background="grass", seed=0, companion="white cat")
+    assert "both a cat" in run_graph({"i": refused}, keep={"i": ("i", 0)}).error["exception_message"]
+
+
+def text(value: str) -> dict:
+    return {"class_type": "PrimitiveStringMultiline", "inputs": {"value": value}}
