@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..core.files import load_concept, safe_name, save_bundle, save_embedding
 from ..core.training.core_regularizer import CoReWeights, recommended_weights
 from ..core.training.events import Finished, Step
-from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, repair
+from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, own_side, repair
 from .train import load_model
 
 
@@ -55,7 +55,7 @@ def main(
     subject = load_model(model, device)
     widths = {name: encoder.width for name, encoder in subject.text_encoders.items()}
     given = [load_concept(path, widths=widths) for path in concepts]
-    side = size or getattr(subject, "resolution", None) or (64 if model == "tiny" else 512)
+    side = size or own_side(subject, given)
     weights = recommended_weights(subject)
     chosen = CoReWeights(
         weights.embedding if core_embedding is None else core_embedding,

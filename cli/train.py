@@ -267,8 +267,10 @@ def save(concept: Concept, out: Path) -> dict[str, Any]:
     bundle = save_bundle(concept, out / "bundles", if_exists="replace")
     for path in (embedding, bundle):
         found = load_concept(path, widths={name: value.shape[1] for name, value in concept.vectors.items()})
-        if any(not torch.equal(found.vectors[name], value) for name, value in concept.vectors.items()):
-            raise LearnedNothingError(f"{path} read back does not hold the learned vectors")
+        for part in ("vectors", "layer_vectors", "lora") if path == bundle else ("vectors",):
+            ours, theirs = getattr(concept, part) or {}, getattr(found, part) or {}
+            if ours.keys() != theirs.keys() or any(not torch.equal(theirs[name], ours[name]) for name in ours):
+                raise LearnedNothingError(f"{path} read back does not hold the learned {part}")
     print(f"wrote {embedding} and {bundle}; type embedding:{concept.name} in a prompt")
     return {"embedding": str(embedding), "bundle": str(bundle)}
 

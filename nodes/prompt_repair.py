@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..core.concept import Concept
 from ..core.training.events import Step
-from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, Repair, draw, repair
+from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, Repair, draw, own_side, repair
 from .comfy_model import ComfyModel
 from .live_view import OUTPUT
 from .reporting import STOPPED, Reporter
@@ -111,7 +111,7 @@ class OptimizeForPrompt(io.ComfyNode):
         given = [concept, concept_2, concept_3]
         concepts = [one for one in given if one is not None]
         adapted = ComfyModel(model, clip, vae)
-        width = width or own_side(adapted)
+        width = width or own_side(adapted, concepts)
         size = (height or width, width)
         options = {"steps": steps, "learning_rate": learning_rate, "batch": batch, "seed": seed}
         if latents == NOISE or concept.latents is None:
@@ -123,12 +123,6 @@ class OptimizeForPrompt(io.ComfyNode):
         by_name = dict(zip((one.name for one in concepts), repaired, strict=True))
         first, second, third = (None if one is None else by_name[one.name] for one in given)
         return io.NodeOutput(first, torch.cat(pictures), losses, second, third, ui={OUTPUT: [view]})
-
-
-def own_side(model: ComfyModel) -> int:
-    """The side of the pictures that a model is for, in pixels: the demo model's, SD's or SDXL's."""
-    widths = [encoder.width for encoder in model.text_encoders.values()]
-    return 64 if max(widths) < 768 else 1024 if len(widths) > 1 else 512
 
 
 def repair_and_report(

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
 import comfy.model_management
 import torch
 from comfy_api.latest import io
+from server import PromptServer
 
 from ..core.concept import PLACEHOLDER, Concept
 from ..core.files import safe_name
+from ..core.training.events import Step
+from ..core.training.methods import METHODS
+from ..core.training.pictures import checked_pictures
+from ..core.training.prior import PriorPreservation
+from ..core.training.trainer import resolution_for
 from .comfy_model import ComfyModel
+from .folders import checkpoints_root
 from .interrupted import InterruptedWork
-from .recipes import recipe_for, recipe_names, train_settings
-from .reporting import Reporter
+from .live_view import OUTPUT
+from .recipes import recipe_for, recipe_names, sources, train_settings
+from .reporting import STOPPED, Reporter
+from .running import announced
 from .sockets import (
     CATEGORY,
     PREFIX,
@@ -24,7 +34,9 @@ from .sockets import (
     RegularizerSocket,
 )
 
-TEXTUAL_INVERSION = "textual inversion"
+TRAINED = {METHODS[key].title: key for key in METHODS if not key.startswith("refine")}
+"""What the node offers to train -> the method's name."""
+TEXTUAL_INVERSION = METHODS["ti"].title
 AS_RECIPE = "0: as the recipe says."
 
 
@@ -60,17 +72,20 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "train",
-                    options=[TEXTUAL_INVERSION],
+                    options=list(TRAINED),
                     default=TEXTUAL_INVERSION,
                     tooltip="What is learned. textual inversion: the word's vectors and nothing else, a file of a few "
-                    "kilobytes.",
+                    "kilobytes. XTI: vectors of its own for every cross-attention layer (P+), or every block of them "
+                    "(the MLM paper). Custom Diffusion: the word, and the keys and values of the cross-attention. "
+                    "DreamBooth: a rare word that stays as it is, and UNet and text encoder, as a LoRA or all of them.",
                 ),
                 io.Combo.Input(
                     "recipe",
-                    options=recipe_names(),
+                    options=recipe_names(*TRAINED.values()),
                     default=recipe_names()[0],
-                    tooltip="Numbers that go together. auto: the CoRe paper's for Stable Diffusion, others for the "
-                    "demo model. The numbers below replace the recipe's unless they are 0.",
+                    tooltip="Numbers that go together. auto: those of what is trained, for Stable Diffusion or for the "
+                    "demo model. The numbers below replace the recipe's unless they are 0. "
+                    + sources(*TRAINED.values()),
                 ),
                 io.Int.Input("steps", default=0, min=0, max=100_000, tooltip=f"How long to train. {AS_RECIPE}"),
                 io.Float.Input(
@@ -133,6 +148,36 @@ class TrainConcept(io.ComfyNode):
                 ConceptSocket.Input(
                     "concept", optional=True, tooltip="Start from this concept instead of from the class word."
                 ),
+                *weight_inputs(),
+                io.Float.Input(
+                    "prior_preservation",
+                    default=-1.0,
+                    optional=True,
+                    min=-1.0,
+                    max=100.0,
+                    step=0.1,
+                    advanced=True,
+                    tooltip="How much it counts that the class word still means what it meant. -1: as the recipe says "
+                    "(1 for Custom Diffusion and DreamBooth). 0: not at all.",
+                ),
+                io.Int.Input(
+                    "prior_pictures",
+                    default=100,
+                    optional=True,
+                    min=1,
+                    max=2000,
+                    advanced=True,
+                    tooltip="For prior preservation: pictures of the class, drawn once by the model that came in and "
+                    "kept for the next training.",
+                ),
+                io.Boolean.Input(
+                    "keep_latents",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keep the latents of up to six training pictures with the concept (about 30 kB each), for "
+                    "Optimize for Prompt.",
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept and SaveConcept."),
@@ -165,6 +210,11 @@ class TrainConcept(io.ComfyNode):
         masks: torch.Tensor | None = None,
         regularizer: Regularization | None = None,
         concept: Concept | None = None,
+        rank: int = -1,
+        weight_rate: float = 0.0,
+        prior_preservation: float = -1.0,
+        prior_pictures: int = 100,
+        keep_latents: bool = False,
     ) -> io.NodeOutput:
         if not class_word.strip():
             raise ValueError(
@@ -173,46 +223,107 @@ class TrainConcept(io.ComfyNode):
         if preview_every > 0 and PLACEHOLDER not in preview_prompt:
             raise ValueError(f"preview_prompt needs a {PLACEHOLDER} where the new word goes.")
         adapted = ComfyModel(model, clip, vae)
+        chosen = recipe_for(recipe, adapted, TRAINED[train])
         settings = train_settings(
-            recipe_for(recipe, adapted),
+            chosen,
             norm_mode=None if regularizer is None else regularizer.norm_mode,
-            numbers={"steps": steps, "learning_rate": learning_rate, "batch": batch},
+            numbers={
+                "steps": steps,
+                "learning_rate": learning_rate,
+                "batch": batch,
+                "weight_rate": weight_rate,
+            },
             class_word=class_word.strip(),
             name=safe_name(name.strip()),
             vectors=vectors if concept is None else concept.length,
             seed=seed,
             preview_every=preview_every,
             preview_prompt=preview_prompt,
+            keep_latents=keep_latents,
+            **({} if rank < 0 else {"rank": rank}),
         )
+        prior = float(chosen.prior) if prior_preservation < 0 else prior_preservation
+        regularizers = () if regularizer is None else regularizer.make(adapted)
+        if prior > 0:
+            resolution = resolution_for(adapted, settings, checked_pictures(images[..., :3]))
+            regularizers += (class_pictures(cls.hidden.unique_id, prior, prior_pictures, settings.batch, resolution),)
         work = InterruptedWork(
             cls.hidden.unique_id,
             adapted,
             settings,
             images=images[..., :3],
             masks=masks,
-            regularizers=() if regularizer is None else regularizer.make(adapted),
+            regularizers=regularizers,
             initial=concept,
         )
         if not continue_interrupted:
             work.forget()
-        learned, losses = train_and_report(work, cls.hidden.unique_id)
-        return io.NodeOutput(learned, losses)
+        learned, losses, view = train_and_report(work, cls.hidden.unique_id)
+        return io.NodeOutput(learned, losses, ui={OUTPUT: [view]})
 
 
-def train_and_report(work: InterruptedWork, node_id: str) -> tuple[Concept, dict[str, list[float]]]:
-    """Run a training to its end. Returns the concept and a LOSS_MAP.
+def weight_inputs() -> list[Any]:
+    """Inputs of every training that changes weights."""
+    return [
+        io.Int.Input(
+            "rank",
+            default=-1,
+            optional=True,
+            min=-1,
+            max=128,
+            advanced=True,
+            tooltip="Where weights are trained: the rank of their change. -1: as the method does it. 0: whole weights, "
+            "a large file.",
+        ),
+        io.Float.Input(
+            "weight_rate",
+            default=0.0,
+            optional=True,
+            min=0.0,
+            max=1.0,
+            step=0.000001,
+            round=0.000000001,
+            advanced=True,
+            tooltip="How far each step goes for weights, where they are trained beside the word. 0: as the recipe "
+            "says.",
+        ),
+    ]
+
+
+def class_pictures(node_id: str, weight: float, pictures: int, batch: int, resolution: int) -> PriorPreservation:
+    """Prior preservation that draws its pictures where the page sees it and may cancel."""
+
+    def progress(done: int, wanted: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        PromptServer.instance.send_progress_text(f"drawing class pictures: {done} of {wanted}", node_id)
+
+    return PriorPreservation(
+        checkpoints_root() / "class_pictures",
+        weight=weight,
+        pictures=pictures,
+        batch=batch,
+        resolution=resolution,
+        progress=progress,
+    )
+
+
+def train_and_report(work: InterruptedWork, node_id: str) -> tuple[Concept, dict[str, list[float]], Mapping[str, Any]]:
+    """Run a training to its end, or until the page asks to stop and keep. Returns the concept, a LOSS_MAP and the view.
 
     When it is cancelled or an error ends it, the steps so far are in `work`'s checkpoint before that goes on its way.
     """
     reporter = Reporter(node_id, work.settings.steps)
     try:
-        with closing(work.events()) as events:
+        with announced(reporter.view) as training, closing(work.events()) as events:
             for event in events:
                 reporter(event)
                 comfy.model_management.throw_exception_if_processing_interrupted()
+                # Before its first step there is nothing to keep.
+                if training.stop and isinstance(event, Step):
+                    work.stop(STOPPED)
     except comfy.model_management.InterruptProcessingException:
         reporter.interrupted(work.kept())
         raise
     work.forget()
     losses = {name: values.tolist() for name, values in reporter.finished.losses.items()}
-    return reporter.finished.concept, {"loss": losses["diffusion"], **losses}
+    return reporter.finished.concept, {"loss": losses["diffusion"], **losses}, reporter.view.whole()

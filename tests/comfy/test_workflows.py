@@ -18,6 +18,15 @@ SHORT = {
     f"{PREFIX}TrainConcept": {"steps": 3, "batch": 2, "preview_every": 3},
     "KSampler": {"steps": 2},
 }
+REFINED = {f"{PREFIX}RefineConcept": {"steps": 3, "batch": 2, "preview_every": 3}}
+CLASS_PICTURES = {f"{PREFIX}TrainConcept": {**SHORT[f"{PREFIX}TrainConcept"], "prior_pictures": 2}}
+METHODS = ("textual inversion", "XTI", "Custom Diffusion", "DreamBooth, LoRA")
+# file: (what makes it short, how many pictures each of its output nodes shows)
+MORE_FILES = {
+    "second_stage": (SHORT | REFINED, {"The word alone": 3, "After the second stage": 3}),
+    "repair_a_prompt": (SHORT, {"Before and after, same seed": 2, "Before": 1, "After": 1}),
+    "compare_methods": (SHORT | CLASS_PICTURES, dict.fromkeys(METHODS, 3)),
+}
 FILES = ("train_a_word",)
 
 
@@ -38,7 +47,19 @@ def test_a_workflow_runs_from_its_file(run_ui_workflow, workflow):
     assert run_ui_workflow(workflow, SHORT).executed == []
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", MORE_FILES)
+def test_a_workflow_of_methods_runs_from_its_file(run_ui_workflow, workflow, name):
+    short, shown = MORE_FILES[name]
+    run = run_ui_workflow(workflow, short)
+    assert run.status == "success", run.error
+    titles = {str(node["id"]): node.get("title", node["type"]) for node in json.loads(workflow.read_text())["nodes"]}
+    pictures = {titles[node]: len(ui["images"]) for node, ui in run.ui.items() if "images" in ui}
+    assert pictures["Training pictures"] == 4
+    assert {title: pictures.get(title) for title in shown} == shown
+    assert run_ui_workflow(workflow, short).executed == []
+
+
+@pytest.mark.parametrize("name", [*FILES, *MORE_FILES])
 def test_a_workflow_is_tidy(workflow):
     """No node lies on another, every node lies in a group, and every link joins sockets that exist."""
     graph = json.loads(workflow.read_text(encoding="utf-8"))

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from stub_model import StubModel
 
-from contextual_inversion.cli import bench
+from contextual_inversion.cli import bench, optimize
 from contextual_inversion.cli import train as command
 from contextual_inversion.core.files import load_concept
+from contextual_inversion.core.training.core_regularizer import CoReWeights
 
 
 @pytest.fixture
@@ -51,6 +52,31 @@ def test_a_folder_of_pictures_becomes_files_that_hold_the_word(folder, tmp_path)
     assert Image.open(next((tmp_path / "out" / "previews").glob("*.png"))).size == (64, 64)
     again = command.main(folder, out=tmp_path / "out", resume=True, resolution=64, **keywords)
     assert torch.equal(load_concept(again["embedding"], widths=widths).vectors["clip_l"], embedding.vectors["clip_l"])
+
+
+@pytest.mark.parametrize("method", ["xti", "custom-diffusion", "dreambooth-lora", "dreambooth"])
+def test_any_method_then_the_second_stage_then_a_repair(folder, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(optimize, "load_model", lambda name, device: StubModel())
+    monkeypatch.setattr(optimize, "recommended_weights", lambda model: CoReWeights(1.0, 1.0, "large enough to see"))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a {} in the snow\n")
+    keywords = {"class_word": "dog", "steps": 3, "batch": 2, "prompts": str(prompts), "name": "thing"}
+    keywords |= {"resolution": 64, "prior_pictures": 2, "keep_latents": True}
+    made = command.main(folder, out=tmp_path / "one", method=method, learning_rate=0.05, **keywords)
+    assert ("prior/diffusion" in made["losses"]) == (method != "xti")
+    bundle = made["bundle"]
+    if method == "xti":
+        refined = command.main(folder, out=tmp_path / "two", method="refine", initial=made["bundle"], **keywords)
+        before, after = (load_concept(one["bundle"], widths={"clip_l": 32}) for one in (made, refined))
+        assert torch.equal(before.layer_vectors["clip_l"], after.layer_vectors["clip_l"])
+        assert after.lora
+        bundle = refined["bundle"]
+    repaired = optimize.main([bundle], prompt="a <thing> in the snow", out=tmp_path / "three", steps=3)
+    assert set(repaired["losses"]) == {"core/embedding", "core/attention"}
+    assert Image.open(repaired["picture"]).size == (128, 64)
+    found = load_concept(repaired["files"][0], widths={"clip_l": 32})
+    assert found.name == "thing_repaired"
+    assert not torch.equal(found.vectors["clip_l"], load_concept(bundle, widths={"clip_l": 32}).vectors["clip_l"])
 
 
 def test_the_command_says_what_is_wrong(folder, tmp_path):
