@@ -139,7 +139,7 @@ def main(
             source,
             settings,
             processes=processes,
-            candidates=known_words(subject),
+            known=known_words(subject),
             resume=checkpoints if resume else None,
         ),
         previews,

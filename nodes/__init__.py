@@ -23,6 +23,7 @@ def extension() -> Any:
         running,
         show_attention,
         training,
+        tuning_encoders,
     )
 
     running.add_routes()
@@ -44,6 +45,10 @@ def extension() -> Any:
                 concepts.ApplyConcept,
                 concepts.SaveConcept,
                 concepts.LoadConcept,
+                tuning_encoders.LoadTuningEncoder,
+                tuning_encoders.PretrainTuningEncoder,
+                tuning_encoders.PredictConcept,
+                tuning_encoders.TunePredictedConcept,
                 evaluation.EvaluateConcept,
                 attention.RecordAttention,
                 attention.AttendImage,

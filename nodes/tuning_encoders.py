@@ -478,7 +478,7 @@ class InterruptedEncoder(Resumable):
             self.images,
             self.pictures,
             self.settings,
-            candidates=known_words(self.model),
+            known=known_words(self.model),
             resume=self.folder if resume else None,
         )
         with closing(run):

@@ -18,7 +18,7 @@ from .reading import read_tensors
 from .writing import narrowed, write_concept_file
 
 KIND = "tuning_encoder"
-NEGATIVES, CANDIDATES = "negatives.", "candidates."
+NEGATIVES, KNOWN = "negatives.", "known."
 
 
 def save_tuning_encoder(
@@ -37,8 +37,8 @@ def save_tuning_encoder(
     tensors = {key: narrowed(value, dtype, key) for key, value in encoder.state_dict().items()}
     for key, value in encoder.negatives.items():
         tensors[NEGATIVES + key] = narrowed(value, dtype, NEGATIVES + key)
-    for key, value in (encoder.candidates or {}).items():
-        tensors[CANDIDATES + key] = value.cpu().to(torch.int32).contiguous()
+    for key, value in (encoder.known or {}).items():
+        tensors[KNOWN + key] = value.cpu().to(torch.int32).contiguous()
     content = {
         "version": VERSION,
         "kind": KIND,
@@ -71,8 +71,8 @@ def load_tuning_encoder(path: Path | str) -> TuningEncoder:
             provenance=facts["provenance"],
         )
         encoder.negatives = {name: value.float() for name, value in _taken(tensors, NEGATIVES).items()}
-        candidates = {name: value.long() for name, value in _taken(tensors, CANDIDATES).items()}
-        encoder.candidates = candidates or None
+        known = {name: value.long() for name, value in _taken(tensors, KNOWN).items()}
+        encoder.known = known or None
         encoder.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ConceptFileError(f"{path.name} is a damaged tuning-encoder: {str(error)[:300]}") from error

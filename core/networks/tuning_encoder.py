@@ -145,8 +145,8 @@ class TuningEncoder(nn.Module):
 
     It looks at pictures of `resolution` pixels a side. `timesteps` are where it predicts, `seed` fixes the noise there.
     `negatives` (n, d) per text encoder are embeddings that it predicted for other subjects: what a contrastive loss on
-    a single picture pushes away from (3.4). `candidates` are the ids that a hard token is chosen among, None: whatever
-    its vocabulary allows. `provenance` is plain data.
+    a single picture pushes away from (3.4). `known` are the ids of the words that its model was trained on, by text
+    encoder, None: the whole vocabulary. `provenance` is plain data.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class TuningEncoder(nn.Module):
             raise ValueError(f"a tuning-encoder predicts at one timestep at least, not at {self.timesteps}")
         self.provenance = dict(provenance or {})
         self.negatives: dict[str, torch.Tensor] = {}
-        self.candidates: Mapping[str, torch.Tensor] | None = None
+        self.known: Mapping[str, torch.Tensor] | None = None
         preset = shape.preset
         with torch.random.fork_rng(devices=[]):  # what `initialise` or a file replaces must not move anyone's numbers
             torch.manual_seed(0)

@@ -8,18 +8,19 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 
+from ..inspection.hard_token import Candidates, candidates, hard_words, word_of
 from ..maths.contrastive import NEIGHBOURS, TAU, contrastive_loss, nearest_tokens, norm_penalty
 from ..models.protocol import TextEncoder, TextToImageModel
 
-DEGENERATE = 1e-3
-"""Rows shorter than this share of the mean length are no words."""
+KnownWords = Mapping[str, torch.Tensor]
+"""Ids, by text encoder, of the words that a model was trained on; it knows nothing of the others."""
 
 
 class EmbeddingRegularization:
     """D3 and D4 of predictions (B, d) for each of a model's text encoders, added up.
 
-    `candidates` limits the neighbours to these ids, `negatives` (n, d) are embeddings of other subjects for a single
-    picture (METHODS.md 3.4). Both by text encoder.
+    `known` limits the neighbours to these words, `negatives` (n, d) are embeddings of other subjects for a single
+    picture (METHODS.md 3.4), by text encoder.
     """
 
     def __init__(
@@ -29,22 +30,19 @@ class EmbeddingRegularization:
         positives: int = NEIGHBOURS,
         temperature: float = TAU,
         detach_negatives: bool = False,
-        candidates: Mapping[str, torch.Tensor] | None = None,
+        known: KnownWords | None = None,
         negatives: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.model, self.positives, self.temperature = model, positives, temperature
-        self.detach_negatives, self.candidates = detach_negatives, candidates
+        self.detach_negatives, self.known = detach_negatives, known
         self.negatives = {name: value.to(model.device) for name, value in (negatives or {}).items()}
 
     @cached_property
-    def _words(self) -> dict[str, torch.Tensor]:
+    def _directions(self) -> dict[str, torch.Tensor]:
         """The directions (V, d) of the rows that may be neighbours."""
-        found = {}
-        for name, encoder in self.model.text_encoders.items():
-            ids = word_ids(encoder, None if self.candidates is None else self.candidates.get(name))
-            rows = encoder.table().detach()[ids.to(encoder.table().device)].float().clone()
-            found[name] = F.normalize(rows, dim=-1).to(self.model.device)
-        return found
+        every = self.model.text_encoders.items()
+        found = {name: words_of(encoder, self._known(name), readable=False) for name, encoder in every}
+        return {name: one.directions.to(self.model.device) for name, one in found.items()}
 
     def __call__(
         self, vectors: Mapping[str, torch.Tensor], everybody: Mapping[str, torch.Tensor] | None = None
@@ -60,12 +58,11 @@ class EmbeddingRegularization:
             l2 = l2 + norm_penalty(own)
         return contrastive, l2
 
-    def nearest(self, vectors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """v^h of each prediction: the row (B, d) of its nearest readable word, without gradient."""
-        return {name: hard_rows(self.model, name, value, self.candidates)[0] for name, value in vectors.items()}
+    def _known(self, name: str) -> torch.Tensor | None:
+        return None if self.known is None else self.known.get(name)
 
     def _contrastive(self, name: str, anchors: torch.Tensor) -> torch.Tensor:
-        words = self._words[name]
+        words = self._directions[name]
         positives = words[nearest_tokens(anchors.detach(), words, min(self.positives, len(words)))]
         others = anchors.detach() if self.detach_negatives else anchors
         excluded = torch.eye(len(anchors), dtype=torch.bool, device=anchors.device)
@@ -76,39 +73,31 @@ class EmbeddingRegularization:
         return contrastive_loss(anchors, positives, others, tau=self.temperature, excluded=excluded)
 
 
-def word_ids(encoder: TextEncoder, candidates: torch.Tensor | None, *, readable: bool = False) -> torch.Tensor:
-    """Ids of the vocabulary's words: no special token, no degenerate row; `readable` asks for whole words of letters
-    (METHODS.md 3.4)."""
-    table = encoder.table().detach()
-    norms = table.float().norm(dim=-1).cpu()
-    good = norms > DEGENERATE * norms.mean()
-    good[[encoder.bos, encoder.eos, encoder.pad]] = False
-    if candidates is not None:
-        known = torch.zeros_like(good)
-        known[candidates.cpu()] = True
-        good &= known
-    ids = good.nonzero()[:, 0]
-    if not readable:
-        return ids
-    kept = [i for i in ids.tolist() if encoder.token_text(i).endswith("</w>") and encoder.token_text(i)[:-4].isalpha()]
-    return torch.tensor(kept or ids.tolist())
+class HardWords:
+    """v^h: the nearest readable word of predictions, among those that the model knows (METHODS.md 3.4 and 3.6)."""
+
+    def __init__(self, model: TextToImageModel, known: KnownWords | None) -> None:
+        self.model, self.known = model, known
+
+    @cached_property
+    def _candidates(self) -> Candidates:
+        name, encoder = next(iter(self.model.text_encoders.items()))
+        return words_of(encoder, None if self.known is None else self.known.get(name), readable=True)
+
+    def __call__(self, vectors: Mapping[str, torch.Tensor]) -> list[str]:
+        """One word for each row of `vectors` ((n, d) by text encoder). Several text encoders agree on one."""
+        if len(self.model.text_encoders) > 1 and self.known is None:
+            return hard_words(self.model, vectors).split(" ")
+        name, encoder = next(iter(self.model.text_encoders.items()))
+        return [word_of(encoder.token_text(row[0])) for row in self._candidates.nearest(vectors[name].float())]
 
 
-def hard_rows(
-    model: TextToImageModel, name: str, vectors: torch.Tensor, candidates: Mapping[str, torch.Tensor] | None
-) -> tuple[torch.Tensor, list[str]]:
-    """The table's rows (B, d) nearest to `vectors` (B, d), and their words."""
-    encoder = model.text_encoders[name]
-    ids = word_ids(encoder, None if candidates is None else candidates.get(name), readable=True)
-    table = encoder.table().detach()
-    rows = table[ids.to(table.device)].float().to(vectors.device)
-    best = nearest_tokens(vectors.detach().float(), F.normalize(rows, dim=-1), 1)[:, 0]
-    words = [encoder.token_text(int(ids[i])).removesuffix("</w>") for i in best.tolist()]
-    return rows[best], words
-
-
-def hard_words(
-    model: TextToImageModel, vectors: Mapping[str, torch.Tensor], candidates: Mapping[str, torch.Tensor] | None
-) -> dict[str, str]:
-    """The hard tokens of a word, by text encoder: one for each of its vectors, joined."""
-    return {name: " ".join(hard_rows(model, name, value, candidates)[1]) for name, value in vectors.items()}
+def words_of(encoder: TextEncoder, known: torch.Tensor | None, *, readable: bool) -> Candidates:
+    """`candidates` of the vocabulary, without those that are not `known`. All where that would leave nothing."""
+    found = candidates(encoder, readable=readable)
+    ids = set() if known is None else set(known.tolist())
+    kept = [place for place, token in enumerate(found.ids) if token in ids]
+    if not kept:
+        return found
+    places = torch.tensor(kept, device=found.directions.device)
+    return Candidates([found.ids[place] for place in kept], found.directions[places])

@@ -17,6 +17,7 @@ import torch
 from ..maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ..maths.norms import vocabulary_norm
 from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
+from ..models.dual_path import DualPath, predict_dual
 from ..models.image_encoder import ImageEncoder, ImageFeatures
 from ..models.low_rank import apply_deltas
 from ..models.protocol import ImageSize, TextToImageModel
@@ -33,11 +34,11 @@ from ..networks.tuning_encoder import (
 from .checkpoint import Checkpoint, checkpoint_path, load_checkpoint, require_same_run, save_checkpoint
 from .contextualizer_pretraining import Processes
 from .draws import generator_for, sample_order, send
-from .embedding_regularization import EmbeddingRegularization
+from .embedding_regularization import EmbeddingRegularization, HardWords, KnownWords
 from .encoder_pictures import PictureSource
 from .events import CheckpointSaved, Preview, Started, Step
 from .history import History
-from .prediction import PREDICTION_TEMPLATE, Observer, deltas_of, predicted_conditioning
+from .prediction import PREDICTION_TEMPLATE, Observer, deltas_of, predicted_conditioning, worded_conditioning
 from .schedules import LearningRateSchedule, learning_rate_factor
 from .square_pictures import square_picture
 from .stream import EventStream
@@ -133,21 +134,21 @@ def pretrain_encoder(
     settings: EncoderPretrainSettings,
     *,
     processes: Processes | None = None,
-    candidates: Mapping[str, torch.Tensor] | None = None,
+    known: KnownWords | None = None,
     resume: Path | None = None,
 ) -> EventStream[EncoderPretrainingEvent]:
     """METHODS.md 3.5: each picture is what the encoder sees and what the model has to draw, under the prompt "a photo
     of a S*", with the embedding and the low-rank deltas predicted for it. UNet, text and image encoder stay as they
     are.
 
-    `candidates` limits the ids among which nearest tokens are looked for, by text encoder: to the words that a model
+    `known` limits the ids among which nearest tokens are looked for, by text encoder: to the words that a model
     was trained on. `resume` is a checkpoint or a folder of them and has to come from the same settings, model and
     pictures. Nothing happens before the first event is asked for.
 
     Raises (while iterating): ValueError for what cannot be trained, `CheckpointMismatchError`, and RuntimeError where
     the loss is no longer finite.
     """
-    return EventStream(_pretrain(model, images, pictures, settings, processes or Processes(), candidates, resume))
+    return EventStream(_pretrain(model, images, pictures, settings, processes or Processes(), known, resume))
 
 
 def _pretrain(
@@ -156,13 +157,13 @@ def _pretrain(
     pictures: PictureSource,
     settings: EncoderPretrainSettings,
     processes: Processes,
-    candidates: Mapping[str, torch.Tensor] | None,
+    known: KnownWords | None,
     resume: Path | None,
 ) -> Generator[EncoderPretrainingEvent, None, None]:
     if settings.batch % processes.size:
         raise ValueError(f"{processes.size} processes cannot share a batch of {settings.batch} evenly")
     with model.session(gradient_checkpointing=settings.gradient_checkpointing):
-        training = _Pretraining(model, images, pictures, settings, processes, candidates)
+        training = _Pretraining(model, images, pictures, settings, processes, known)
         before = training.restore(resume) if resume is not None else 0.0
         started = time.perf_counter()
         yield Started(training.done, settings.steps, training.encoder.numbers)
@@ -189,7 +190,7 @@ class _Pretraining:
         pictures: PictureSource,
         settings: EncoderPretrainSettings,
         processes: Processes,
-        candidates: Mapping[str, torch.Tensor] | None,
+        known: KnownWords | None,
     ) -> None:
         self.model, self.images, self.pictures = model, images, pictures
         self.settings, self.processes = settings, processes
@@ -201,14 +202,15 @@ class _Pretraining:
         self.size = ImageSize(settings.resolution, settings.resolution)
         self.prepared = _Prepared(model, images, pictures, settings.resolution, settings.cache)
         self.observer = Observer(model, self.size)
-        self.encoder = new_encoder(model, images, settings, self.observer.channels(), candidates).to(self.device)
+        self.encoder = new_encoder(model, images, settings, self.observer.channels(), known).to(self.device)
         self.regularization = EmbeddingRegularization(
             model,
             positives=settings.positives,
             temperature=settings.temperature,
             detach_negatives=settings.detach_negatives,
-            candidates=candidates,
+            known=known,
         )
+        self.hard_words = HardWords(model, known)
         self.average = {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
         self.parameters = list(self.encoder.parameters())
         self.optimizer = torch.optim.AdamW(
@@ -267,9 +269,13 @@ class _Pretraining:
         self, z_t: torch.Tensor, timesteps: torch.Tensor, prediction: Prediction, templates: Sequence[str]
     ) -> torch.Tensor:
         """The UNet with every picture's own word and deltas."""
-        soft = predicted_conditioning(self.model, prediction.vectors, templates, self.size)
-        with apply_deltas(self.model, deltas_of(prediction.factors)):
-            return self.model.predict(z_t, timesteps, soft)
+        model, alpha, deltas = self.model, self.settings.alpha, deltas_of(prediction.factors)
+        soft = predicted_conditioning(model, prediction.vectors, templates, self.size)
+        if alpha is None:
+            with apply_deltas(model, deltas):
+                return model.predict(z_t, timesteps, soft)
+        hard = worded_conditioning(model, self.hard_words(prediction.vectors), templates, self.size)
+        return predict_dual(model, z_t, timesteps, hard, DualPath(soft, deltas, alpha))
 
     def _rows(self) -> tuple[list[int], range]:
         """The pictures of this process's share of the step, and the numbers of its samples in the run."""
@@ -339,7 +345,7 @@ class _Pretraining:
             seed=encoder.seed,
         )
         copy.load_state_dict(self.average)
-        copy.candidates = encoder.candidates
+        copy.known = encoder.known
         return copy.to(self.device).requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -462,7 +468,7 @@ def new_encoder(
     images: ImageEncoder,
     settings: EncoderPretrainSettings,
     maps: Sequence[int],
-    candidates: Mapping[str, torch.Tensor] | None = None,
+    known: KnownWords | None = None,
 ) -> TuningEncoder:
     """An untrained tuning-encoder of the settings' size for a model whose `features` have `maps` channels."""
     preset = replace(PRESETS[settings.preset], rank=settings.rank)
@@ -478,7 +484,7 @@ def new_encoder(
         timesteps=settings.timesteps,
         seed=settings.seed,
     )
-    encoder.candidates = None if candidates is None else dict(candidates)
+    encoder.known = None if known is None else dict(known)
     return initialise(encoder, norms, generator_for(settings.seed, "tuning encoder", 0))
 
 

@@ -32,7 +32,7 @@ def recommended_encoder(model: TextToImageModel) -> dict[str, Any]:
 
 
 def known_words(model: TextToImageModel) -> dict[str, torch.Tensor] | None:
-    """`candidates` of the bundled tiny model: the ids of the words that it learned. None for any other model, which
+    """`known` words of the bundled tiny model: the ids of those that it learned. None for any other model, which
     is taken to know its whole vocabulary."""
     found = {}
     for name, encoder in model.text_encoders.items():

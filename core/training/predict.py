@@ -14,7 +14,7 @@ from ..models.lora import to_lora
 from ..models.low_rank import LowRankDelta
 from ..models.protocol import ImageSize, TextToImageModel
 from ..networks.tuning_encoder import Identity, TuningEncoder
-from .embedding_regularization import hard_words
+from .embedding_regularization import HardWords
 from .footprint import Footprint
 from .prediction import Observer
 from .square_pictures import square_picture
@@ -95,13 +95,12 @@ def concept_of(
     provenance: Mapping[str, Any],
 ) -> Concept:
     """Vectors (1, d) and deltas as a concept with its hard token (METHODS.md 3.8)."""
-    words = hard_words(model, vectors, encoder.candidates)
-    hard = next(iter(words.values()))
+    hard = " ".join(HardWords(model, encoder.known)(vectors))
     return Concept(
         name=name,
         class_word=(class_word or "").strip() or hard,
         vectors=vectors,
         lora=to_lora(model, deltas),
         hard_token=hard,
-        provenance={**provenance, "hard_tokens": words},
+        provenance=provenance,
     )

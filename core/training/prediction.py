@@ -83,6 +83,18 @@ def predicted_conditioning(
     return model.conditioning(encodings, size)
 
 
+@torch.no_grad()
+def worded_conditioning(
+    model: TextToImageModel, words: Sequence[str], templates: Sequence[str], size: ImageSize
+) -> Conditioning:
+    """Prompt i with plain word i in its placeholder."""
+    encodings = {}
+    for name, encoder in model.text_encoders.items():
+        prompts = [tokenize_prompt(encoder, text, words=word) for text, word in zip(templates, words, strict=True)]
+        encodings[name] = encoder.encode(*input_embeddings(encoder, prompts, None))
+    return model.conditioning(encodings, size)
+
+
 def deltas_of(factors: Mapping[str, Factors], *, copies: int = 1) -> dict[str, LowRankDelta]:
     """The deltas of every picture (METHODS.md D1) for a batch that holds the pictures `copies` times."""
     return {name: LowRankDelta(a.repeat(copies, 1, 1), b.repeat(copies, 1, 1)) for name, (a, b) in factors.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,14 +13,15 @@ import torch
 from ..concept import PLACEHOLDER, Concept
 from ..maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
+from ..models.dual_path import DualPath, predict_dual
 from ..models.image_encoder import ImageEncoder
 from ..models.lora import from_lora
 from ..models.low_rank import LowRankDelta, apply_deltas
-from ..models.protocol import ImageSize, TextToImageModel
+from ..models.protocol import Conditioning, ImageSize, TextToImageModel
 from ..models.text import encode_prompts
 from ..networks.tuning_encoder import TuningEncoder
 from .draws import generator_for, send
-from .embedding_regularization import EmbeddingRegularization
+from .embedding_regularization import EmbeddingRegularization, HardWords
 from .events import Event, Finished, Started, Step
 from .footprint import Footprint
 from .history import History
@@ -141,7 +143,7 @@ class _Tuning:
             model,
             positives=settings.positives,
             temperature=settings.temperature,
-            candidates=encoder.candidates,
+            known=encoder.known,
             negatives=encoder.negatives,
         )
         groups = [
@@ -188,8 +190,20 @@ class _Tuning:
         settings, model = self.settings, self.model
         encodings = encode_prompts(model, [settings.template], vectors=self.vectors)
         soft = model.conditioning(encodings, self.size).expand(len(z_t))
-        with apply_deltas(model, self.deltas):
-            return model.predict(z_t, timesteps, soft)
+        if settings.alpha is None:
+            with apply_deltas(model, self.deltas):
+                return model.predict(z_t, timesteps, soft)
+        return predict_dual(
+            model, z_t, timesteps, self._hard.expand(len(z_t)), DualPath(soft, self.deltas, settings.alpha)
+        )
+
+    @cached_property
+    @torch.no_grad()
+    def _hard(self) -> Conditioning:
+        """The prompt with the prediction's nearest word, which stays while the soft one is tuned."""
+        words = self.start.hard_token or " ".join(HardWords(self.model, self.encoder.known)(self.start.vectors))
+        encodings = encode_prompts(self.model, [self.settings.template], words=words)
+        return self.model.conditioning(encodings, self.size)
 
     def losses(self) -> Mapping[str, torch.Tensor]:
         """Every step's. Raises RuntimeError where one is not finite."""

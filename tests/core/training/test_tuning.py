@@ -1,0 +1,216 @@
+"""Predicting a word from one picture and tuning it: exact, repeatable, and careful about what it is given."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+import torch
+from tuning_parts import images, model, pictures, settings, source
+
+from contextual_inversion.core.models.lora import from_lora
+from contextual_inversion.core.models.low_rank import apply_deltas
+from contextual_inversion.core.models.protocol import ImageSize
+from contextual_inversion.core.models.text import encode_prompts
+from contextual_inversion.core.training.encoder_pretraining import pretrain_encoder
+from contextual_inversion.core.training.events import Finished, Started, Step
+from contextual_inversion.core.training.predict import observed, predict_concept
+from contextual_inversion.core.training.prediction import Observer, deltas_of, predicted_conditioning
+from contextual_inversion.core.training.square_pictures import square_picture
+from contextual_inversion.core.training.tuning import TuneSettings, tune
+
+SIZE = ImageSize(64, 64)
+
+
+@lru_cache
+def encoder(kind="sd1"):
+    *_, last = pretrain_encoder(model(kind), images(), source(), settings(steps=3, learning_rate=1e-2, ema=None))
+    return last.encoder
+
+
+def picture():
+    return pictures(1)[0]
+
+
+def predicted(kind="sd1", given=None):
+    return predict_concept(
+        model(kind), images(), encoder(kind), picture() if given is None else given, name="x", class_word="dog"
+    )
+
+
+def tuned(kind="sd1", predicted=None, **keywords):
+    given = {"steps": 2, "batch": 2, "alpha": None, "lora_learning_rate": 1e-2, "vector_learning_rate": 1e-2}
+    return list(
+        tune(
+            model(kind), images(), encoder(kind), picture(), TuneSettings(**{**given, **keywords}), name="x",
+            predicted=predicted,
+        )
+    )  # fmt: skip
+
+
+def noisy():
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([100, 900])
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_the_concept_does_what_the_networks_prediction_does(kind):
+    subject, network, concept = model(kind), encoder(kind), predicted(kind)
+    with subject.session(), torch.no_grad():
+        latents, features = observed(subject, images(), picture(), 64)
+        found = network(Observer(subject, SIZE).look(network, latents, features))
+        wanted = predicted_conditioning(subject, found.vectors, ["a photo of a {}"], SIZE).expand(2)
+        with apply_deltas(subject, deltas_of(found.factors, copies=2)):
+            ours = subject.predict(*noisy(), wanted)
+        conditioning = subject.conditioning(encode_prompts(subject, ["a photo of a {}"], vectors=concept.vectors), SIZE)
+        plain = subject.predict(*noisy(), conditioning.expand(2))
+        with apply_deltas(subject, from_lora(subject, concept.lora)):
+            theirs = subject.predict(*noisy(), conditioning.expand(2))
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    assert (theirs - plain).abs().max() > 1e-3
+    assert set(concept.vectors) == set(subject.text_encoders)
+    assert concept.hard_token.isalpha()
+    assert concept.class_word == "dog"
+    assert concept.provenance["predicted"]["peak_bytes"] > 0
+    assert concept.provenance["predicted"]["seconds"] > 0
+
+
+def test_a_prediction_repeats_itself_and_depends_on_the_picture():
+    one, same, other = predicted(), predicted(), predicted(given=pictures(2)[1])
+    assert torch.equal(one.vectors["clip_l"], same.vectors["clip_l"])
+    assert all(torch.equal(value, same.lora[key]) for key, value in one.lora.items())
+    assert not torch.equal(one.vectors["clip_l"], other.vectors["clip_l"])
+
+
+def test_tuning_lowers_the_loss_of_its_own_picture():
+    *_, last = tuned(steps=12, batch=4)
+    diffusion = last.losses["diffusion"]
+    assert len(diffusion) == 12
+
+    def error(concept):
+        subject = model()
+        with subject.session(), torch.no_grad():
+            latents, _ = observed(subject, images(), picture(), 64)
+            z, t = noisy()
+            alpha = subject.schedule.alpha_bar[t].float().view(-1, 1, 1, 1)
+            context = subject.conditioning(encode_prompts(subject, ["a photo of a {}"], vectors=concept.vectors), SIZE)
+            with apply_deltas(subject, from_lora(subject, concept.lora)):
+                out = subject.predict(alpha.sqrt() * latents + (1 - alpha).sqrt() * z, t, context.expand(2))
+        return (out - z).square().mean()
+
+    assert error(last.concept) < error(predicted())
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_tuning_is_a_stream_and_leaves_model_and_encoder_alone(kind, alpha):
+    subject, network = model(kind), encoder(kind)
+    before = {name: value.clone() for name, value in subject.unet.state_dict().items()}
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    started, *steps, last = tuned(kind, alpha=alpha)
+    assert isinstance(started, Started)
+    assert isinstance(last, Finished)
+    assert [step.step for step in steps if isinstance(step, Step)] == [1, 2]
+    assert all(torch.equal(value, before[name]) for name, value in subject.unet.state_dict().items())
+    assert all(torch.equal(value, weights[name]) for name, value in network.state_dict().items())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in subject.unet.modules())
+    start = predicted(kind)
+    assert all(not torch.equal(value, start.vectors[name]) for name, value in last.concept.vectors.items())
+    moved = [key for key, value in last.concept.lora.items() if not torch.equal(value, start.lora[key])]
+    assert len(moved) == sum(not key.endswith(".alpha") for key in start.lora)
+    assert last.concept.provenance["tuned"]["peak_bytes"] > 0
+    assert last.concept.provenance["settings"]["alpha"] == alpha
+
+
+@pytest.mark.parametrize(("what", "vectors", "lora"), [("lora", False, True), ("vectors", True, False)])
+def test_only_what_is_tuned_moves(what, vectors, lora):
+    start = predicted()
+    *_, last = tuned(tuned=what)
+    assert torch.equal(last.concept.vectors["clip_l"], start.vectors["clip_l"]) is not vectors
+    assert all(torch.equal(value, start.lora[key]) for key, value in last.concept.lora.items()) is not lora
+
+
+def test_tuning_goes_on_from_a_prediction_that_is_given():
+    *_, again = tuned()
+    *_, given = tuned(predicted=predicted())
+    assert torch.equal(given.concept.vectors["clip_l"], again.concept.vectors["clip_l"])
+
+
+def test_stopping_in_the_middle_leaves_the_model_free():
+    settings = TuneSettings(steps=2, batch=1, alpha=None)
+    with tune(model(), images(), encoder(), picture(), settings) as run:
+        next(run)
+        next(run)
+    assert not any(part._forward_hooks for part in model().unet.modules())
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_it_works_in_inference_mode():
+    with torch.inference_mode():
+        concept = predicted()
+        *_, last = tuned()
+    assert not concept.vectors["clip_l"].is_inference()
+    assert torch.equal(concept.vectors["clip_l"], predicted().vectors["clip_l"])
+    assert torch.isfinite(last.losses["diffusion"]).all()
+
+
+# Bad input
+
+
+def test_more_than_twelve_steps_have_to_be_meant():
+    with pytest.raises(ValueError, match="12 steps at most, not 13"):
+        TuneSettings(steps=13)
+    assert TuneSettings(steps=13, more_steps=True).steps == 13
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"alpha": -0.1}, {"alpha": 1.1}, {"template": "a dog"}, {"tuned": "x"}]
+)
+def test_settings_that_mean_nothing_are_errors(wrong):
+    with pytest.raises(ValueError, match=r"at least|alpha|needs one|unknown"):
+        TuneSettings(**wrong)
+
+
+def test_other_models_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"trained on .* but here is .*the image encoder differs"):
+        predict_concept(model(), images(1), encoder(), picture())
+    with pytest.raises(ValueError, match="the UNet and the text encoder differ"):
+        next(tune(model("sd2"), images(), encoder(), picture()))
+
+
+def test_a_concept_without_a_lora_cannot_be_tuned():
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="no LoRA to tune"):
+        tuned(predicted=replace(predicted(), lora=None))
+
+
+def test_pictures_of_any_kind_and_size():
+    square = torch.rand(64, 64, 3)
+    assert torch.equal(square_picture(square, 64), square.permute(2, 0, 1))
+    assert torch.equal(square_picture(square[None], 64), square_picture(square, 64))
+    clear = torch.cat([square, torch.zeros(64, 64, 1)], -1)
+    assert torch.equal(square_picture(clear, 64), torch.ones(3, 64, 64))
+    solid = torch.cat([square, torch.ones(64, 64, 1)], -1)
+    assert torch.equal(square_picture(solid, 64), square_picture(square, 64))
+    grey = square[..., :1]
+    assert torch.equal(square_picture(grey, 64), grey.permute(2, 0, 1).expand(3, -1, -1))
+    wide = torch.zeros(4320, 7680, 3)
+    wide[:, 1680:6000] = 0.5
+    torch.testing.assert_close(square_picture(wide, 64), torch.full((3, 64, 64), 0.5))
+    assert square_picture(torch.rand(16, 900, 4), 64).shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (torch.rand(1, 1, 3), "1 x 1 pixels shows nothing"),
+        (torch.rand(2, 64, 64, 3), "one picture, not at 2"),
+        (torch.rand(64, 64, 5), "1, 3 or 4 channels"),
+        (torch.rand(64, 64, 3) * 255, r"0 \.\. 1"),
+        (torch.full((64, 64, 3), torch.nan), r"0 \.\. 1"),
+    ],
+)
+def test_pictures_that_show_nothing_are_errors(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        predicted(given=wrong)
