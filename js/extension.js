@@ -11,7 +11,7 @@ const OURS = "ContextualInversion";
 const ATTENTION = "contextual_inversion_attention";
 const TRAINING = "contextual_inversion_training";
 const TRAINING_EVENT = "contextual_inversion.training";
-const SHOWS_ATTENTION = ["ContextualInversionShowAttention", "ContextualInversionAttendImage"];
+const SHOWS_ATTENTION = "ContextualInversionShowAttention";
 const PROGRESS_TEXT = "$$node-text-preview"; // ComfyUI's name of the line of text on a node
 
 const panels = new WeakMap();
@@ -30,7 +30,8 @@ function also(node, occasion, more) {
 function addAttentionViewer(node) {
   const viewer = new AttentionViewer({ address, keep: (state) => keep(node, state) });
   addView(node, "attention", viewer.element, 340);
-  node.setSize([Math.max(node.size[0], 420), Math.max(node.size[1], 560)]);
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(width, 440), height + 100]);
   also(node, "onConfigure", async () => {
     viewer.restore(kept(node));
     const output = await lastOutput(node, ATTENTION);
@@ -106,7 +107,7 @@ app.registerExtension({
     api.addEventListener("progress_text", hideText);
   },
   nodeCreated(node) {
-    if (SHOWS_ATTENTION.includes(node.comfyClass)) addAttentionViewer(node);
+    if (node.comfyClass === SHOWS_ATTENTION) addAttentionViewer(node);
     else if (node.comfyClass?.startsWith(OURS) && node.constructor.nodeData?.output?.includes("LOSS_MAP")) followTraining(node);
   },
 });
