@@ -15,7 +15,9 @@ REPORT = {
         {"label": "4 x 4, up", "depth": 1.0, "height": 3, "width": 4},
         {"label": "4 x 4, middle", "depth": 0.5, "height": 3, "width": 4},
     ],
-    "words": [{"text": text, "kind": "word", "positions": [i]} for i, text in enumerate(["a", "cat", "on", "a", "mat"])],
+    "words": [
+        {"text": text, "kind": "word", "positions": [i]} for i, text in enumerate(["a", "cat", "on", "a", "mat"])
+    ],
     "tile": {"height": 6, "width": 8, "columns": 7},
 }
 SHAPE = (REPORT["images"], len(REPORT["bins"]), len(REPORT["groups"]), len(REPORT["words"]))
