@@ -126,3 +126,137 @@ def test_the_picture_is_the_same_and_the_maps_are_whole(run_graph, comfyui, samp
     for group, described in enumerate(found["groups"]):
         inner = totals[:, :, group, : described["height"], : described["width"]]
         np.testing.assert_allclose(inner, 1, atol=0.02)  # 8 bits a map
+
+
+def learned(name="gear", rows=2):
+    """An embedding file's content that ApplyConcept and `embedding:` know."""
+    from contextual_inversion.core.concept import Concept
+
+    return Concept(name, "cup", {"clip_l": torch.randn(rows, 128, generator=torch.Generator().manual_seed(1)) * 0.03})
+
+
+def test_words_masks_and_choices(run_graph, comfyui):
+    from contextual_inversion.core.files import save_embedding
+
+    save_embedding(learned(), Path(comfyui.folder_paths.get_folder_paths("embeddings")[0]), if_exists="replace")
+    prompt = "a photo of a (embedding:gear:1.2) and a red surrealistically hat"
+    keep = {"images": ("a", 0), "masks": ("a", 1)}
+    show = {"words": "gear, red surrealistically", "mask_words": "gear", "mask_threshold": 0.0, "clip": ["m", 1]}
+    nodes = graph(prompt=prompt, show=show)
+    run = run_graph(nodes, keep=keep)
+    assert run.status == "success", run.error
+    words = {w["text"]: w for w in report(run)["words"]}
+    assert len(words["gear"]["positions"]) == 2
+    assert len(words["surrealistically"]["positions"]) > 1
+    assert run.kept["images"].shape == (6, 96, 128, 3)
+    soft = run.kept["masks"].clone()
+    assert soft.shape == (2, 96, 128)
+    assert torch.equal(soft.amax((1, 2)), torch.ones(2))
+    # one word alone is its own mask, and a threshold cuts it
+    nodes["a"]["inputs"].update(words="gear", mask_words="", mask_threshold=0.5, layers="up", resolution="16 cells")
+    run = run_graph(nodes, keep=keep)
+    assert run.executed == ["a"]
+    assert run.kept["images"].shape == (2, 96, 128, 3)
+    assert set(run.kept["masks"].unique().tolist()) == {0.0, 1.0}
+    assert not torch.equal(run.kept["masks"], (soft >= 0.5).float())
+
+
+def test_it_says_what_to_connect(run_graph):
+    unordered = graph()
+    del unordered["a"]["inputs"]["image"]
+    run = run_graph(unordered)
+    assert run.status == "error"
+    assert "Connect the sampled picture to `image`" in run.error["exception_message"]
+    unused = graph()
+    unused["s"]["inputs"]["model"] = ["m", 0]
+    run = run_graph(unused)
+    assert run.status == "error"
+    assert "Connect the model that comes out of Record Attention" in run.error["exception_message"]
+    for wrong, said in (({"words": "dog"}, "'dog' is not in the prompt"), ({"prompt": ""}, "has no words")):
+        run = run_graph(graph(show=wrong))
+        assert run.status == "error"
+        assert said in run.error["exception_message"]
+
+
+def test_a_latent_orders_the_graph_as_well(run_graph):
+    nodes = graph()
+    del nodes["a"]["inputs"]["image"], nodes["d"]
+    nodes["a"]["inputs"]["latent"] = ["s", 0]
+    run = run_graph(nodes, keep={"images": ("a", 0)})
+    assert run.status == "success", run.error
+    assert report(run)["pictures"] == []
+    assert run.kept["images"].shape == (20, 384, 512, 3)
+
+
+def test_attend_image_sees_a_picture_that_exists(run_graph, comfyui):
+    nodes = {
+        "m": {"class_type": f"{PREFIX}LoadDemoModel", "inputs": {}},
+        "i": {
+            "class_type": f"{PREFIX}DemoImages",
+            "inputs": {"concept": "goblet", "count": 2, "background": "snow", "seed": 0},
+        },
+        "t": {
+            "class_type": f"{PREFIX}AttendImage",
+            "inputs": {
+                "model": ["m", 0],
+                "clip": ["m", 1],
+                "vae": ["m", 2],
+                "image": ["i", 0],
+                "prompt": "a cup in the snow",
+                "timesteps": "600, 300",
+                "seed": 0,
+            },
+        },
+        "a": shown(["t", 0], "a cup in the snow", image=["i", 0]),
+    }
+    run = run_graph(nodes)
+    assert run.status == "success", run.error
+    found = report(run)
+    assert found["images"] == 2
+    assert len(found["bins"]) == 2
+    nodes["t"]["inputs"]["timesteps"] = "600, soon"
+    run = run_graph(nodes)
+    assert run.status == "invalid"
+    assert "numbers from 0 to 999" in str(run.error["node_errors"])
+
+
+def test_diagnose_concept(run_graph, comfyui):
+    from contextual_inversion.core.files import save_embedding
+
+    save_embedding(learned(), Path(comfyui.folder_paths.get_folder_paths("embeddings")[0]), if_exists="replace")
+    nodes = {
+        "m": {"class_type": f"{PREFIX}LoadDemoModel", "inputs": {}},
+        "l": {
+            "class_type": f"{PREFIX}LoadConcept",
+            "inputs": {"file": "embeddings/gear.safetensors", "clip": ["m", 1]},
+        },
+        "d": {
+            "class_type": f"{PREFIX}DiagnoseConcept",
+            "inputs": {
+                "model": ["m", 0],
+                "clip": ["m", 1],
+                "concept": ["l", 0],
+                "compare_with": ["l", 0],
+                "prompts": "concept_world",
+                "own_prompts": "a {} in the snow",
+                "class_word": "",
+                "most_prompts": 2,
+                "images": 1,
+                "steps": 2,
+                "guidance": 4.0,
+                "width": 128,
+                "height": 128,
+                "seed": 0,
+            },
+        },
+    }
+    run = run_graph(nodes, keep={"table": ("d", 0), "plot": ("d", 1), "json": ("d", 2)})
+    assert run.status == "success", run.error
+    figures = json.loads(run.kept["json"])
+    one, other, class_word = figures["subjects"]
+    assert one["means"] == other["means"] != class_word["means"]
+    assert class_word["label"] == "cup (class word)"
+    assert [p["prompt"] for p in one["prompts"]] == ["a {} in the snow"]
+    assert "| gear |" in run.kept["table"]
+    assert run.kept["plot"].shape[3] == 3
+    assert len(run.ui["d"]["images"]) == 1

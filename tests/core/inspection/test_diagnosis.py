@@ -1,0 +1,144 @@
+"""A diagnosis agrees with its parts, and the report on attention with what shares of areas must be."""
+
+import numpy as np
+import pytest
+import torch
+
+from contextual_inversion.core.concept import Concept
+from contextual_inversion.core.inspection.attention_report import (
+    attended,
+    attention_report,
+    over_chance,
+    questions,
+    share,
+)
+from contextual_inversion.core.inspection.diagnosis import Subject, context_cosines, diagnose
+from contextual_inversion.core.inspection.diagnosis_report import markdown, plot
+from contextual_inversion.core.inspection.diagnostics import ContextProbe, context_similarity
+from contextual_inversion.core.inspection.probes import parse_probes, place_probes
+from contextual_inversion.core.inspection.symmetric_kl import skl, word_pair
+from contextual_inversion.core.maths.similarity import pixel_symmetric_kl, symmetric_kl
+from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
+from contextual_inversion.core.models.protocol import ImageSize
+from contextual_inversion.core.models.sampling import sample
+from contextual_inversion.core.models.text import encode_prompts
+from contextual_inversion.core.models.tiny import load_tiny
+
+PROBES = [
+    ContextProbe("a photo of a {} in the snow", "snow", "a photo in the snow"),
+    ContextProbe("a {} on a wooden table", "table", "a wooden table"),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffusersModel:
+    return DiffusersModel.from_tiny(load_tiny())
+
+
+def word(model: DiffusersModel, text: str) -> dict[str, torch.Tensor]:
+    encoder = model.text_encoders["clip_l"]
+    return {"clip_l": encoder.table()[encoder.tokenize(text)].detach().clone()}
+
+
+def test_a_word_against_itself(model: DiffusersModel) -> None:
+    """The class word's own row as a concept differs in nothing, and is its own nearest word."""
+    found = diagnose(model, Concept("twin", "cat", word(model, "cat")), PROBES, images=0)
+    ours, theirs = found.subjects
+    assert ours.means == pytest.approx(theirs.means, abs=1e-5)
+    assert [value for _, value in ours.cosines] == pytest.approx([1.0] * len(ours.cosines), abs=1e-5)
+    assert [name for name, _ in ours.cosines] == ["start", "a", "photo", "of", "a", "in", "the", "snow", "end"]
+    (embedding,) = ours.embeddings
+    assert embedding.nearest[0] == ("cat", pytest.approx(1.0, abs=1e-5))
+    table = model.text_encoders["clip_l"].table().norm(dim=1)
+    assert embedding.norm == pytest.approx(float(word(model, "cat")["clip_l"].norm()), rel=1e-5)
+    assert embedding.shorter == pytest.approx(float((table < embedding.norm).float().mean()), abs=1e-4)
+    norms = found.vocabulary["clip_l"]
+    assert norms["mean"] == pytest.approx(float(table.mean()), rel=1e-4)
+    assert norms["percentile_5"] < norms["mean"] < norms["percentile_95"]
+
+
+def test_means_are_those_of_the_measures(model: DiffusersModel) -> None:
+    vectors = word(model, "red house")
+    found = diagnose(model, Concept("it", "cat", vectors), PROBES, images=1, steps=2, seed=4)
+    expected = context_similarity(model, PROBES, vectors=vectors)
+    together = skl(model, PROBES, vectors=vectors, steps=2, seed=4)
+    means = found.subjects[0].means
+    assert (means["sim1"], means["sim2"]) == pytest.approx(expected, abs=1e-5)
+    assert (means["skl"], means["skl_normalised"]) == pytest.approx(together, rel=1e-4)
+    cosines = context_cosines(model.text_encoders["clip_l"], PROBES[0].template, Subject("it", vectors), "cat")
+    assert cosines == found.subjects[0].cosines
+    before, after = cosines[:5], cosines[5:]
+    # causal: nothing before the concept can see it, and what comes after does
+    assert [value for _, value in before] == pytest.approx([1.0] * 5, abs=1e-5)
+    assert all(value < 1 - 1e-4 for _, value in after)
+    text, picture = markdown(found), plot(found)
+    assert all(probe.template in text for probe in PROBES)
+    assert picture.dtype == np.uint8
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
+
+
+def test_skl_is_that_of_the_last_steps_probabilities(model: DiffusersModel) -> None:
+    """Against the probe of training: whole probabilities of the last pass, layers of 16 x 16, heads averaged."""
+    probe, last = PROBES[0], {}
+    found = skl(model, [probe], words="cat", steps=2, seed=9)
+    with model.session(), torch.no_grad():
+        size = ImageSize(128, 128)
+        positive = model.conditioning(encode_prompts(model, [probe.template], words="cat"), size)
+        negative = model.conditioning(encode_prompts(model, [""]), size)
+
+        def watch(step: int, steps: int, rows: slice):
+            return lambda layer, p: last.__setitem__(layer, p[rows].mean(1)[0])
+
+        sample(model, positive, negative, shape=(1, 4, 16, 16), steps=2, seed=[9], probe=watch)
+    maps = torch.stack([p for p in last.values() if p.shape[0] == 256]).mean(0)
+    (concept,), (context,) = word_pair(model, probe, None, "cat")
+    pair = maps[:, concept], maps[:, context]
+    assert found.raw == pytest.approx(float(symmetric_kl(*pair)), rel=1e-3)
+    assert found.normalised == pytest.approx(float(pixel_symmetric_kl(*pair)), rel=1e-3)
+    assert found.normalised > 0
+
+
+def test_shares_of_an_even_map_are_chance() -> None:
+    mask = (torch.rand(9, 7, generator=torch.Generator().manual_seed(0)) > 0.6).float()
+    heat = torch.rand(9, 7, generator=torch.Generator().manual_seed(1))
+    assert float(share(torch.ones(9, 7), mask)) == pytest.approx(float(mask.mean()))
+    assert float(share(heat, mask) + share(heat, 1 - mask)) == pytest.approx(1.0)
+    assert float(share(mask, mask)) == 1.0
+
+
+def test_the_report_counts_every_scene_once(model: DiffusersModel) -> None:
+    asked = questions(3, seed=2)
+    assert asked == questions(3, seed=2)
+    report = attention_report(model, 3, timesteps=(500,), seed=2)
+    from contextual_inversion.core.world.render import render
+
+    drawn = [render(one.scene) for one in asked]
+    masks = torch.from_numpy(np.stack([mask.subject for _, mask in drawn])).float()
+    assert report["subject_area"] == pytest.approx(float(masks.mean()))
+    with model.session():
+        maps = attended(model, torch.from_numpy(np.stack([p for p, _ in drawn])), asked, None, (500,), 2)
+        pairs = [word_pair(model, one.probe, None, one.words) for one in asked]
+    each = over_chance(maps, pairs, masks, layers=maps.layers_of(side=16))
+    assert report["subject_inside"] == pytest.approx(float(each[:, 0].mean()), rel=1e-4)
+    assert report["background_over_chance"] == pytest.approx(float(each[:, 3].mean()), rel=1e-4)
+    assert len(report["layers"]) == len(model.cross_attention_layers())
+    assert [entry["timestep"] for entry in report["timesteps"]] == [500]
+    # a learned word that is the class word's own row looks where the class word looks
+    by_word = attention_report(model, 2, concept="horned-cat", timesteps=(500,))
+    by_vector = attention_report(model, 2, word(model, "cat"), concept="horned-cat", timesteps=(500,))
+    assert by_vector["subject_inside"] == pytest.approx(by_word["subject_inside"], rel=1e-4)
+    with pytest.raises(ValueError, match="which held-out concept"):
+        attention_report(model, 1, word(model, "cat"))
+
+
+def test_prompts_are_parsed_and_refused() -> None:
+    parsed = parse_probes("# places\n\na {} in the snow\na {} by a red car | red\na {} on ice | ice | ice alone\n")
+    assert parsed == [
+        ContextProbe("a {} in the snow", "snow", "a picture of snow"),
+        ContextProbe("a {} by a red car", "red", "a picture of red"),
+        ContextProbe("a {} on ice", "ice", "ice alone"),
+    ]
+    for wrong in ("a cat in the snow", "{} and {}", "a {} | b | c | d", "a {} | "):
+        with pytest.raises(ValueError, match="line 1"):
+            parse_probes(wrong)
+    assert all(probe.word in probe.template and probe.word in probe.reference for probe in place_probes())
