@@ -23,13 +23,14 @@ from ..core.training.events import Step
 from ..core.training.settings import Precision, TrainSettings, UNetPasses
 from ..core.training.trainer import TrainingRun, train
 from .bench_attention import attention_cost
+from .bench_dual_path import dual_path_cost
 
 PROMPTS = ("a {} in the snow", "a red {} on the beach", "a drawing of a {} beside a lake", "a photo of a {} at night")
 
 
 def main(
     *,
-    model: Literal["tiny", "wide"] | Path = "tiny",
+    model: Literal["tiny", "wide", "sd15"] | Path = "tiny",
     steps: int = 8,
     repetitions: int = 5,
     batch: int = 6,
@@ -45,7 +46,7 @@ def main(
 
     Args:
         model: "tiny" (bundled), "wide" (random weights, Stable Diffusion's shape at a fifth of its width), or the
-            folder of a diffusers pipeline.
+            folder of a diffusers pipeline; "sd15" is "wide" at full width.
         steps: Training steps in one turn.
         repetitions: Turns of each kind.
         batch: Samples a step.
@@ -92,6 +93,7 @@ def main(
         "steps": steps,
         "machine": _machine(place),
         **attention_cost(subject, side=settings.resolution, repetitions=repetitions),
+        **dual_path_cost(subject, side=settings.resolution, repetitions=repetitions),
     }
     print(
         f"TI {figures['ti_step_s'] * 1e3:.1f} ms a step, CoRe {figures['core_step_s'] * 1e3:.1f} ms: "
@@ -131,13 +133,13 @@ def _model(name: str | Path, device: torch.device) -> TextToImageModel:
         from ..core.models.tiny.load import load_tiny
 
         return DiffusersModel.from_tiny(load_tiny(), device=device)
-    if name == "wide":
-        return _wide(device)
+    if name in ("wide", "sd15"):
+        return _wide(device, 64 if name == "wide" else 320)
     return DiffusersModel.from_pipeline(name, device=device)
 
 
-def _wide(device: torch.device) -> DiffusersModel:
-    """Random weights in the shape of Stable Diffusion 1.x with a fifth of its channels; 16 cross-attention layers."""
+def _wide(device: torch.device, channels: int) -> DiffusersModel:
+    """Random weights in the shape of Stable Diffusion 1.x, which has 320 `channels`; 16 cross-attention layers."""
     from diffusers import UNet2DConditionModel
 
     from ..core.models.tiny.load import load_tiny
@@ -146,7 +148,7 @@ def _wide(device: torch.device) -> DiffusersModel:
     torch.manual_seed(0)
     tiny.unet = UNet2DConditionModel(
         sample_size=32,
-        block_out_channels=(64, 128, 256, 256),
+        block_out_channels=(channels, 2 * channels, 4 * channels, 4 * channels),
         layers_per_block=2,
         attention_head_dim=8,
         cross_attention_dim=tiny.text_encoder.config.hidden_size,

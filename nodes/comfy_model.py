@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -131,6 +131,9 @@ class ComfyModel:
     ) -> list[torch.Tensor]:
         maps = encoder_features(self._unet, lambda: self.predict(latents, timesteps, conditioning))
         return [one.float() for one in maps]
+
+    def flexible_attention(self) -> AbstractContextManager[None]:
+        return nullcontext()  # ComfyUI's attention is that already
 
     def cross_attention_layers(self) -> Sequence[str]:
         return [layer.name for layer in self._layers]

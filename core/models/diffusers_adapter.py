@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from .attention import AttentionObserver
 from .diffusers_attention import checkpoint_probed, cross_attention_modules, layered
 from .diffusers_features import encoder_features
 from .diffusers_observing import watched
+from .diffusers_flexible import flexible
 from .diffusers_text import DiffusersTextEncoder
 from .frozen import autograd, frozen, on_device
 from .gaussian import draw
@@ -170,6 +171,9 @@ class DiffusersModel:
     ) -> list[torch.Tensor]:
         maps = encoder_features(self.unet, lambda: self.predict(latents, timesteps, conditioning))
         return [one.float() for one in maps]
+
+    def flexible_attention(self) -> AbstractContextManager[None]:
+        return flexible(self.unet)
 
     def cross_attention_layers(self) -> Sequence[str]:
         return list(self._cross_attention)

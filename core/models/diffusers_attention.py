@@ -12,7 +12,7 @@ from .attention import attention_probabilities, merge_heads, split_heads
 from .low_rank import replayed
 from .protocol import AttentionProbe
 
-PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor")
+PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "FlexibleProcessor")
 """Processors that compute ordinary attention, so that ours may stand in for them."""
 
 _ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}

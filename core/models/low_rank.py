@@ -155,7 +155,7 @@ def apply_deltas(
         for name, given in deltas.items():
             for delta in given if isinstance(given, Sequence) else [given]:
                 delta.check(name, layers[name])
-                stack.enter_context(_added(layers[name], DeltaHook(delta, rows)))
+                stack.enter_context(hooked(layers[name], DeltaHook(delta, rows)))
         yield
 
 
@@ -181,8 +181,13 @@ def text_layers(model: TextToImageModel) -> dict[str, torch.nn.Module]:
     }
 
 
+class Replayable:
+    """Marks a hook, or an attention's processor, that is there for one pass only and must be there again when a
+    checkpointed layer is recomputed."""
+
+
 @dataclass(frozen=True, eq=False)
-class DeltaHook:
+class DeltaHook(Replayable):
     """A forward hook that adds a delta to what a layer gives."""
 
     delta: Delta
@@ -200,8 +205,9 @@ class DeltaHook:
 
 
 @contextmanager
-def _added(module: torch.nn.Module, hook: DeltaHook) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
+def hooked(module: torch.nn.Module, hook: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
+    """`module` with a forward hook inside, or with one `before` it, which then goes before those already there."""
+    handle = module.register_forward_pre_hook(hook, prepend=True) if before else module.register_forward_hook(hook)
     try:
         yield
     finally:
@@ -209,25 +215,40 @@ def _added(module: torch.nn.Module, hook: DeltaHook) -> Iterator[None]:
 
 
 class Replay:
-    """The deltas of every layer of `module` as they are now, to be had again when it is recomputed."""
+    """What is `Replayable` in every part of `module` as it is now, to be had again when it is recomputed."""
 
     def __init__(self, module: Any) -> None:
         self._module = module if isinstance(module, torch.nn.Module) else torch.nn.Module()
-        self._hooks = {part: _delta_hooks(part) for part in self._module.modules() if part._forward_hooks}
+        self._there = _replayable(self._module)
+        parts = self._module.modules()
+        self._processors = [part for part in parts if isinstance(getattr(part, "processor", None), Replayable)]
+        self._theirs = [part.processor for part in self._processors]
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Those deltas inside and no others; what was there on entry is there again on exit."""
-        present = {part: _delta_hooks(part) for part in self._module.modules() if part._forward_hooks}
+        """That inside and nothing else of the kind; what was there on entry is there again on exit."""
+        present, processors = _replayable(self._module), [part.processor for part in self._processors]
         try:
-            _exchange(present, self._hooks)
+            _exchange(present, self._there)
+            _set_processors(self._processors, self._theirs)
             yield
         finally:
-            _exchange(self._hooks, present)
+            _exchange(self._there, present)
+            _set_processors(self._processors, processors)
+
+
+def with_deltas(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`module(x)` for another batch than the one that is running, with the deltas on it that act on any batch, and
+    without whatever looks on."""
+    output = module.forward(x)
+    for hook in list(module._forward_hooks.values()):
+        if isinstance(hook, DeltaHook) and hook.rows is None:
+            output = hook(module, (x,), output)
+    return output
 
 
 def replayed(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run`, a layer that is checkpointed, which from its second call on finds the deltas that it has now."""
+    """`run`, a layer that is checkpointed, which from its second call on finds the hooks that it has now."""
     replay, again = Replay(run), False
 
     def call(*arguments: Any, **keywords: Any) -> Any:
@@ -241,20 +262,32 @@ def replayed(run: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-Hooks = dict[torch.nn.Module, dict[int, DeltaHook]]
+Slots = list[tuple[dict[Any, Any], dict[Any, Any]]]
+"""The hook dictionaries of modules, each with its entries that are `Replayable`."""
 
 
-def _delta_hooks(module: torch.nn.Module) -> dict[int, DeltaHook]:
-    return {key: hook for key, hook in module._forward_hooks.items() if isinstance(hook, DeltaHook)}
+def _replayable(module: torch.nn.Module) -> Slots:
+    found = []
+    for part in module.modules():
+        for slots in (part._forward_hooks, part._forward_pre_hooks):
+            ours = {key: hook for key, hook in slots.items() if isinstance(hook, Replayable)}
+            if ours:
+                found.append((slots, ours))
+    return found
 
 
-def _exchange(out: Hooks, into: Hooks) -> None:
+def _exchange(out: Slots, into: Slots) -> None:
     # Under their own keys, so that the handle that removes a hook still finds it.
-    for part, hooks in out.items():
+    for slots, hooks in out:
         for key in hooks:
-            part._forward_hooks.pop(key, None)
-    for part, hooks in into.items():
-        part._forward_hooks.update(hooks)
+            slots.pop(key, None)
+    for slots, hooks in into:
+        slots.update(hooks)
+
+
+def _set_processors(parts: Sequence[Any], processors: Sequence[Any]) -> None:
+    for part, processor in zip(parts, processors, strict=True):
+        part.processor = processor
 
 
 def _and_others(names: Sequence[str]) -> str:

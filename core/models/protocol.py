@@ -191,6 +191,9 @@ class TextToImageModel(Protocol):
         run.
         """
 
+    def flexible_attention(self) -> AbstractContextManager[None]:
+        """Inside, attention takes its batch from its queries, so that hooks of the projections may add rows to it."""
+
     def cross_attention_layers(self) -> Sequence[str]:
         """Names of the cross-attention layers in forward order; `probe` counts in this order."""
 

@@ -24,6 +24,7 @@ METHODS = ("textual inversion", "XTI", "Custom Diffusion", "DreamBooth, LoRA")
 # file: (what makes it short, how many pictures each of its output nodes shows)
 MORE_FILES = {
     "second_stage": (SHORT | REFINED, {"The word alone": 3, "After the second stage": 3}),
+    "dual_path": (SHORT | REFINED, {"The soft path alone": 3, "Both paths": 3}),
     "repair_a_prompt": (SHORT, {"Before and after, same seed": 2, "Before": 1, "After": 1}),
     "compare_methods": (SHORT | CLASS_PICTURES, dict.fromkeys(METHODS, 3)),
 }
