@@ -91,8 +91,8 @@ def _interval_table(measures: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _how(protocol: Mapping[str, Any], measures: Iterable[str]) -> list[str]:
     counts = (
-        f"{protocol['subjects']} subjects, {protocol['prompts_per_subject']} prompts, "
-        f"{_span(protocol['pictures_per_prompt'])} pictures a prompt, {protocol['pictures']} pictures in all"
+        f"subjects: {protocol['subjects']}; prompts of each: {protocol['prompts_per_subject']}; pictures of each: "
+        f"{_span(protocol['pictures_per_prompt'])}; pictures in all: {protocol['pictures']}"
     )
     encoders = [f"{name.upper()}: {protocol[name] or 'none'}" for name in ("clip", "dino")]
     lines = [
