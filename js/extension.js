@@ -47,6 +47,8 @@ function panelOf(node) {
     const panel = new TrainingPanel({ address, stop, keep: (state) => keep(node, state) });
     panel.restore(kept(node));
     addView(node, "training", panel.element, 260);
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(width, node.size[0], 360), Math.max(height, node.size[1])]);
     panels.set(node, panel);
   }
   return panels.get(node);

@@ -75,6 +75,12 @@ class Page:
     def open(self, address: str) -> None:
         self.ask("Page.navigate", url=address)
 
+    def reload(self) -> None:
+        """Loads the page anew; the old one is gone when this returns."""
+        self.run("window.isOld = true")
+        self.ask("Page.reload")
+        self.wait("!window.isOld")
+
     def run(self, code: str) -> Any:
         """The value of a JavaScript expression; a promise is waited for."""
         answer = self.ask("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True, userGesture=True)
