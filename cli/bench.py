@@ -24,6 +24,7 @@ from ..core.training.settings import Precision, TrainSettings, UNetPasses
 from ..core.training.trainer import TrainingRun, train
 from .bench_attention import attention_cost
 from .bench_dual_path import dual_path_cost
+from .bench_mlm import mlm_figures, sd15_text_encoder
 
 PROMPTS = ("a {} in the snow", "a red {} on the beach", "a drawing of a {} beside a lake", "a photo of a {} at night")
 
@@ -46,7 +47,7 @@ def main(
 
     Args:
         model: "tiny" (bundled), "wide" (random weights, Stable Diffusion's shape at a fifth of its width), or the
-            folder of a diffusers pipeline; "sd15" is "wide" at full width.
+            folder of a diffusers pipeline; "sd15" is "wide" at full width, with a text encoder of true size.
         steps: Training steps in one turn.
         repetitions: Turns of each kind.
         batch: Samples a step.
@@ -92,12 +93,14 @@ def main(
         "repetitions": repetitions,
         "steps": steps,
         "machine": _machine(place),
+        **mlm_figures(subject, settings, pictures, turns=turns, steps=steps),
         **attention_cost(subject, side=settings.resolution, repetitions=repetitions),
         **dual_path_cost(subject, side=settings.resolution, repetitions=repetitions),
     }
     print(
         f"TI {figures['ti_step_s'] * 1e3:.1f} ms a step, CoRe {figures['core_step_s'] * 1e3:.1f} ms: "
         f"{figures['core_over_ti']:.2f} times; peak {figures['peak_mb']:.0f} MB\n"
+        f"MLM {figures['mlm_step_s'] * 1e3:.1f} ms: {figures['mlm_over_ti']:.2f} times\n"
         f"recording attention: {figures['attention_over_plain']:.2f} times plain sampling"
     )
     return figures
@@ -146,6 +149,8 @@ def _wide(device: torch.device, channels: int) -> DiffusersModel:
 
     tiny = load_tiny()
     torch.manual_seed(0)
+    if channels == 320:
+        tiny.text_encoder = sd15_text_encoder()
     tiny.unet = UNet2DConditionModel(
         sample_size=32,
         block_out_channels=(channels, 2 * channels, 4 * channels, 4 * channels),

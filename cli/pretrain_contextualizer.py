@@ -38,7 +38,7 @@ def main(
     out: Path = Path("contextualizer.safetensors"),
     overwrite: bool = False,
     half: bool = True,
-    preset: Literal["paper", "tiny"] | None = None,
+    preset: Literal["paper", "short", "tiny"] | None = None,
     steps: int | None = None,
     batch: int | None = None,
     learning_rate: float | None = None,

@@ -18,7 +18,7 @@ import torch
 from ..maths.mlm import MASKED_WEIGHT, RHO, cross_entropy, masked_loss, non_padding_loss
 from ..models.frozen import autograd
 from ..models.protocol import TextEncoder
-from ..networks.contextualizer import PRESETS, Contextualizer, EncoderIdentity, initialise
+from ..networks.contextualizer import PRESETS, Contextualizer, EncoderIdentity, ShortEncoder, initialise
 from ..prompts.captions import CaptionSource, SplitCaptions
 from .checkpoint import Checkpoint, checkpoint_path, load_checkpoint, require_same_run, save_checkpoint
 from .draws import generator_for
@@ -167,6 +167,7 @@ class _Pretraining:
             named = used_tokens(encoder, self.captions, settings.vocabulary_captions, settings.seed)
         with autograd():
             self.psi = Contextualizer(EncoderIdentity.of(encoder), PRESETS[settings.preset], named)
+            self.encoder = ShortEncoder(encoder, len(self.psi.positions))
             initialise(self.psi, encoder.table(), generator_for(settings.seed, "contextualizer", 0))
             self.psi.to(self.device)
             self.parameters = list(self.psi.parameters())
@@ -179,6 +180,7 @@ class _Pretraining:
             "encoder": asdict(self.psi.encoder),
             "captions": captions.state(),
             "classes": self.psi.classes,
+            "shape": asdict(self.psi.shape),
         }
 
     def batches(self) -> Iterator[CaptionBatch]:

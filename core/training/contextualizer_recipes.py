@@ -10,11 +10,11 @@ PAPER: dict[str, Any] = {}
 """METHODS.md 2.4, which `PretrainSettings` has by default."""
 NARROW: dict[str, Any] = {
     "preset": "tiny",
-    "steps": 2000,
-    "batch": 64,
+    "steps": 2500,
+    "batch": 32,
     "learning_rate": 2e-3,
     "schedule": "cosine",
-    "vocabulary_captions": 20_000,
+    "vocabulary_captions": 5000,
 }
 """The bundled tiny model: a narrow encoder, few words, minutes on a CPU."""
 

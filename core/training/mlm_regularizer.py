@@ -11,7 +11,7 @@ import torch
 from ..maths.mlm import LAMBDA_MLM, RHO, cross_entropy, masked_loss
 from ..models.frozen import autograd
 from ..models.protocol import TextEncoder, TextToImageModel, fingerprint
-from ..networks.contextualizer import Contextualizer
+from ..networks.contextualizer import Contextualizer, ShortEncoder
 from ..prompts.rich import PromptSource, with_class, world_prompts
 from ..prompts.tokens import tokenize_prompt
 from ..world.prompts import REGULARIZATION_BACKGROUNDS
@@ -138,7 +138,8 @@ class _Guesser:
     """A text encoder, the contextualizer frozen for it, and the prompts tokenized so far."""
 
     def __init__(self, encoder: TextEncoder, psi: Contextualizer, class_word: str | None, length: int) -> None:
-        self.encoder, self.psi, self.class_word, self.length = encoder, psi, class_word, length
+        self.encoder = ShortEncoder(encoder, len(psi.positions))
+        self.psi, self.class_word, self.length = psi, class_word, length
         self.nameable = nameable_ids(psi.rows)
         self.row = lru_cache(maxsize=KEPT_ROWS)(self._row)
 

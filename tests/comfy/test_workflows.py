@@ -20,12 +20,20 @@ SHORT = {
 }
 REFINED = {f"{PREFIX}RefineConcept": {"steps": 3, "batch": 2, "preview_every": 3}}
 CLASS_PICTURES = {f"{PREFIX}TrainConcept": {**SHORT[f"{PREFIX}TrainConcept"], "prior_pictures": 2}}
+DIAGNOSED = {f"{PREFIX}DiagnoseConcept": {"steps": 2, "most_prompts": 1}}
+PRETRAINED = {f"{PREFIX}PretrainContextualizer": {"steps": 2, "batch": 4, "held_out": 10}}
+PRETRAINING = "pretrain_a_contextualizer"
+WITH_MLM = {"Training pictures": 4, "With MLM": 3, "Plain textual inversion": 3, "Loss of the MLM training": 1}
+# A picture a word of the prompt.
+SEEN = {"Heat maps": 9, "Found in the picture": 8, "Heat maps of the new word": 11, "What it does to its neighbours": 1}
 METHODS = ("textual inversion", "XTI", "Custom Diffusion", "DreamBooth, LoRA")
 # file: (what makes it short, how many pictures each of its output nodes shows)
 MORE_FILES = {
+    "train_a_word_with_mlm": (SHORT, WITH_MLM),
     "second_stage": (SHORT | REFINED, {"The word alone": 3, "After the second stage": 3}),
     "dual_path": (SHORT | REFINED, {"The soft path alone": 3, "Both paths": 3}),
     "repair_a_prompt": (SHORT, {"Before and after, same seed": 2, "Before": 1, "After": 1}),
+    "see_what_a_word_does": (SHORT | DIAGNOSED, SEEN),
     "compare_methods": (SHORT | CLASS_PICTURES, dict.fromkeys(METHODS, 3)),
 }
 FILES = ("train_a_word",)
@@ -60,7 +68,17 @@ def test_a_workflow_of_methods_runs_from_its_file(run_ui_workflow, workflow, nam
     assert run_ui_workflow(workflow, short).executed == []
 
 
-@pytest.mark.parametrize("name", [*FILES, *MORE_FILES])
+@pytest.mark.parametrize("name", [PRETRAINING])
+def test_the_pretraining_runs_from_its_file(run_ui_workflow, workflow):
+    run = run_ui_workflow(workflow, PRETRAINED)
+    assert run.status == "success", run.error
+    lines = [str(text) for ui in run.ui.values() for text in ui.get("text", ())]
+    assert any("Saved" in line and "demo-model" in line for line in lines)
+    assert any("context shuffled" in line for line in lines)
+    assert sum("images" in ui for ui in run.ui.values()) == 1
+
+
+@pytest.mark.parametrize("name", [*FILES, *MORE_FILES, PRETRAINING])
 def test_a_workflow_is_tidy(workflow):
     """No node lies on another, every node lies in a group, and every link joins sockets that exist."""
     graph = json.loads(workflow.read_text(encoding="utf-8"))

@@ -133,6 +133,16 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(encoder, tmp_path):
         pretrained(encoder, ListedCaptions(tuple(f"a dog number {n}" for n in range(40))), steps=6, resume=tmp_path)
 
 
+def test_closing_the_stream_keeps_the_work(encoder, tmp_path):
+    whole = pretrained(encoder, steps=6)
+    run = pretrain_contextualizer(encoder, WorldCaptions(), settings(steps=6, checkpoint_dir=tmp_path))
+    for event in run:
+        if getattr(event, "step", None) == 3:
+            run.close()
+    resumed = pretrained(encoder, steps=6, resume=tmp_path)
+    assert torch.equal(resumed.losses["loss"], whole.losses["loss"])
+
+
 def test_it_trains_under_inference_mode(encoder):
     with torch.inference_mode():
         last = pretrained(encoder)

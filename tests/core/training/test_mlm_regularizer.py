@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from stub_model import StubModel
 
-from contextual_inversion.core.maths.mlm import cross_entropy
-from contextual_inversion.core.networks.contextualizer import PRESETS, Contextualizer, EncoderIdentity, initialise
+from contextual_inversion.core.maths.mlm import LAMBDA_MLM, cross_entropy
+from contextual_inversion.core.networks.contextualizer import (
+    PRESETS,
+    Contextualizer,
+    ContextualizerShape,
+    EncoderIdentity,
+    ShortEncoder,
+    initialise,
+)
 from contextual_inversion.core.prompts.rich import ListedPrompts, rich_prompts, with_class
 from contextual_inversion.core.prompts.tokens import input_embeddings, tokenize_prompt
 from contextual_inversion.core.training.core_regularizer import CoReRegularizer
 from contextual_inversion.core.training.masking import caption_row, mask_rows, masked_inputs, nameable_ids, prompt_row
-from contextual_inversion.core.training.mlm_regularizer import MLMRegularizer
+from contextual_inversion.core.training.mlm_regularizer import MLMRegularizer, recommended_lambda, recommended_mlm
 from contextual_inversion.core.training.prompts import PromptEncoder, StepView
 from contextual_inversion.core.training.word import Word
+from contextual_inversion.core.world.captions import BACKGROUND_PHRASES
+from contextual_inversion.core.world.prompts import EVALUATION_BACKGROUNDS
 
 PROMPTS = ListedPrompts(
     ("a {} in the snow", "a red {} on a beach", "my {} beside a lake at night", "a drawing of a {}")
@@ -30,6 +41,32 @@ def contextualizer(encoder, seed=0, token_ids=None):
 def regularizer(model, prompts=PROMPTS, **keywords):
     psis = [contextualizer(encoder) for encoder in model.text_encoders.values()]
     return MLMRegularizer(psis, prompts, **{"batch": 4, "weight": 0.1, "rho": 0.5, **keywords})
+
+
+def test_a_contextualizer_that_reads_fewer_positions_loses_nothing_but_padding(model):
+    """The text encoder is causal: with all positions, cut to the first ones, the loss is the same to rounding."""
+    encoder = model.text_encoders["clip_l"]
+    psi = Contextualizer(EncoderIdentity.of(encoder), ContextualizerShape(2, 4, 2, positions=14))
+    initialise(psi, encoder.table(), torch.Generator().manual_seed(1))
+    short = ShortEncoder(encoder, 14)
+    assert (short.max_length, short.width, short.fingerprint) == (14, encoder.width, encoder.fingerprint)
+    vectors = leaves(model)["clip_l"]
+    losses = []
+    for one in (short, encoder):
+        rows = [
+            prompt_row(one, tokenize_prompt(one, prompt, rows=1), None, all_names(encoder))
+            for prompt in PROMPTS.prompts
+        ]
+        uniform = torch.rand((len(rows), 14), generator=torch.Generator().manual_seed(2))
+        uniform = torch.nn.functional.pad(uniform, (0, one.max_length - 14), value=1.0)
+        batch = mask_rows(rows, uniform, 0.5)
+        outputs = one.encode(masked_inputs(one.table(), batch, psi.mask, vectors), batch.ids).tokens[:, :14]
+        masked = batch.masked // one.max_length * 14 + batch.masked % one.max_length
+        losses.append(cross_entropy(psi(outputs, masked), batch.targets).mean())
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
+    regular = MLMRegularizer(psi, ListedPrompts(("a {} " + "very " * 12 + "far",)), weight=1.0)
+    with pytest.raises(ValueError, match=r"12|14|long|fit"):
+        regular.prepare(model, "dog", 1)
 
 
 def step_of(model, vectors, seed=0, class_word="dog"):
@@ -277,3 +314,22 @@ def test_settings_that_mean_nothing_are_errors(model, wrong):
         regularizer(model, **wrong)
     with pytest.raises(ValueError, match="one contextualizer"):
         MLMRegularizer([], PROMPTS)
+
+
+def test_the_recommended_one_suits_the_model_and_names_no_evaluated_background():
+    from contextual_inversion.core.models.diffusers_text import DiffusersTextEncoder
+    from contextual_inversion.core.models.tiny import load_contextualizer, tiny_tokenizer
+    from contextual_inversion.core.models.tiny.load import load_part
+
+    encoder = DiffusersTextEncoder("clip_l", load_part("text_encoder"), tiny_tokenizer())
+    model = SimpleNamespace(text_encoders={"clip_l": encoder})
+    chosen = recommended_mlm(model)
+    chosen.prepare(model, "butterfly", 2)
+    assert chosen.weight == recommended_lambda(model) > LAMBDA_MLM
+    assert recommended_mlm(model, weight=0.5, rho=0.9).state()["weight"] == 0.5
+    drawn = chosen.prompts.draw(500, torch.Generator().manual_seed(0))
+    held_out = [phrase for name in EVALUATION_BACKGROUNDS for phrase in BACKGROUND_PHRASES[name]]
+    assert not any(phrase in prompt for prompt in drawn for phrase in held_out)
+    found = load_contextualizer().provenance["held_out"]
+    assert found["accuracy_interval"][0] > 1.5 * found["floor_most_frequent_interval"][1]
+    assert found["accuracy_interval"][0] > 1.5 * found["floor_shuffled_context_interval"][1]
