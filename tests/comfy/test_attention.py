@@ -260,3 +260,38 @@ def test_diagnose_concept(run_graph, comfyui):
     assert "| gear |" in run.kept["table"]
     assert run.kept["plot"].shape[3] == 3
     assert len(run.ui["d"]["images"]) == 1
+
+
+def test_two_paths_are_recorded_without_changing_them(run_graph, comfyui):
+    from contextual_inversion.core.files import save_embedding
+
+    save_embedding(learned(), Path(comfyui.folder_paths.get_folder_paths("embeddings")[0]), if_exists="replace")
+    latents = []
+    for record in (False, True):
+        nodes = graph(record=record, prompt="a photo of a cup on the grass", sampler={"steps": 2})
+        model = nodes["s"]["inputs"]["model"]
+        nodes["c"] = {
+            "class_type": f"{PREFIX}LoadConcept",
+            "inputs": {"file": "embeddings/gear.safetensors", "clip": ["m", 1]},
+        }
+        nodes["x"] = {
+            "class_type": f"{PREFIX}DualPath",
+            "inputs": {
+                "model": model,
+                "clip": ["m", 1],
+                "concept": ["c", 0],
+                "prompt": "a photo of a <gear> on the grass",
+                "alpha": 0.7,
+                "modulated_path": "soft",
+                "start_percent": 0.0,
+                "end_percent": 1.0,
+                "alpha_per_block": "",
+            },
+        }
+        nodes["s"]["inputs"].update(model=["x", 0], positive=["x", 1])
+        run = run_graph(nodes, keep={"latent": ("s", 0)})
+        assert run.status == "success", run.error
+        latents.append(run.kept["latent"]["samples"].clone())
+    assert torch.equal(*latents)
+    values = decoded(report(run), comfyui.folder_paths.get_temp_directory())
+    assert values.max() > 0
