@@ -21,6 +21,7 @@ COMMANDS = {
     "pretrain-encoder": ("pretrain_encoder", "train the network that makes a word and a LoRA of one picture"),
     "predict": ("predict", "make a word and a LoRA of one picture, without training"),
     "tune": ("tune", "predict a word from one picture and tune it for a dozen steps"),
+    "encoder-trials": ("encoder_trials", "judge words made of one picture: predicted, tuned, and inverted"),
     "prompts": ("prompts", "write a checked prompt file, of a built-in set or by a local language model"),
     "world-report": ("world_report", "measure how well the bundled tiny model obeys its prompts"),
     "claims": ("claims", "compare CoRe with plain textual inversion over concepts and seeds"),

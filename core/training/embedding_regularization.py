@@ -87,7 +87,7 @@ class HardWords:
     def __call__(self, vectors: Mapping[str, torch.Tensor]) -> list[str]:
         """One word for each row of `vectors` ((n, d) by text encoder). Several text encoders agree on one."""
         if len(self.model.text_encoders) > 1 and self.known is None:
-            return hard_words(self.model, vectors).split(" ")
+            return hard_words(self.model.text_encoders, vectors).split(" ")
         name, encoder = next(iter(self.model.text_encoders.items()))
         return [word_of(encoder.token_text(row[0])) for row in self._candidates.nearest(vectors[name].float())]
 

@@ -1,0 +1,168 @@
+"""One picture, one word, in a real ComfyUI: pretrain, load, predict, tune, and use the result with stock nodes."""
+
+import sys
+
+import pytest
+import torch
+
+PREFIX = "ContextualInversion"
+FILE = "small.safetensors"
+
+
+def call(name: str, /, **inputs: object) -> dict:
+    """The prompt entry of one of this pack's nodes."""
+    return {"class_type": PREFIX + name, "inputs": inputs}
+
+
+def pack(name: str):
+    """A module of this pack under the name that ComfyUI gave it."""
+    suffix = f".{name}"
+    return next(module for key, module in sys.modules.items() if key.endswith(suffix) and "custom_nodes" in key)
+
+
+@pytest.fixture(scope="module")
+def encoder_file(comfyui):
+    """A tuning-encoder for the bundled model that has learned nothing, but whose LoRA is not zero."""
+    with torch.inference_mode(False):
+        pretraining, prediction = pack("core.training.encoder_pretraining"), pack("core.training.prediction")
+        images = pack("nodes.tuning_encoders").image_encoder_of(None)
+        demo = pack("nodes.demo_model")
+        model = pack("nodes.comfy_model").ComfyModel(demo.load_model_patcher(), demo.load_clip(), demo.load_vae())
+        recipes = pack("core.training.encoder_recipes")
+        settings = pretraining.EncoderPretrainSettings(**{**recipes.NARROW, "timesteps": (500,)})
+        with model.session():
+            size = pack("core.models.protocol").ImageSize(128, 128)
+            maps = prediction.Observer(model, size).channels()
+            encoder = pretraining.new_encoder(model, images, settings, maps, recipes.known_words(model))
+        with torch.no_grad():
+            for head in encoder.hypernetwork.b_heads:
+                head.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(1))
+        folder = comfyui.base / "models" / "tuning_encoders"
+        folder.mkdir(parents=True, exist_ok=True)
+        pack("core.files.tuning_encoder").save_tuning_encoder(
+            encoder, folder, FILE.removesuffix(".safetensors"), if_exists="replace"
+        )
+
+
+def graph(**changes: object) -> dict:
+    """Model, one picture, a loaded encoder, a prediction and a short tuning of it."""
+    common = {"tuning_encoder": ["encoder", 0], "image": ["images", 0], "model": ["model", 0], "clip": ["model", 1]}
+    common |= {"vae": ["model", 2], "name": "mine", "class_word": ""}
+    rates = {"lora_learning_rate": 0.01, "vector_learning_rate": 0.01, "contrastive_weight": 0.01, "norm_weight": 0.01}
+    tuning = {"steps": 2, "batch": 2, "tuned": "lora and vectors", **rates, "dual_path": True, "alpha": 0.5, "seed": 0}
+    tuning |= {"more_steps": False, "gradient_checkpointing": False, "concept": ["predict", 0], **changes}
+    return {
+        "model": call("LoadDemoModel"),
+        "images": call("DemoImages", concept="castle", count=1, background="grass", seed=0),
+        "encoder": call("LoadTuningEncoder", file=FILE),
+        "predict": call("PredictConcept", **common),
+        "tune": call("TunePredictedConcept", **common, **tuning),
+    }
+
+
+KEEP = {"predicted": ("predict", 0), "hard": ("predict", 1), "tuned": ("tune", 0), "loss": ("tune", 1)}
+
+
+def test_a_picture_becomes_a_word_and_a_lora(run_graph, encoder_file):
+    run = run_graph(graph(), keep=KEEP)
+    assert run.status == "success", run.error
+    predicted, tuned = run.kept["predicted"], run.kept["tuned"]
+    assert predicted.name == tuned.name == "mine"
+    assert predicted.vectors["clip_l"].shape == (1, 128)
+    assert len(predicted.lora) == 3 * 56
+    assert run.kept["hard"] == predicted.hard_token == predicted.class_word
+    assert not torch.equal(predicted.vectors["clip_l"], tuned.vectors["clip_l"])
+    assert len(run.kept["loss"]["loss"]) == 2
+    lines = [data["text"] for data in run.events("progress_text")]
+    assert any(f"nearest word {predicted.hard_token}" in line and "GB" in line for line in lines)
+    assert run_graph(graph(), keep=KEEP).executed == []
+
+
+def test_the_prediction_is_used_by_stock_nodes_and_its_bundle_by_the_stock_lora_loader(run_graph, encoder_file):
+    """The same picture with the concept in memory as with its file in ComfyUI's own LoRA loader and embedding."""
+    prompt = {k: v for k, v in graph().items() if k != "tune"}
+    sampling = {"seed": 1, "steps": 2, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+    empty = {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}}
+    prompt |= {"latent": empty, "save": call("SaveConcept", concept=["predict", 0], **saving("one-picture"))}
+
+    def drawn(name: str, model: list, clip: list, text: object) -> dict:
+        encode = {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": text}}
+        none = {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": ""}}
+        sampler = {"model": model, "positive": [f"{name}-text", 0], "negative": [f"{name}-none", 0]}
+        sampler |= {"latent_image": ["latent", 0], **sampling}
+        return {
+            f"{name}-text": encode,
+            f"{name}-none": none,
+            name: {"class_type": "KSampler", "inputs": sampler},
+        }
+
+    prompt |= {
+        "apply": call("ApplyConcept", model=["model", 0], clip=["model", 1], concept=["predict", 0], **APPLY),
+        **drawn("memory", ["apply", 0], ["apply", 1], "a photo of a <mine>"),
+    }
+    first = run_graph(prompt, keep={"memory": ("memory", 0), "text": ("save", 0)})
+    assert first.status == "success", first.error
+    files = pack("nodes.folders")
+    bundle = next(files.first_folder(files.BUNDLES).rglob("one-picture*.safetensors"))
+    loras = files.first_folder("loras")
+    (loras / "one-picture.safetensors").write_bytes(bundle.read_bytes())
+    stock = {"lora_name": "one-picture.safetensors", "strength_model": 1.0, "strength_clip": 1.0}
+    prompt |= {
+        "lora": {"class_type": "LoraLoader", "inputs": {"model": ["model", 0], "clip": ["model", 1], **stock}},
+        **drawn("stock", ["lora", 0], ["lora", 1], f"a photo of a {first.kept['text']}"),
+        **drawn("plain", ["model", 0], ["model", 1], f"a photo of a {first.kept['text']}"),
+    }
+    keep = {"memory": ("memory", 0), "stock": ("stock", 0), "plain": ("plain", 0)}
+    second = run_graph(prompt, keep=keep)
+    assert second.status == "success", second.error
+    memory, stock_loader, plain = (second.kept[name]["samples"] for name in keep)
+    torch.testing.assert_close(stock_loader, memory, rtol=1e-3, atol=1e-3)
+    assert (plain - memory).abs().max() > 0.01
+
+
+APPLY = {"strength_model": 1.0, "strength_clip": 1.0, "name": ""}
+
+
+def saving(name: str) -> dict:
+    """SaveConcept's inputs."""
+    if_taken = pack("nodes.concepts").REPLACE
+    return {"name": name, "if_taken": if_taken, "embedding_file": True, "half_precision": False}
+
+
+def test_more_than_twelve_steps_have_to_be_meant(run_graph, encoder_file):
+    run = run_graph(graph(steps=13))
+    assert run.status == "error"
+    assert "12 steps at most, not 13" in run.error["exception_message"]
+
+
+def test_an_encoder_of_another_model_is_refused_by_both_names(run_graph, encoder_file, monkeypatch):
+    nodes = pack("nodes.tuning_encoders")
+    load = nodes.load_tuning_encoder
+
+    def changed(path):
+        from dataclasses import replace
+
+        encoder = load(path)
+        encoder.identity = replace(encoder.identity, model="another model", unet="0123456789abcdef")
+        return encoder
+
+    monkeypatch.setattr(nodes, "load_tuning_encoder", changed)
+    run = run_graph(graph(), keep=KEEP)
+    assert run.status == "error"
+    message = run.error["exception_message"]
+    assert "another model (UNet 0123456789abcdef" in message
+    assert "the UNet differs" in message
+
+
+def test_a_small_pretraining_writes_a_file_that_predicts(run_graph, comfyui):
+    prompt = graph()
+    given = {"world_pictures": 3, "size": "auto (for this model)", "rank": 2, "steps": 2, "batch": 2, "seed": 0}
+    given |= {"learning_rate": 0.0, "contrastive_weight": 0.01, "name": "from-graph", "continue_interrupted": True}
+    prompt["encoder"] = call("PretrainTuningEncoder", model=["model", 0], clip=["model", 1], vae=["model", 2], **given)
+    run = run_graph(prompt, keep={"concept": ("predict", 0), "loss": ("encoder", 1), "file": ("encoder", 2)})
+    assert run.status == "success", run.error
+    assert len(run.kept["loss"]["loss"]) == 2
+    assert (comfyui.base / "models" / "tuning_encoders" / run.kept["file"]).is_file()
+    assert {value.shape[0] for key, value in run.kept["concept"].lora.items() if key.endswith("lora_down.weight")} == {
+        2
+    }
