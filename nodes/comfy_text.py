@@ -75,7 +75,9 @@ class ComfyTextEncoder:
     def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
         self._ready()
         device = self.patcher.load_device
-        embeds, intermediate = inputs.to(device, torch.float32), self._intermediate()
+        length, intermediate = inputs.shape[1], self._intermediate()
+        # ComfyUI adds all position embeddings at once; what is behind changes nothing before it, the model is causal.
+        embeds = torch.nn.functional.pad(inputs.to(device, torch.float32), (0, 0, 0, self.max_length - length))
         # With `num_tokens` the model does not look for EOT, which would need the ids on the host.
         last, hidden, _ = self._text_model(
             None,
@@ -86,7 +88,7 @@ class ComfyTextEncoder:
             final_layer_norm_intermediate=self.clip.layer_norm_hidden_state,
             dtype=torch.float32,
         )
-        tokens = last if intermediate is None else hidden
+        tokens = (last if intermediate is None else hidden)[:, :length]
         return Encoding(tokens.float(), self._pool(last, ids) if self.pooled else None)
 
     def _intermediate(self) -> int | None:
