@@ -84,7 +84,9 @@ def layered(attentions: Sequence[Any], contexts: torch.Tensor) -> Iterator[torch
     Raises ValueError where there are not as many contexts as cross-attentions.
     """
     if len(contexts) != len(attentions):
-        raise ValueError(f"this UNet has {len(attentions)} cross-attention layers, the conditioning has {len(contexts)}")
+        raise ValueError(
+            f"this UNet has {len(attentions)} cross-attention layers, the conditioning has {len(contexts)}"
+        )
     with _taking_their_own(attentions):
         yield contexts.transpose(0, 1).flatten(1, 2)
 

@@ -50,12 +50,13 @@ def tokenize_prompt(
     """Fill every placeholder of `template` with a concept of `rows` vectors or with plain `words`, and tokenize.
 
     A sequence fills the first placeholder with its first entry and so on: prompts with several concepts, whose vectors
-    lie one after another. The text around a placeholder is tokenized on its own, so both fillings keep exactly the same context tokens. A
-    template without a placeholder, such as an empty negative prompt, needs neither.
+    lie one after another. The text around a placeholder is tokenized on its own, so both fillings keep exactly the same
+    context tokens. A template without a placeholder, such as an empty negative prompt, needs neither.
 
     Raises:
         ValueError: both or neither of `rows` and `words` given; nothing to fill in, or another number of fillings than
-            placeholders; special tokens in the text; or the filled prompt does not fit the encoder (the message names prompt, tokens and limit).
+            placeholders; special tokens in the text; or the filled prompt does not fit the encoder (the message names
+            prompt, tokens and limit).
     """
     if rows is not None and words is not None:
         raise ValueError("fill a prompt with either the concept's rows or plain words, not both")
