@@ -60,6 +60,9 @@ def recording(
         options = dict(transformer_options or {})
         # Without a sampler's sigmas this is no sampling: a training on the same model, for instance.
         rows = conditional_rows(options, x.shape[0]) if progress or "sample_sigmas" in options else {}
+        if progress:
+            # Several samplings, each of which gives its conditionings new ids.
+            rows = dict(enumerate(rows.values()))
         if rows:
             size = (int(x.shape[-2]), int(x.shape[-1]))
             options = observing(options, layers, recorder.watch((progress or sampling_progress)(options), rows, size))
@@ -75,12 +78,14 @@ def recording(
 
 
 def conditional_rows(options: Mapping[str, Any], batch: int) -> Rows:
-    """The rows of each conditioning that ComfyUI marks as conditional, by its id. A batch holds equal chunks."""
+    """The rows of each conditioning that ComfyUI marks as conditional, by its id, in the order in which they were
+    combined. A batch holds equal chunks."""
     marks = options.get("cond_or_uncond") or [CONDITIONAL]
     names = options.get("uuids") or list(range(len(marks)))
     chunk = batch // len(marks)
     rows: dict[Any, list[slice]] = {}
-    for index, (mark, name) in enumerate(zip(marks, names, strict=True)):
+    # ComfyUI batches from the last conditioning to the first.
+    for index, (mark, name) in reversed(list(enumerate(zip(marks, names, strict=True)))):
         if mark == CONDITIONAL:
             rows.setdefault(name, []).append(slice(index * chunk, (index + 1) * chunk))
     return rows
