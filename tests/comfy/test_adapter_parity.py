@@ -192,6 +192,19 @@ def test_same_prediction_and_attention(pair: Pair) -> None:
         agree(two, one, f"token means of layer {index}")
 
 
+def test_same_features(pair: Pair) -> None:
+    """What the UNet's encoder half sees, every map of it."""
+    found = []
+    for model in pair.both:
+        with torch.no_grad():
+            conditioning = model.conditioning(encode_prompts(model, ["", ""]), SIZE)
+        found.append(model.features(*noisy(), conditioning))
+    ours, theirs = found
+    for index, (one, two) in enumerate(zip(ours, theirs, strict=True)):
+        assert not one.requires_grad
+        agree(two, one, f"map {index}")
+
+
 def test_same_latents_and_images(pair: Pair) -> None:
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5)) * 2 - 1
     ours, theirs = (model.to_latents(images) for model in pair.both)

@@ -1,5 +1,6 @@
 """One picture, one word, in a real ComfyUI: pretrain, load, predict, tune, and use the result with stock nodes."""
 
+import json
 import sys
 
 import pytest
@@ -130,7 +131,7 @@ def saving(name: str) -> dict:
 
 
 def test_more_than_twelve_steps_have_to_be_meant(run_graph, encoder_file):
-    run = run_graph(graph(steps=13))
+    run = run_graph(graph(steps=13), keep=KEEP)
     assert run.status == "error"
     assert "12 steps at most, not 13" in run.error["exception_message"]
 
@@ -166,3 +167,18 @@ def test_a_small_pretraining_writes_a_file_that_predicts(run_graph, comfyui):
     assert {value.shape[0] for key, value in run.kept["concept"].lora.items() if key.endswith("lora_down.weight")} == {
         2
     }
+
+
+def test_the_workflow_runs_from_its_file(run_ui_workflow, encoder_file, repository):
+    path = repository / "workflows" / "one_picture_one_word.json"
+    short = {
+        f"{PREFIX}LoadTuningEncoder": {"file": FILE},
+        f"{PREFIX}TunePredictedConcept": {"steps": 2, "batch": 2},
+        "KSampler": {"steps": 2},
+    }
+    run = run_ui_workflow(path, short)
+    assert run.status == "success", run.error
+    titles = {str(node["id"]): node.get("title", node["type"]) for node in json.loads(path.read_text())["nodes"]}
+    pictures = {titles[node]: len(ui["images"]) for node, ui in run.ui.items() if "images" in ui}
+    assert pictures["The one picture"] == 1
+    assert pictures["Predicted"] == pictures["Tuned for 12 steps"] == 3

@@ -78,7 +78,7 @@ def test_the_pretraining_runs_from_its_file(run_ui_workflow, workflow):
     assert sum("images" in ui for ui in run.ui.values()) == 1
 
 
-@pytest.mark.parametrize("name", [*FILES, *MORE_FILES, PRETRAINING])
+@pytest.mark.parametrize("name", [*FILES, *MORE_FILES, PRETRAINING, "one_picture_one_word"])
 def test_a_workflow_is_tidy(workflow):
     """No node lies on another, every node lies in a group, and every link joins sockets that exist."""
     graph = json.loads(workflow.read_text(encoding="utf-8"))
