@@ -14,7 +14,7 @@ LAMBDAS = (1e-5, 1e-4, 5e-4, 1e-3)
 SCALED = (0.03, 0.1, 0.3)
 """What that becomes on the narrow encoder of the bundled model."""
 RHOS = (0.15, 0.5, 0.9)
-RATES = (5e-3, 1e-2, 2e-2, 4e-2)
+RATES = (1e-2, 2e-2, 4e-2)
 """Learning rates of plain textual inversion, from where it obeys to where it swallows the prompt."""
 WEIGHTS = ((0.005, 0.05), (0.015, 0.15), (0.05, 0.5), (0.15, 1.5))
 """lambda_emb and lambda_attn of CoRe, one to ten."""

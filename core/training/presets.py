@@ -231,7 +231,8 @@ DEMO = Preset(
     "prompt; no augmentation, because nothing in its world is ever tilted",
     {
         "steps": 200,
-        "batch": 6,
+        "batch": 4,
+        "vectors": 3,
         "learning_rate": 1e-2,
         "optimizer": "AdamW",
         "optimizer_options": ADAMW,
