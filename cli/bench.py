@@ -25,6 +25,7 @@ from ..core.training.trainer import TrainingRun, train
 from .bench_attention import attention_cost
 from .bench_dual_path import dual_path_cost
 from .bench_mlm import mlm_figures, sd15_text_encoder
+from .bench_tuning_encoder import tuning_memory_figures
 
 PROMPTS = ("a {} in the snow", "a red {} on the beach", "a drawing of a {} beside a lake", "a photo of a {} at night")
 
@@ -96,6 +97,7 @@ def main(
         **mlm_figures(subject, settings, pictures, turns=turns, steps=steps),
         **attention_cost(subject, side=settings.resolution, repetitions=repetitions),
         **dual_path_cost(subject, side=settings.resolution, repetitions=repetitions),
+        **tuning_memory_figures(),
     }
     print(
         f"TI {figures['ti_step_s'] * 1e3:.1f} ms a step, CoRe {figures['core_step_s'] * 1e3:.1f} ms: "

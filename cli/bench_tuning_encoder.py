@@ -1,0 +1,124 @@
+"""What predicting and tuning one word takes of a GPU's memory at Stable Diffusion 1.5's true size, counted without one.
+
+Every part is made on PyTorch's meta device, which has shapes and no numbers, and a tuning step's forward pass runs
+there while autograd's own hooks count what it keeps for the backward pass.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from ..core.models.low_rank import LowRankDelta, apply_deltas
+from ..core.networks.hypernetwork import targets_of
+from ..core.networks.tuning_encoder import PRESETS, Identity, Shape, TuningEncoder
+
+BATCH, SIDE, CONTEXT, RANK, HEADS = 4, 64, 768, 4, 8
+MAPS = (*[320] * 4, *[640] * 3, *[1280] * 6)
+"""Channels of SD 1.5's down-path residuals and middle (METHODS.md 3.2)."""
+CLIP_H_WEIGHTS, CLIP_L_WEIGHTS, VAE_WEIGHTS = 632_076_800, 123_060_480, 83_653_863
+"""Weights of OpenCLIP ViT-H/14's image tower, CLIP-L's text encoder and SD 1.x's autoencoder, as published."""
+LIMIT_GB = 12.0
+SD15: dict[str, Any] = {
+    "sample_size": SIDE,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "cross_attention_dim": CONTEXT,
+    "attention_head_dim": HEADS,
+    "down_block_types": (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+}
+
+
+def tuning_memory(*, gradient_checkpointing: bool = True) -> dict[str, float]:
+    """GB by part for 12 tuning steps at batch 4 and 512 px in half precision, and their sum.
+
+    The largest kept activation counts twice: the backward pass holds its gradient beside it.
+    """
+    unet = _unet()
+    shape = Shape(1280, 17, MAPS, targets_of(_linear(unet)), {"clip_l": CONTEXT}, PRESETS["sd"])
+    with torch.device("meta"):
+        encoder = TuningEncoder(Identity("sd15", "", {}, ""), shape)
+    kept, largest, factors = _kept(unet, shape, gradient_checkpointing)
+    weights = sum(value.numel() for value in unet.parameters())
+    parts = {
+        "unet": weights * 2,
+        "text_encoder": CLIP_L_WEIGHTS * 2,
+        "autoencoder": VAE_WEIGHTS * 2,
+        "image_encoder": CLIP_H_WEIGHTS * 2,
+        "tuning_encoder": encoder.numbers * 4,
+        "lora_gradient_and_adam": factors * 4 * 4,
+        "kept_for_backward": kept,
+        "largest_gradient": largest,
+    }
+    found = {name: value / 1e9 for name, value in parts.items()}
+    return {**found, "total": sum(found.values()), "limit": LIMIT_GB}
+
+
+def tuning_memory_figures() -> dict[str, float]:
+    """Keys for `bench`."""
+    plain, checkpointed = (tuning_memory(gradient_checkpointing=on) for on in (False, True))
+    return {
+        "sd15_tuning_gb": plain["total"],
+        "sd15_tuning_checkpointed_gb": checkpointed["total"],
+    }
+
+
+def _kept(unet: Any, shape: Shape, checkpointing: bool) -> tuple[int, int, int]:
+    """Bytes that a step keeps for its backward pass, the largest piece, and how many numbers are tuned."""
+    own = {value.untyped_storage()._cdata for value in unet.parameters()}
+    seen: dict[int, Any] = {}
+
+    def note(value: torch.Tensor) -> torch.Tensor:
+        storage = value.untyped_storage()
+        if storage._cdata not in own and not _probabilities(value):
+            seen[storage._cdata] = storage  # held, so that its address is not given to another
+        return value
+
+    def factor(*size: int) -> torch.Tensor:
+        return torch.zeros(size, device="meta", requires_grad=True)
+
+    deltas = {name: LowRankDelta(factor(a, RANK), factor(RANK, b)) for name, (a, b) in shape.targets.items()}
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+        unet.train()
+    context = torch.zeros(BATCH, 77, CONTEXT, device="meta", dtype=torch.float16, requires_grad=True)
+    latents = torch.zeros(BATCH, 4, SIDE, SIDE, device="meta", dtype=torch.float16)
+    with ExitStack() as stack:
+        stack.enter_context(apply_deltas(_Layers(unet), deltas))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(note, lambda value: value))
+        unet(latents, torch.zeros(BATCH, device="meta"), encoder_hidden_states=context)
+    sizes = [storage.nbytes() for storage in seen.values()]
+    return sum(sizes), max(sizes), sum(one.a.numel() + one.b.numel() for one in deltas.values())
+
+
+def _probabilities(value: torch.Tensor) -> bool:
+    """Whether these are attention probabilities: a GPU's fused attention keeps none of them, the meta device's does."""
+    pixels = {SIDE**2 // 4**level for level in range(4)}
+    heads = value.ndim >= 3 and value.shape[-3] in (HEADS, BATCH * HEADS)
+    return heads and value.shape[-2] in pixels and value.shape[-1] in {*pixels, 77}
+
+
+class _Layers:
+    """As much of a model as `apply_deltas` asks for."""
+
+    name = "sd15"
+
+    def __init__(self, unet: Any) -> None:
+        self.unet = unet
+
+    def linear_layers(self) -> dict[str, torch.nn.Module]:
+        return _linear(self.unet)
+
+
+def _linear(unet: Any) -> dict[str, torch.nn.Module]:
+    return {name: part for name, part in unet.named_modules() if isinstance(part, torch.nn.Linear)}
+
+
+def _unet() -> Any:
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel(**SD15).to(torch.float16).requires_grad_(False)
