@@ -79,10 +79,13 @@ def predict_dual(
     hard: Conditioning,
     path: DualPath,
     probe: AttentionProbe | AttentionObserver | None = None,
+    *,
+    linear: Mapping[str, torch.nn.Module] | None = None,
 ) -> torch.Tensor:
     """`TextToImageModel.predict` over both paths; `hard` is the prompt of the whole batch with the vocabulary word.
 
     Differentiable also in the deltas and in `path.soft`. `probe` sees the blend of both paths' attention.
+    `linear` is `model.linear_layers()`, for a caller that has it from an earlier step.
     """
     y = hard.y
     if y is not None and path.soft.y is not None:
@@ -91,7 +94,7 @@ def predict_dual(
         y = torch.cat([y[:start], mixed, y[stop:]])
     if probe is not None:
         probe = _blended(probe, path, len(latents), path.alphas(len(model.cross_attention_layers())))
-    with dual_path(model, path):
+    with dual_path(model, path, linear):
         return model.predict(latents, timesteps, replace(hard, y=y), probe)
 
 
@@ -100,6 +103,7 @@ class DualPathModel:
 
     def __init__(self, model: TextToImageModel, path: DualPath) -> None:
         self.model, self.path = model, path
+        self._linear = model.linear_layers()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -111,13 +115,16 @@ class DualPathModel:
         conditioning: Conditioning,
         probe: AttentionProbe | AttentionObserver | None = None,
     ) -> torch.Tensor:
-        return predict_dual(self.model, latents, timesteps, conditioning, self.path, probe)
+        return predict_dual(self.model, latents, timesteps, conditioning, self.path, probe, linear=self._linear)
 
 
 @contextmanager
-def dual_path(model: TextToImageModel, path: DualPath) -> Iterator[None]:
+def dual_path(
+    model: TextToImageModel, path: DualPath, linear: Mapping[str, torch.nn.Module] | None = None
+) -> Iterator[None]:
     """`model.predict` goes over both paths inside; everything is as it was on exit, also after errors."""
-    with model.flexible_attention(), paths_in(model.linear_layers(), model.cross_attention_layers(), path):
+    linear = model.linear_layers() if linear is None else linear
+    with model.flexible_attention(), paths_in(linear, model.cross_attention_layers(), path):
         yield
 
 

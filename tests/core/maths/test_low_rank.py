@@ -39,6 +39,20 @@ def test_a_delta_for_every_sample(middle):
     np.testing.assert_allclose(low_rank(x, a, b, 0.5), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_every_library_gives_what_numpy_gives(backend, dtype, tolerance):
+    x, w, a, b = normal(0, 4, 3, 5), normal(1, 5, 6), normal(2, 5, 2), normal(3, 2, 6)
+    cases = [
+        (lambda x, a, b: low_rank(x, a, b, 0.7), (x, a, b)),
+        (lambda x, a, b: low_rank(x, a, b, 0.7), (x, normal(4, 4, 5, 2), normal(5, 4, 2, 6))),
+        (lambda w, a, b: merged(w, a, b, 0.7), (w, a, b)),
+    ]
+    for function, arrays in cases:
+        found = backend.call(function, *backend.tree(list(arrays), dtype))
+        assert str(found.dtype).endswith(dtype)
+        np.testing.assert_allclose(backend.numpy(found), function(*arrays), rtol=tolerance, atol=10 * tolerance)
+
+
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"a \(5, 2\), b \(3, 4\)"):
         low_rank(np.ones((1, 5)), np.ones((5, 2)), np.ones((3, 4)))
