@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,29 +12,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from .protocol import fingerprint
+from .protocol import ImageFeatures, fingerprint
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 EVERY = 2
 """METHODS.md 3.2: the CLS token of every second layer."""
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """`vectors` (B, V, w): the CLS token of every second layer and the pooled output; `grid` (B, w, g, g): the last
-    layer's patches."""
-
-    vectors: torch.Tensor
-    grid: torch.Tensor
-
-    @staticmethod
-    def cat(parts: Sequence[ImageFeatures]) -> ImageFeatures:
-        """Join along the batch axis."""
-        return ImageFeatures(torch.cat([one.vectors for one in parts]), torch.cat([one.grid for one in parts]))
-
-    def to(self, device: torch.device) -> ImageFeatures:
-        """The same on another device."""
-        return ImageFeatures(self.vectors.to(device), self.grid.to(device))
 
 
 class ImageEncoder:

@@ -207,6 +207,37 @@ class TextToImageModel(Protocol):
         """Hold while training: on the device, autograd usable, frozen, evaluation mode; restores all on exit."""
 
 
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What a CLIP vision tower says about pictures, for a tuning-encoder (METHODS.md 3.2).
+
+    `vectors` (B, V, w): the CLS token of every second layer and the pooled output; `grid` (B, w, g, g): the last layer's
+    patches.
+    """
+
+    vectors: torch.Tensor
+    grid: torch.Tensor
+
+    @staticmethod
+    def cat(parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Join along the batch axis."""
+        return ImageFeatures(torch.cat([one.vectors for one in parts]), torch.cat([one.grid for one in parts]))
+
+    def to(self, device: torch.device) -> ImageFeatures:
+        """The same on another device."""
+        return ImageFeatures(self.vectors.to(device), self.grid.to(device))
+
+
+class PictureEncoder(Protocol):
+    """What a tuning-encoder has to know of the encoder of its pictures; `core.models.image_encoder` is one."""
+
+    width: int
+    """w of `ImageFeatures`."""
+    vectors: int
+    """V of `ImageFeatures`."""
+    fingerprint: str
+
+
 @dataclass
 class TokenMeans:
     """A probe that keeps, per layer, the mean attention of each token: (B, L), differentiable (METHODS.md C3).

@@ -14,8 +14,7 @@ from .hypernetwork import Factors, Hypernetwork, targets_of
 from .trunk import Trunk, TrunkFeatures
 
 if TYPE_CHECKING:
-    from ..models.image_encoder import ImageEncoder, ImageFeatures
-    from ..models.protocol import TextToImageModel
+    from ..models.protocol import ImageFeatures, PictureEncoder, TextToImageModel
 
 TIMESTEPS = (200, 400, 600, 800)
 """METHODS.md 3.2: where the UNet looks at the picture, whatever its noise schedule's length; of 1000."""
@@ -60,7 +59,7 @@ class Shape:
     preset: Preset
 
     @classmethod
-    def of(cls, model: TextToImageModel, images: ImageEncoder, preset: Preset, maps: Sequence[int]) -> Shape:
+    def of(cls, model: TextToImageModel, images: PictureEncoder, preset: Preset, maps: Sequence[int]) -> Shape:
         """`maps` are the channels of `model.features`."""
         embeddings = {name: encoder.width for name, encoder in model.text_encoders.items()}
         return cls(images.width, images.vectors, tuple(maps), targets_of(model.linear_layers()), embeddings, preset)
@@ -89,7 +88,7 @@ class Identity:
     image_encoder: str
 
     @classmethod
-    def of(cls, model: TextToImageModel, images: ImageEncoder) -> Identity:
+    def of(cls, model: TextToImageModel, images: PictureEncoder) -> Identity:
         texts = {name: encoder.fingerprint for name, encoder in model.text_encoders.items()}
         return cls(model.name, model.fingerprint, texts, images.fingerprint)
 
