@@ -211,8 +211,8 @@ class TextToImageModel(Protocol):
 class ImageFeatures:
     """What a CLIP vision tower says about pictures, for a tuning-encoder (METHODS.md 3.2).
 
-    `vectors` (B, V, w): the CLS token of every second layer and the pooled output; `grid` (B, w, g, g): the last layer's
-    patches.
+    `vectors` (B, V, w): the CLS token of every second layer and the pooled output; `grid` (B, w, g, g): the last
+    layer's patches.
     """
 
     vectors: torch.Tensor
