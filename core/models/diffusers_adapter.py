@@ -13,8 +13,8 @@ import torch
 from .attention import AttentionObserver
 from .diffusers_attention import checkpoint_probed, cross_attention_modules, layered
 from .diffusers_features import encoder_features
-from .diffusers_observing import watched
 from .diffusers_flexible import flexible
+from .diffusers_observing import watched
 from .diffusers_text import DiffusersTextEncoder
 from .frozen import autograd, frozen, on_device
 from .gaussian import draw

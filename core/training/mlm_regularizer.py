@@ -20,7 +20,7 @@ from .regularizer import LossTerm, Terms, TrainingStep
 
 KEPT_ROWS = 1 << 16
 """Tokenized prompts that are kept; a set of METHODS.md 2.5 fits."""
-NARROW_LAMBDA = 0.1
+NARROW_LAMBDA = 0.03
 """For encoders narrower than Stable Diffusion's, such as the bundled tiny model's (docs/claims.md)."""
 
 
