@@ -32,7 +32,8 @@ MEASURES = {
     "to_both": "the word draws both",
     "seconds": "seconds",
 }
-START, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+START, END = "<!-- {}: begin -->", "<!-- {}: end -->"
+"""Around the tables of a part in a document."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def main(
         concepts: Held-out concepts; if none are named, all that were not used for development.
         seeds: Seeds 1..N of each concept.
         workers: Processes that train at the same time, one thread each.
-        markdown: A document whose tables (between its two table marks) are written anew.
+        markdown: A document in which the tables of each part, between its two marks, are written anew.
     """
     from tqdm import tqdm
 
@@ -102,10 +103,10 @@ def main(
             for seed in range(1, seeds + 1)
         ]
         report["parts"][part.name] = {"trials": trials, "comparisons": compare(trials, part.pairs)}
-    lines = as_markdown(report, {m.name: m.label for part in chosen for m in part.methods})
-    print("\n".join(lines))
-    if markdown is not None:
-        rewrite_tables(markdown, lines)
+        lines = as_markdown(part, report["parts"][part.name])
+        print("\n".join(lines))
+        if markdown is not None:
+            rewrite_tables(markdown, part.name, lines)
     return report
 
 
@@ -183,38 +184,50 @@ def compare(trials: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) 
     return rows
 
 
-def as_markdown(report: dict[str, Any], labels: dict[str, str]) -> list[str]:
-    """All comparisons as tables, and every trial."""
-    lines: list[str] = []
-    for name, part in report["parts"].items():
-        rows = part["comparisons"]
-        for treated, control in dict.fromkeys((row["method"], row["control"]) for row in rows):
-            those = [row for row in rows if (row["method"], row["control"]) == (treated, control)]
-            lines += ["", f"### {labels[treated]} against {labels[control]} ({those[0]['pairs']} pairs)", ""]
-            lines += ["| measure | control | treated | difference (95 % interval) |", "| --- | --- | --- | --- |"]
-            for row in those:
-                gain = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
-                numbers = f"{row['control_mean']:.3f} | {row['mean']:.3f} | {gain}"
-                lines.append(f"| {MEASURES[row['measure']]} | {numbers} |")
-        shown = [key for key in MEASURES if all(key in trial for trial in part["trials"])]
-        lines += ["", f"<details><summary>Every trial of part {name}</summary>", ""]
-        lines += ["| method | concept | seed | " + " | ".join(MEASURES[key] for key in shown) + " |"]
-        lines += ["| --- " * (3 + len(shown)) + "|"]
-        for trial in part["trials"]:
-            values = " | ".join(f"{trial[key]:.3f}" for key in shown)
-            lines.append(f"| {labels[trial['method']]} | {trial['concept']} | {trial['seed']} | {values} |")
-        lines += ["", "</details>"]
-    return lines
+def as_markdown(part: Part, found: dict[str, Any]) -> list[str]:
+    """What each method reached, every comparison, and every trial, as tables."""
+    labels = {method.name: method.label for method in part.methods}
+    trials, rows = found["trials"], found["comparisons"]
+    shown = [key for key in MEASURES if all(key in trial for trial in trials)]
+    lines = [*_header("method", *(MEASURES[key] for key in shown))]
+    for name, label in labels.items():
+        own = [trial for trial in trials if trial["method"] == name]
+        means = [sum(trial[key] for trial in own) / len(own) for key in shown]
+        lines.append(_row(label, *(f"{value:.3f}" for value in means)))
+    for treated, control in part.pairs:
+        those = [row for row in rows if (row["method"], row["control"]) == (treated, control)]
+        if those:
+            lines += ["", f"**{labels[treated]} against {labels[control]}**, {those[0]['pairs']} pairs", ""]
+            lines += _header("measure", labels[control], labels[treated], "difference (95 % interval)")
+        for row in those:
+            gain = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+            means = (f"{row['control_mean']:.3f}", f"{row['mean']:.3f}")
+            lines.append(_row(MEASURES[row["measure"]], *means, gain))
+    lines += ["", "<details><summary>Every trial</summary>", ""]
+    lines += _header("method", "concept", "seed", *(MEASURES[key] for key in shown))
+    for trial in trials:
+        values = (f"{trial[key]:.3f}" for key in shown)
+        lines.append(_row(labels[trial["method"]], trial["concept"], str(trial["seed"]), *values))
+    return [*lines, "", "</details>"]
 
 
-def rewrite_tables(path: Path, lines: Sequence[str]) -> None:
-    """Put `lines` between the two table marks of the document at `path`; what people wrote around them stays.
+def _header(*names: str) -> list[str]:
+    return [_row(*names), _row(*["---"] * len(names))]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def rewrite_tables(path: Path, part: str, lines: Sequence[str]) -> None:
+    """Put `lines` between the two marks of `part` in the document at `path`; what people wrote around them stays.
 
     Raises ValueError where the document does not hold both marks, in that order.
     """
+    start, end = START.format(part), END.format(part)
     text = path.read_text(encoding="utf-8")
-    before, found, rest = text.partition(START)
-    _, closed, after = rest.partition(END)
+    before, found, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"{path} needs the lines {START} and {END} around its tables")
-    path.write_text("\n".join([before + START, *lines, "", END + after]), encoding="utf-8")
+        raise ValueError(f"{path} needs the lines {start} and {end} around the tables of {part}")
+    path.write_text("\n".join([before + start, *lines, "", end + after]), encoding="utf-8")

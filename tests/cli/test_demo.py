@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from contextual_inversion.cli.claims import END, START, compare, rewrite_tables
+from contextual_inversion.cli.claims import END, START, Part, as_markdown, compare, rewrite_tables
 from contextual_inversion.cli.main import main
-from contextual_inversion.cli.trials import cached_trial
+from contextual_inversion.cli.trials import Method, cached_trial
 from contextual_inversion.core.files import load_embedding
+from contextual_inversion.core.training.presets import DEMO
 from contextual_inversion.core.world import prompts as world_prompts
 
 HEADLINE = {"prompt_fidelity", "subject_similarity", "sim1", "sim2", "seconds"}
@@ -30,7 +31,7 @@ def test_demo_writes_pictures_embeddings_and_report(tmp_path: Path, monkeypatch:
         assert set(report[method]) >= HEADLINE
         assert report[method]["all"]["pictures"] == len(few)
     vectors = [word.vectors["clip_l"] for word in words.values()]
-    assert vectors[0].shape == (1, 128)
+    assert vectors[0].shape == (DEMO.values["vectors"], 128)
     assert not any(torch.equal(one, other) for one, other in combinations(vectors, 2))
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert sheet.width > 5 * 160
@@ -62,14 +63,31 @@ def test_a_comparison_is_paired_by_concept_and_seed() -> None:
 
 def test_tables_are_rewritten_and_the_words_around_them_stay(tmp_path: Path) -> None:
     page = tmp_path / "claims.md"
-    page.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    start, end = START.format("core"), END.format("core")
+    other = f"{START.format('mlm')}\nkept\n{END.format('mlm')}\n"
+    page.write_text(f"before\n{start}\nold\n{end}\nafter\n{other}")
     for _ in range(2):
-        rewrite_tables(page, ["| new |"])
-        assert page.read_text() == f"before\n{START}\n| new |\n\n{END}\nafter\n"
+        rewrite_tables(page, "core", ["| new |"])
+        assert page.read_text() == f"before\n{start}\n| new |\n\n{end}\nafter\n{other}"
     page.write_text("no marks")
     with pytest.raises(ValueError, match="needs the lines"):
-        rewrite_tables(page, ["| new |"])
+        rewrite_tables(page, "core", ["| new |"])
     assert page.read_text() == "no marks"
+
+
+def test_means_and_differences_are_in_the_tables() -> None:
+    cells = [("moth", 1, 0.25), ("moth", 2, 0.5), ("castle", 1, 0.75)]
+    trials = [
+        {"method": name, "concept": concept, "seed": seed, "fidelity": value + gain}
+        for name, gain in (("ti", 0.0), ("core", 0.125))
+        for concept, seed, value in cells
+    ]
+    part = Part("core", (Method("ti", "plain TI"), Method("core", "CoRe")), (("core", "ti"),))
+    lines = as_markdown(part, {"trials": trials, "comparisons": compare(trials, part.pairs)})
+    assert "| plain TI | 0.500 |" in lines
+    assert "| CoRe | 0.625 |" in lines
+    assert "| prompt fidelity | 0.500 | 0.625 | +0.125 (+0.125 to +0.125) |" in lines
+    assert "| CoRe | castle | 1 | 0.875 |" in lines
 
 
 def test_a_finished_trial_is_not_done_again(tmp_path: Path) -> None:
