@@ -30,7 +30,7 @@ from ..core.training.events import CheckpointSaved, Event, Finished, Preview, St
 from ..core.training.methods import method_called
 from ..core.training.mlm_regularizer import recommended_mlm
 from ..core.training.pictures import checked_pictures
-from ..core.training.presets import PRESETS, Preset, demo_preset
+from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset
 from ..core.training.prior import PriorPreservation
 from ..core.training.regularizer import Regularizer
 from ..core.training.settings import Precision, TrainSettings
@@ -57,7 +57,7 @@ def main(
     steps: int | None = None,
     batch: int | None = None,
     learning_rate: float | None = None,
-    vectors: int = 1,
+    vectors: int | None = None,
     resolution: int | None = None,
     seed: int = 0,
     precision: Precision = "model",
@@ -100,7 +100,7 @@ def main(
         steps: Training steps.
         batch: Samples in the UNet at once.
         learning_rate: Of the vectors.
-        vectors: Token positions that the word takes.
+        vectors: Token positions that the word takes; as the recipe says if not given.
         resolution: Side of the square training pictures; the model's own if not given.
         seed: Seed of everything random.
         precision: What the UNet computes in.
@@ -131,12 +131,11 @@ def main(
     files = picture_files(pictures)
     name = safe_name(name or re.sub(r"[^A-Za-z0-9_.+-]+", "_", pictures.resolve().name))  # before hours of training
     subject = load_model(model, device)
-    given = {"steps": steps, "batch": batch, "learning_rate": learning_rate}
+    given = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "vectors": vectors}
     given |= {"rank": rank, "weight_rate": weight_rate}
     settings = recipe.settings(
         class_word,
         name=name,
-        vectors=vectors,
         resolution=resolution,
         seed=seed,
         precision=precision,
@@ -192,9 +191,9 @@ def recipe_for(preset: str | None, method: str | None, model: str | Path) -> Pre
         raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     if method is not None:
         method_called(method)
+    if preset is None and model == "tiny":
+        return DEMO if method in (None, DEMO.method) else demo_preset(method)
     if preset is None and method is not None:
-        if model == "tiny":
-            return demo_preset(method)
         return next(recipe for recipe in PRESETS.values() if recipe.method == method)
     chosen = PRESETS[preset or DEFAULT]
     return chosen if method is None else replace(chosen, values={**chosen.values, "method": method})

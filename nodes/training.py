@@ -103,11 +103,11 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "vectors",
-                    default=1,
-                    min=1,
+                    default=0,
+                    min=0,
                     max=32,
                     tooltip="How many tokens the word is long. More hold more detail and leave less room for the "
-                    "prompt.",
+                    f"prompt. {AS_RECIPE}",
                 ),
                 io.Int.Input(
                     "seed",
@@ -231,11 +231,11 @@ class TrainConcept(io.ComfyNode):
                 "steps": steps,
                 "learning_rate": learning_rate,
                 "batch": batch,
+                "vectors": vectors if concept is None else concept.length,
                 "weight_rate": weight_rate,
             },
             class_word=class_word.strip(),
             name=safe_name(name.strip()),
-            vectors=vectors if concept is None else concept.length,
             seed=seed,
             preview_every=preview_every,
             preview_prompt=preview_prompt,

@@ -58,8 +58,10 @@ def same(one: dict, other: dict) -> bool:
 
 @pytest.fixture(autouse=True)
 def empty_folders(comfyui):
-    for path in (comfyui.base / "user" / "contextual_inversion", comfyui.base / "models" / "contextualizers"):
-        shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(comfyui.base / "user" / "contextual_inversion", ignore_errors=True)
+    # The folder itself stays: ComfyUI remembers when it was last changed.
+    for file in (comfyui.base / "models" / "contextualizers").glob("*"):
+        file.unlink()
 
 
 @pytest.fixture

@@ -128,6 +128,20 @@ def test_a_training_gives_a_concept_and_its_losses(run_graph, comfyui):
     assert any("learned <keep>" in text for text in texts(run))
 
 
+def test_vectors_are_as_the_recipe_says_unless_given_or_those_of_a_concept(run_graph):
+    run = run_graph(graph(regularized=False, vectors=0, steps=1), keep=KEEP)
+    assert run.status == "success", run.error
+    wanted = sys.modules[f"{pack_name()}.core.training.presets"].DEMO.values["vectors"]
+    assert vectors(run).shape == (wanted, 128)
+    assert wanted > 1
+    one = graph(regularized=False, vectors=0, steps=1)
+    one["train"]["inputs"] |= {"concept": ["short", 0]}
+    one["short"] = graph(regularized=False, vectors=1, steps=1)["train"]
+    short = run_graph(one, keep={**KEEP, "short": ("short", 0)})
+    assert short.status == "success", short.error
+    assert short.kept["short"].length == short.kept["concept"].length == 1
+
+
 def plot() -> dict:
     return {"class_type": "LossGraphNode", "inputs": {"loss": ["train", 1], "filename_prefix": "loss"}}
 

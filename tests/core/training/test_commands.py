@@ -1,6 +1,7 @@
 """`train` and `bench` on the command line, with the stub in place of a real model."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from contextual_inversion.cli import bench, optimize
 from contextual_inversion.cli import train as command
 from contextual_inversion.core.files import load_concept
 from contextual_inversion.core.training.core_regularizer import CoReWeights
+from contextual_inversion.core.training.presets import DEMO, PRESETS
 
 
 @pytest.fixture
@@ -91,6 +93,15 @@ def test_the_command_says_what_is_wrong(folder, tmp_path):
     Image.new("L", (90, 70)).save(tmp_path / "masks" / "b.png")
     with pytest.raises(FileNotFoundError, match="no mask named a"):
         command.main(folder, class_word="dog", masks=tmp_path / "masks")
+
+
+def test_a_recipe_is_named_or_the_methods_and_the_bundled_model_has_its_own():
+    assert command.recipe_for(None, None, "tiny") == command.recipe_for(None, "ti", "tiny") == DEMO
+    assert command.recipe_for(None, "xti", "tiny").values["steps"] == DEMO.values["steps"]
+    assert command.recipe_for("Fast", None, "tiny") == command.recipe_for("Fast", None, Path("sd")) == PRESETS["Fast"]
+    assert command.recipe_for(None, None, Path("sd")) == next(iter(PRESETS.values()))
+    assert command.recipe_for(None, "dreambooth", Path("sd")).method == "dreambooth"
+    assert command.recipe_for("Fast", "xti", Path("sd")).method == "xti"
 
 
 def test_pictures_are_turned_as_the_camera_says_and_transparency_is_white(tmp_path):
