@@ -1,5 +1,6 @@
 """Stopping keeps the work, and a resumed training ends in the same bits as one that was never interrupted."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,12 +17,14 @@ from contextual_inversion.core.training.events import CheckpointSaved, Finished,
 from contextual_inversion.core.training.trainer import train
 
 CHILD = Path(__file__).with_name("training_child.py")
+OTHER_METHODS = [name for name in TINY_METHODS if name != "ti"]
 
 
-def child(folder, what, number, method="ti"):
+def killed(*trainings):
+    """Of each (folder, what, number, method): the process's exit status, and how many checkpoints it left."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(CHILD), str(folder), what, str(number), method]
-    return subprocess.run(command, env=environment).returncode
+    command = [sys.executable, str(CHILD), json.dumps(trainings, default=str)]
+    return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
 
 
 def to_the_end(folder, resume=None, method="ti"):
@@ -48,19 +51,28 @@ def uninterrupted(tmp_path_factory):
 
 def test_kill_minus_nine_anywhere_then_resume_gives_the_same_bits(tmp_path, uninterrupted):
     # In the middle of a step's UNet passes (three a step), and of writing a checkpoint, in one training after another.
-    for what, number in (("predict", 8), ("predict", 11), ("replace", 3)):
-        assert child(tmp_path, what, number) == -signal.SIGKILL
-        assert checkpoints_in(tmp_path)
+    places = (("predict", 8), ("predict", 11), ("replace", 3))
+    for status, checkpoints in killed(*((tmp_path, what, number, "ti") for what, number in places)):
+        assert status == -signal.SIGKILL
+        assert checkpoints
     last = to_the_end(tmp_path, resume=tmp_path)
     assert last.step == 12
     same(last, uninterrupted)
 
 
-@pytest.mark.parametrize("method", [name for name in TINY_METHODS if name != "ti"])
-def test_every_method_survives_kill_minus_nine(tmp_path, method):
-    whole = to_the_end(tmp_path / "whole", method=method)
-    assert child(tmp_path / "killed", "predict", 17, method) == -signal.SIGKILL
-    same(to_the_end(tmp_path / "killed", resume=tmp_path / "killed", method=method), whole)
+@pytest.fixture(scope="module")
+def killed_of_every_method(tmp_path_factory):
+    folders = {method: tmp_path_factory.mktemp("killed") for method in OTHER_METHODS}
+    found = killed(*((folder, "predict", 17, method) for method, folder in folders.items()))
+    return {method: (folders[method], *one) for method, one in zip(folders, found, strict=True)}
+
+
+@pytest.mark.parametrize("method", OTHER_METHODS)
+def test_every_method_survives_kill_minus_nine(tmp_path, killed_of_every_method, method):
+    folder, status, checkpoints = killed_of_every_method[method]
+    assert status == -signal.SIGKILL
+    assert checkpoints
+    same(to_the_end(folder, resume=folder, method=method), to_the_end(tmp_path, method=method))
 
 
 @pytest.mark.parametrize("steps", [1, 5, 7])

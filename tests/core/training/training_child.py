@@ -1,11 +1,16 @@
-"""Train in a process of its own and die by SIGKILL at the n-th time something happens.
+"""Train in processes of their own, each of which dies by SIGKILL at the n-th time something happens.
 
-python training_child.py CHECKPOINTS (predict|replace|never) N [METHOD]
+python training_child.py '[[CHECKPOINTS, "predict" or "replace", N, METHOD], ...]'
+
+One after another; a process is a fork, so that PyTorch is imported once. Prints a JSON list of
+[exit status, checkpoints that are there then].
 """
 
+import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -68,16 +73,35 @@ def deadly(function, number):
     return call
 
 
-if __name__ == "__main__":
-    folder, what, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    method = sys.argv[4] if len(sys.argv) > 4 else "ti"
-    torch.set_num_threads(1)
+def train_and_die(folder, what, number, method):
     model = StubModel()
     if what == "predict":
         object.__setattr__(model, "predict", deadly(model.predict, number))
-    elif what == "replace":
+    else:
         os.replace = deadly(os.replace, number)
     resume = folder if checkpoints_in(folder) else None
     with train(model, pictures(), settings(folder, method), regularizers=[core()], resume=resume) as run:
         for _ in run:
             pass
+
+
+def in_a_fork(function, *arguments):
+    """The exit status: 0, 1 after an error, or the signal's number below 0."""
+    process = os.fork()
+    if process == 0:
+        try:
+            function(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    found = []
+    for name, what, number, method in json.loads(sys.argv[1]):
+        status = in_a_fork(train_and_die, Path(name), what, number, method)
+        found.append([status, len(checkpoints_in(Path(name)))])
+    print(json.dumps(found))
