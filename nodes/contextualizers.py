@@ -163,8 +163,8 @@ class PretrainContextualizer(io.ComfyNode):
                     "size",
                     options=[AUTO, *PRESETS],
                     default=AUTO,
-                    tooltip="The paper's network; short: the same for prompts of at most 30 tokens, which makes MLM "
-                    "cheaper; tiny: for the demo model.",
+                    tooltip="The paper's network; short: the same for prompts of at most 22 tokens, which makes MLM "
+                    "three times cheaper; tiny: for the demo model.",
                 ),
                 io.Combo.Input(
                     "loss_mode",

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
+from contextual_inversion.core.networks.contextualizer import PRESETS, ShortEncoder
 from contextual_inversion.core.prompts.parse import placeholder_problem
 from contextual_inversion.core.prompts.rich import (
     DATA,
@@ -20,6 +21,7 @@ from contextual_inversion.core.prompts.rich import (
     words,
     world_prompts,
 )
+from contextual_inversion.core.prompts.tokens import tokenize_prompt
 from contextual_inversion.core.world.captions import BACKGROUND_PHRASES
 
 SLOTS = {
@@ -137,6 +139,16 @@ def test_no_drawn_prompt_is_longer_than_the_hardest(name):
     prompts = rich_prompts(name)
     longest = max(len(text.split()) for text in prompts.hardest(lambda text: len(text.split())))
     assert all(len(text.split()) <= longest for text in prompts.draw(1500, generator(2)))
+
+
+@pytest.mark.parametrize("name", RICH_SETS)
+def test_the_short_contextualizer_reads_every_prompt_beside_a_class_word_of_three(encoder, name):
+    short = ShortEncoder(encoder, PRESETS["short"].positions)
+    assert len(encoder.tokenize("wooden toy dog")) == 3
+    for prompt in rich_prompts(name).hardest(lambda text: len(encoder.tokenize(text))):
+        filled = tokenize_prompt(short, with_class(prompt, "wooden toy dog"), rows=1)
+        assert len(filled.ids) == 24
+        assert filled.eot < 24
 
 
 def test_the_class_word_follows_the_concept():
