@@ -192,7 +192,8 @@ class MLMRegularizerNode(io.ComfyNode):
                     "beside_class_word",
                     default=False,
                     tooltip="Write the class word after the new word in these prompts. The paper writes it in all its "
-                    "prompts; switch it on if you will type it too.",
+                    "prompts; switch it on if you will type it too. Not with an identifier: the word then ends in it "
+                    "already.",
                 ),
                 RegularizerSocket.Input(
                     "regularizer", optional=True, tooltip="Another regularizer to add this one to, such as CoRe."

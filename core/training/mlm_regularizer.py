@@ -58,9 +58,10 @@ class MLMRegularizer:
     """lambda L_MLM (METHODS.md M5) on `batch` rich prompts a step, through the text encoder and psi only.
 
     `prompts` hold one "{}" each; `beside_class` writes the class word after the concept (METHODS.md 2.5), else the
-    concept stands alone. With one contextualizer for each text encoder of a model, every encoder gets a term of its
-    own, `mlm/<encoder>`; an encoder without one gets none. psi and its mask row are copied and never trained. A weight
-    of 0 costs nothing and changes nothing.
+    concept stands alone, as it should where an identifier makes the class word a part of the word itself. With one
+    contextualizer for each text encoder of a model, every encoder gets a term of its own, `mlm/<encoder>`; an encoder
+    without one gets none. psi and its mask row are copied and never trained. A weight of 0 costs nothing and changes
+    nothing.
     """
 
     name = "mlm"

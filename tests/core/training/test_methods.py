@@ -3,6 +3,7 @@
 import pytest
 import torch
 from stub_model import StubModel, pictures
+from test_mlm_regularizer import regularizer as mlm
 from test_trainer import PROMPTS, Pull
 from training_child import TINY_METHODS
 
@@ -11,8 +12,10 @@ from contextual_inversion.core.models.lora import from_lora
 from contextual_inversion.core.models.low_rank import LowRankDelta, apply_deltas
 from contextual_inversion.core.models.protocol import Conditioning
 from contextual_inversion.core.models.text import encode_prompts
+from contextual_inversion.core.prompts.tokens import input_embeddings, tokenize_prompt
 from contextual_inversion.core.training.checkpoint import CheckpointMismatchError
 from contextual_inversion.core.training.core_regularizer import CoReRegularizer
+from contextual_inversion.core.training.masking import mask_rows, masked_inputs
 from contextual_inversion.core.training.methods import METHODS
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import NonFiniteLossError, train
@@ -108,6 +111,42 @@ def test_gradients_of_core_reach_what_is_trained(method):
     # Of the UNet what comes before a cross-attention's softmax: the values of the last one change no attention.
     unet = {name for name in found[0] if not name.startswith("clip_l")}
     assert {name for name in unet if "to_k" in name or "to_q" in name} <= reached
+
+
+@every_method
+def test_gradients_of_mlm_reach_the_word_and_the_text_encoder_alone(method):
+    settings = TrainSettings(class_word="dog", batch=2, steps=1, **TINY_METHODS[method])
+    found = []
+    for regularizers in ([], [mlm(StubModel(), beside_class=False)]):
+        with train(StubModel(), pictures(), settings, regularizers=regularizers) as running:
+            next(running)
+            with torch.no_grad():
+                for name, value in running.learner.leaves.items():
+                    # Away from the start, where a low-rank change has but half a gradient.
+                    value.add_(0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(len(name))))
+            losses, _ = running.objective.gather(0, running.learner.backward)
+            found.append({name: leaf.grad.clone() for name, leaf in running.learner.leaves.items()})
+    assert losses["mlm/clip_l"] > 0
+    reached = {name for name in found[0] if not torch.equal(found[0][name], found[1][name])}
+    assert reached == {name for name in found[0] if name.startswith("clip_l")}
+
+
+@every_method
+def test_mlm_reads_the_prompts_that_the_word_is_trained_in(method):
+    """With an identifier the word ends in the class word by itself, and it is not written again."""
+    model, regularizer = StubModel(), mlm(StubModel(), beside_class=False)
+    settings = TrainSettings(class_word="dog", batch=2, steps=1, **{**TINY_METHODS[method], "vectors": 1})
+    encoder = model.text_encoders["clip_l"]
+    words = tokenize_prompt(encoder, "a {} at sea", words="sks dog" if settings.identifier else "dog")
+    expected, _ = input_embeddings(encoder, [words], None)
+    with train(model, pictures(), settings, regularizers=[regularizer]) as running:
+        next(running)
+        (guesser,), copies = regularizer._encoders, running.prompts.word.copies["clip_l"]
+        for copy in range(len(copies)):
+            row = guesser.row("a {} at sea").of_copy(copy, copies.shape[1])
+            batch = mask_rows([row], torch.ones(1, guesser.encoder.max_length), 0.15)
+            inputs = masked_inputs(encoder.table(), batch, guesser.psi.mask, copies.flatten(0, 1))
+            assert torch.equal(inputs, expected[:, : inputs.shape[1]])
 
 
 @every_method
