@@ -46,8 +46,9 @@ PRESETS: Mapping[str, ContextualizerShape] = {
     "short": ContextualizerShape(positions=24),
     "tiny": ContextualizerShape(attentions=2, heads=4, hidden=2, positions=32),
 }
-"""METHODS.md 2.1; the same for prompts of at most 22 tokens, which every built-in one about pets and
-objects is beside a class word of up to three, and for which MLM costs a third; and a small one for narrow encoders such as the bundled tiny model's."""
+"""METHODS.md 2.1; the same for prompts of at most 22 tokens, which every built-in one about pets and objects is beside
+a class word of up to three, and for which MLM costs a third; and a small one for narrow encoders such as the bundled
+tiny model's."""
 
 
 @dataclass(frozen=True)
