@@ -16,6 +16,8 @@ export function addView(node, name, view, minHeight) {
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => minHeight, getValue: () => "", setValue: () => {} };
   const widget = node.addDOMWidget(name, name, view, options);
   widget.serialize = false;
+  // ComfyUI gives a view its place when it draws the canvas next, also that of a node out of sight.
+  node.setDirtyCanvas?.(true, true);
   passOn(view);
   return widget;
 }

@@ -83,6 +83,9 @@ export function peak(map) {
   return { value: map.data[best], x: (x + 0.5) / map.width, y: (y + 0.5) / map.height };
 }
 
+/** The smallest value of a map. */
+export const lowest = (map) => map.data.reduce((one, other) => Math.min(one, other), Infinity);
+
 /** Groups of layers from the picture's side of the network to its middle: their indices by depth. */
 export function byDepth(groups) {
   return groups.map((_, index) => index).sort((a, b) => groups[a].depth - groups[b].depth || a - b);

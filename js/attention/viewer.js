@@ -3,8 +3,9 @@
 import { element, rangeSlider } from "../elements.js";
 import { loadAtlas } from "./atlas_file.js";
 import { blend, css, freeColour, PALETTE, readableOn } from "./colours.js";
-import { byDepth, clamped, peak, resized } from "./maps.js";
+import { byDepth, clamped, lowest, peak, resized } from "./maps.js";
 import { indexOf, nameOf, restored } from "./state.js";
+import { placed } from "./tags.js";
 import { WordList } from "./words.js";
 
 const SIDE = 320; // cells of the longer side that maps are drawn with
@@ -69,6 +70,7 @@ export class AttentionViewer {
       this.overlay,
       this.tags,
     );
+    new ResizeObserver(() => this.atlas && this.drawTags(this.shown())).observe(this.frame);
     const settled = () => this.keep(this.state);
     const moved = (part) => (range) => this.choose({ [part]: range }, false);
     this.layers = rangeSlider({ label: "Layers", describe: (...ends) => this.sayLayers(ends), moved: moved("layers"), settled });
@@ -210,12 +212,12 @@ export class AttentionViewer {
     this.overlay.setAttribute("aria-label", names.length ? `Attention of ${names.join(", ")} over the picture` : "The picture");
   }
 
-  /** A word's map at that size, its own strongest cell 1 or, on the common scale, that of all words. */
+  /** A word's map at that size: from its weakest cell to its strongest or, on the common scale, of all words' strongest. */
   scaled(word, width, height) {
     const map = this.atlas.map(word, this.choice());
-    const most = this.state.common ? this.strongest() : peak(map).value;
+    const [low, high] = this.state.common ? [0, this.strongest()] : [lowest(map), peak(map).value];
     const { data } = resized(map, width, height);
-    return most > 0 ? data.map((value) => value / most) : data;
+    return data.map((value) => (high > low ? (value - low) / (high - low) : 0));
   }
 
   strongest() {
@@ -223,17 +225,30 @@ export class AttentionViewer {
     return this.atlas.strongest(words, this.choice());
   }
 
+  /** Names every shown word beside its strongest cell, which has a dot. */
   drawTags(shown) {
+    const places = shown.map(({ word }) => peak(this.atlas.map(word, this.choice())));
     const tags = shown.map(({ word, colour }) => {
-      const { x, y } = peak(this.atlas.map(word, this.choice()));
       const { rgb } = PALETTE[colour];
-      const tag = element("span", { text: this.report.words[word].text });
-      Object.assign(tag.style, { left: `${100 * x}%`, top: `${100 * y}%`, background: css(rgb), color: readableOn(rgb) });
-      // Near an edge the tag grows inwards.
-      tag.style.translate = `${-100 * x}% ${y < 0.15 ? "40%" : "-140%"}`;
+      const tag = element("span", { class: "ci-tag", text: this.report.words[word].text });
+      Object.assign(tag.style, { background: css(rgb), color: readableOn(rgb) });
       return tag;
     });
-    this.tags.replaceChildren(...tags);
+    const dots = shown.map(({ colour }, index) => {
+      const dot = element("span", { class: "ci-peak" });
+      const { x, y } = places[index];
+      Object.assign(dot.style, { left: `${100 * x}%`, top: `${100 * y}%`, background: css(PALETTE[colour].rgb) });
+      return dot;
+    });
+    this.tags.replaceChildren(...dots, ...tags);
+    const [width, height] = [this.frame.clientWidth, this.frame.clientHeight];
+    const boxes = tags.map(({ offsetWidth, offsetHeight }, index) => {
+      const { x, y } = places[index];
+      return { x: x * width, y: y * height, width: offsetWidth, height: offsetHeight };
+    });
+    placed(boxes, { width, height }).forEach(({ left, top }, index) => {
+      Object.assign(tags[index].style, { left: `${left}px`, top: `${top}px` });
+    });
   }
 
   /** Shows on every chip how much of the attention under the pointer is its word's. */

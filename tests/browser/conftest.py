@@ -94,17 +94,23 @@ class Server:
     def wait_until_ready(self, page: Any) -> None:
         page.wait(f"{STYLED} && {LOADED}", 240)
 
-    def load(self, page: Any, workflow: dict[str, Any], node: int, *, scale: float = 1.0) -> None:
-        """Opens a workflow and moves a node to the upper left."""
-        x, y = next(one["pos"] for one in workflow["nodes"] if one["id"] == node)
-        page.run(f"comfyAPI.app.app.loadGraphData({json.dumps(workflow)})")
-        self.look_at(page, x, y, scale)
-
-    def look_at(self, page: Any, x: float, y: float, scale: float = 1.0) -> None:
-        offset = [90 / scale - x, 110 / scale - y]
+    def load(self, page: Any, workflow: str, node: int, *, scale: float = 1.0) -> None:
+        """Opens a shipped workflow as ComfyUI's list of templates does, and moves a node to the upper left."""
         page.run(
-            f"(() => {{ const c = comfyAPI.app.app.canvas; c.ds.scale = {scale}; c.ds.offset = {offset};"
-            "c.setDirty(true, true); })()"
+            f"comfyAPI.api.api.fetchApi('/workflow_templates/contextual-inversion/{workflow}.json')"
+            ".then((answer) => answer.json())"
+            f".then((graph) => comfyAPI.app.app.loadGraphData(graph, true, true, '{workflow}'))"
+        )
+        page.wait(f"comfyAPI.app.app.rootGraph.getNodeById({node})?.graph && true")
+        self.look_at(page, node, scale)
+
+    def look_at(self, page: Any, node: int, scale: float = 1.0) -> None:
+        """Moves a node to the upper left of the window."""
+        page.run(
+            f"(() => {{ const {{ canvas, rootGraph }} = comfyAPI.app.app;"
+            f"const [x, y] = rootGraph.getNodeById({node}).pos;"
+            f"canvas.ds.scale = {scale}; canvas.ds.offset = [90 / {scale} - x, 110 / {scale} - y];"
+            "canvas.setDirty(true, true); })()"
         )
 
 

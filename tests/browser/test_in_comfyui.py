@@ -1,4 +1,4 @@
-"""The views in ComfyUI's own page, classic canvas and Nodes 2.0: run, point, pin, type, reload, stop and keep.
+"""The views in ComfyUI's own page, classic canvas and Nodes 2.0: the shipped graphs, driven as a person does.
 
 Photographs of every state go to out/browser; they are there to be looked at.
 """
@@ -8,161 +8,45 @@ import json
 import pytest
 
 PREFIX = "ContextualInversion"
-PROMPT = "a photo of a red castle on the grass"
-SHOW, TRAIN = 8, 10
+SHORT = {
+    f"{PREFIX}TrainConcept": {"steps": 3, "batch": 2, "preview_every": 3, "continue_interrupted": False},
+    f"{PREFIX}DiagnoseConcept": {"steps": 2, "most_prompts": 1},
+    "KSampler": {"steps": 4},
+}
+SHOW, LEARNED, STOPPED = 9, 25, 6
+"""Node ids: the first viewer and that of the learned word in see_what_a_word_does, a training in train_a_word."""
 MODES = {"classic": False, "nodes2": True}
+AWAY = (960, 1000)
+"""A place of the window where no node is."""
+VIEW, PANEL = "#view-under-test", "#panel-under-test"
 
 
-def call(name: str, /, **inputs: object) -> dict:
-    return {"class_type": PREFIX + name, "inputs": inputs}
+OUT_OF_SIGHT = """[...document.querySelectorAll('.ci-training')].every((view) => {
+    const box = view.getBoundingClientRect();
+    const outside = box.right <= 0 || box.bottom <= 0 || box.left >= innerWidth || box.top >= innerHeight;
+    return outside || !view.checkVisibility();
+})"""
+"""The view of a node that is outside of the window is so, too."""
 
 
-def core(name: str, /, **inputs: object) -> dict:
-    return {"class_type": name, "inputs": inputs}
-
-
-def graph(seed: int) -> dict:
-    """A picture with its attention, and a training long enough to be stopped."""
-    shown = {"attention": ["5", 1], "prompt": PROMPT, "image": ["7", 0], "clip": ["1", 1]}
-    numbers = {"steps": 5000, "learning_rate": 0.01, "batch": 2, "vectors": 1, "seed": seed, "preview_every": 5}
-    sampled = {"model": ["5", 0], "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "seed": 3}
-    return {
-        "1": call("LoadDemoModel"),
-        "2": core("CLIPTextEncode", clip=["1", 1], text=PROMPT),
-        "3": core("CLIPTextEncode", clip=["1", 1], text=""),
-        "4": core("EmptyLatentImage", width=128, height=128, batch_size=2),
-        "5": call("RecordAttention", model=["1", 0], step_bins=3),
-        "6": core("KSampler", **sampled, steps=8, cfg=4.0, sampler_name="ddim", scheduler="normal", denoise=1.0),
-        "7": core("VAEDecode", samples=["6", 0], vae=["1", 2]),
-        str(SHOW): call("ShowAttention", **shown),
-        "9": call("DemoImages", concept="castle", count=2, background="grass", seed=0),
-        str(TRAIN): call(
-            "TrainConcept",
-            model=["1", 0],
-            clip=["1", 1],
-            vae=["1", 2],
-            images=["9", 0],
-            class_word="house",
-            name="kept",
-            continue_interrupted=False,
-            **numbers,
-        ),
-        "11": call("SaveConcept", concept=[str(TRAIN), 0], name="kept", if_taken="replace", embedding_file=False),
-    }
-
-
-PLACES = {SHOW: (100, 100), TRAIN: (700, 100)}
-
-
-def load(page, seed: int) -> None:
-    """Opens the graph, the two nodes with views side by side and the others far away."""
-    page.run(f"comfyAPI.app.app.loadApiJson({json.dumps(graph(seed))}, 'views')")
+def shorten(page, seed: int, changes: dict[int, dict]) -> None:
+    """Fewer steps everywhere, other `changes` by node id, and a seed of its own, since ComfyUI remembers results."""
     page.run(
-        f"(() => {{ const app = comfyAPI.app.app; const places = {json.dumps(PLACES)};"
-        "for (const node of app.rootGraph.nodes) {"
-        "node.pos = places[node.id] ?? [-8000 + 500 * node.id, 0];"
-        f"if (node.id == {SHOW}) node.setSize([520, 1020]); }}"
-        "app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0]; app.canvas.setDirty(true, true); })()"
+        f"(() => {{ const [short, changes] = [{json.dumps(SHORT)}, {json.dumps(changes)}];"
+        f"short.{PREFIX}TrainConcept.seed = {seed};"
+        "for (const node of comfyAPI.app.app.rootGraph.nodes)"
+        "for (const [name, value] of Object.entries({ ...short[node.type], ...changes[node.id] }))"
+        "node.widgets.find((widget) => widget.name === name).value = value; })()"
     )
 
 
-def pinned(page) -> list[str]:
-    return page.run("[...document.querySelectorAll('.ci-chip[aria-selected=true]')].map((chip) => chip.textContent)")
+def name_view(page, node: int, kind: str, name: str) -> None:
+    """Gives the view of a node an id, since a page can have several."""
+    find = f"comfyAPI.app.app.rootGraph?.getNodeById({node})?.widgets?.find((one) => one.name === '{kind}')?.element"
+    page.wait(f"(() => {{ const view = {find}; if (view) view.id = '{name[1:]}'; return Boolean(view); }})()")
 
 
-def overlay(page) -> dict:
-    """What lies over the picture: its description, and how unlike the colours of its pixels are."""
-    return page.run(
-        "(() => { const canvas = document.querySelector('.ci-frame canvas');"
-        "const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);"
-        "return { label: canvas.getAttribute('aria-label'), shades: new Set(data).size }; })()"
-    )
-
-
-def chip(word: int) -> str:
-    """The selector of a word of the prompt, from 1."""
-    return f".ci-word:nth-child({word + 1})"
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_views_in_the_page(comfyui_server, pictures, mode):
-    server, seed = comfyui_server, list(MODES).index(mode)
-    page = server.open(nodes_2=MODES[mode], light=False, width=1300, height=1200)
-    load(page, seed)
-    page.wait("document.querySelector('.ci-attention')")
-    page.run("comfyAPI.app.app.queuePrompt(0)")
-
-    # The training shows its losses and samples while it runs, and stops when told to.
-    page.wait("document.querySelectorAll('.ci-chart polyline').length > 0", 400)
-    page.wait("document.querySelectorAll('.ci-strip img').length > 0", 400)
-    page.photograph(pictures / f"{mode}-training.png")
-    page.run("[...document.querySelectorAll('.ci-training .ci-button')].at(-1).click()")
-    page.wait("document.querySelector('.ci-status').textContent.includes('is kept as it was then')", 400)
-    page.wait("document.querySelector('.ci-chip')", 400)
-    entry = server_entry(server, page)
-    assert entry["status"]["status_str"] == "success", entry["status"]
-    assert len(list(server.base.rglob("kept*.safetensors"))) >= 1, "the node behind it ran"
-
-    # Pointing at a word lays its map over the picture.
-    page.point_at(5, 5)
-    assert overlay(page)["shades"] == 1, "nothing yet"
-    page.point(chip(6))
-    page.wait("document.querySelector('.ci-tags span')")
-    seen = overlay(page)
-    assert "castle" in seen["label"]
-    assert seen["shades"] > 20
-    page.click(chip(6))
-    page.click(chip(9))
-    page.point_at(5, 5)
-    assert pinned(page) == ["castle", "grass"]
-    assert "castle, grass" in overlay(page)["label"]
-    page.photograph(pictures / f"{mode}-dark.png")
-
-    # The keyboard does it too.
-    page.run(f"document.querySelector('{chip(9)}').focus()")
-    page.key("ArrowLeft")
-    page.key("ArrowLeft")
-    page.key("Enter")
-    assert pinned(page) == ["castle", "on", "grass"]
-    page.key("Escape")
-    assert pinned(page) == []
-    page.key("ArrowLeft")
-    page.key("Enter")
-    assert pinned(page) == ["castle"]
-
-    # Fewer layers give another map; the slider says which.
-    before = page.run("document.querySelector('.ci-frame canvas').toDataURL()")
-    page.run(
-        "(() => { const slider = document.querySelector('.ci-range input'); slider.value = slider.max;"
-        "for (const kind of ['input', 'change']) slider.dispatchEvent(new Event(kind)); })()"
-    )
-    assert page.run("document.querySelector('.ci-frame canvas').toDataURL()") != before
-    said = page.run("document.querySelector('.ci-range output').textContent")
-    assert said not in ("", "all")
-
-    # After a reload everything is there again: choice, maps, losses. In the other theme, to see that one as well.
-    page.run("new Promise((resolve) => setTimeout(resolve, 1500))")  # ComfyUI saves its draft a moment later
-    server.ask("/settings", {"Comfy.ColorPalette": "light"})
-    page.reload()
-    server.wait_until_ready(page)
-    page.wait("document.querySelector('.ci-chip') && document.querySelector('.ci-chart polyline')")
-    assert pinned(page) == ["castle"]
-    assert page.run("document.querySelector('.ci-range output').textContent") == said
-    page.wait("document.querySelector('.ci-frame img').naturalWidth > 0")
-    page.photograph(pictures / f"{mode}-light.png")
-
-    # Without the temporary files there is a line instead of a broken picture.
-    for path in (server.base / "temp").glob("contextual_inversion_atlas*"):
-        path.unlink()
-    page.reload()
-    server.wait_until_ready(page)
-    page.wait("document.querySelector('.ci-message')?.textContent.includes('Queue again')")
-    assert page.run("document.querySelector('.ci-body').hidden")
-    assert [error for error in page.errors if "contextual" in error.lower()] == []
-    page.close()
-
-
-def server_entry(server, page) -> dict:
+def finished(server, page) -> dict:
     """The newest entry of the history, once the queue is empty."""
     page.wait(
         "comfyAPI.api.api.fetchApi('/queue').then((a) => a.json())"
@@ -170,3 +54,185 @@ def server_entry(server, page) -> dict:
         400,
     )
     return next(iter(server.ask("/history?max_items=1").values()))
+
+
+def pinned(page) -> list[str]:
+    return page.run(
+        f"[...document.querySelectorAll('{VIEW} .ci-chip[aria-selected=true]')].map((chip) => chip.textContent)"
+    )
+
+
+def overlay(page) -> dict:
+    """What lies over the picture: its description, and how many values the bytes of its pixels have."""
+    return page.run(
+        f"(() => {{ const canvas = document.querySelector('{VIEW} .ci-frame canvas');"
+        "const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);"
+        "const label = canvas.getAttribute('aria-label');"
+        "return { label, shades: new Set(data).size, data: canvas.toDataURL() }; })()"
+    )
+
+
+def boxes(page, selector: str) -> list[list[float]]:
+    """Left, top, right and bottom of all such elements, in the window."""
+    return page.run(
+        f"[...document.querySelectorAll('{selector}')].map((one) => one.getBoundingClientRect())"
+        ".map((box) => [box.left, box.top, box.right, box.bottom])"
+    )
+
+
+def said(page, slider: int) -> str:
+    return page.run(f"document.querySelectorAll('{VIEW} .ci-range output')[{slider}].textContent")
+
+
+def chip(word: int) -> str:
+    """The selector of a word of the prompt, from 1."""
+    return f"{VIEW} .ci-word:nth-child({word + 1})"
+
+
+RED, CAT, ON, GRASS = chip(5), chip(6), chip(7), chip(9)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_words_light_up_and_come_back_after_a_reload(comfyui_server, pictures, mode):
+    server = comfyui_server
+    page = server.open(nodes_2=MODES[mode], light=False, width=1000, height=1150)
+    server.load(page, "see_what_a_word_does", SHOW)
+    shorten(page, 100 + list(MODES).index(mode), {})
+    name_view(page, SHOW, "attention", VIEW)
+    assert "Queue" in page.run(f"document.querySelector('{VIEW} .ci-message').textContent")
+    page.run("comfyAPI.app.app.queuePrompt(0)")
+    entry = finished(server, page)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    page.wait(f"document.querySelector('{CAT}')")
+    page.wait(f"document.querySelector('{VIEW} .ci-frame img').naturalWidth > 0")
+
+    # Pointing at a word lays its map over the picture; a click pins it.
+    page.point_at(*AWAY)
+    assert overlay(page)["shades"] == 1, "nothing yet"
+    page.point(CAT)
+    page.wait(f"document.querySelector('{VIEW} .ci-tag')")
+    seen = overlay(page)
+    assert "cat" in seen["label"]
+    assert seen["shades"] > 20
+    for word in (RED, CAT, GRASS):
+        page.click(word)
+    page.point_at(*AWAY)
+    assert pinned(page) == ["red", "cat", "grass"]
+    assert "red, cat, grass" in overlay(page)["label"]
+    page.photograph(pictures / f"{mode}-words.png")
+    (picture,) = boxes(page, f"{VIEW} .ci-frame")
+    tags = boxes(page, f"{VIEW} .ci-tag")
+    assert len(tags) == 3
+    for index, (left, top, right, bottom) in enumerate(tags):
+        assert picture[0] - 1 <= left <= right <= picture[2] + 1
+        assert picture[1] - 1 <= top <= bottom <= picture[3] + 1
+        assert all(right <= a or c <= left or bottom <= b or d <= top for a, b, c, d in tags[:index])
+
+    # The other way round: the bars say how much each word looks at a place of the picture.
+    page.point(f"{VIEW} .ci-frame")
+    shares = page.run(
+        f"[...document.querySelectorAll('{VIEW} .ci-word')].map((c) => c.style.getPropertyValue('--share'))"
+    )
+    assert max(map(float, shares)) == 1
+    assert len(set(shares)) > 3
+
+    # The keyboard does it too, and ComfyUI's own shortcuts do not answer.
+    nodes = page.run("comfyAPI.app.app.rootGraph.nodes.length")
+    page.run(f"document.querySelector('{GRASS}').focus()")
+    page.key("ArrowLeft")
+    page.key("ArrowLeft")
+    page.key("Enter")
+    assert pinned(page) == ["red", "cat", "on", "grass"]
+    page.key("Escape")
+    assert pinned(page) == []
+    page.key("ArrowLeft")
+    page.key("Enter")
+    assert pinned(page) == ["cat"]
+    page.run("document.activeElement.blur()")
+
+    # Fewer layers and fewer steps give other maps; the sliders say which.
+    for slider in (0, 1):
+        before = overlay(page)["data"]
+        assert said(page, slider) == "all"
+        page.run(f"document.querySelectorAll('{VIEW} .ci-range')[{slider}].querySelectorAll('input')[1].focus()")
+        page.key("ArrowLeft")
+        assert said(page, slider) not in ("", "all")
+        assert overlay(page)["data"] != before
+    assert page.run("comfyAPI.app.app.rootGraph.nodes.length") == nodes
+    chosen = [said(page, 0), said(page, 1)]
+    drawn = overlay(page)["data"]
+
+    # After a reload everything is there again. In the other theme, to see that one as well.
+    page.run("new Promise((resolve) => setTimeout(resolve, 1500))")  # ComfyUI saves its draft a moment later
+    server.ask("/settings", {"Comfy.ColorPalette": "light"})
+    page.reload()
+    server.wait_until_ready(page)
+    name_view(page, SHOW, "attention", VIEW)
+    page.wait(f"document.querySelector('{CAT}') && document.querySelector('{VIEW} .ci-frame img').naturalWidth > 0")
+    assert pinned(page) == ["cat"]
+    assert [said(page, 0), said(page, 1)] == chosen
+    assert overlay(page)["data"] == drawn
+    page.wait(OUT_OF_SIGHT)
+    page.photograph(pictures / f"{mode}-words-light.png")
+    # Of the learned word as well, and what it does to its neighbours, on the same graph.
+    server.look_at(page, LEARNED)
+    page.wait("document.querySelectorAll('.ci-attention .ci-chip').length > 0")
+    page.photograph(pictures / f"{mode}-learned-word-light.png")
+
+    # Without the temporary files there is a line instead of a broken picture.
+    for path in (server.base / "temp").glob("contextual_inversion_atlas*"):
+        path.unlink()
+    page.reload()
+    server.wait_until_ready(page)
+    name_view(page, SHOW, "attention", VIEW)
+    page.wait(f"document.querySelector('{VIEW} .ci-message')?.textContent.includes('Queue again')")
+    assert page.run(f"document.querySelector('{VIEW} .ci-body').hidden")
+    page.photograph(pictures / f"{mode}-gone-light.png")
+    assert [error for error in page.errors if "contextual" in error.lower()] == []
+    page.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_training_is_followed_stopped_and_kept(comfyui_server, pictures, mode):
+    server = comfyui_server
+    page = server.open(nodes_2=MODES[mode], light=False, width=1000, height=1150)
+    server.load(page, "train_a_word", STOPPED)
+    shorten(page, 200 + list(MODES).index(mode), {STOPPED: {"steps": 5000, "preview_every": 5}})
+    page.run("comfyAPI.app.app.queuePrompt(0)")
+    page.wait("document.querySelector('.ci-training')", 400)
+    name_view(page, STOPPED, "training", PANEL)
+    page.wait(f"document.querySelector('{PANEL} .ci-chart polyline')", 400)
+    page.wait(f"document.querySelectorAll('{PANEL} .ci-strip img').length > 1", 400)
+
+    # A page that was reloaded meanwhile goes on where it was.
+    page.run("new Promise((resolve) => setTimeout(resolve, 1500))")
+    page.reload()
+    server.wait_until_ready(page)
+    name_view(page, STOPPED, "training", PANEL)
+    page.wait(f"document.querySelectorAll('{PANEL} .ci-strip img').length > 1")
+    page.wait(f"document.querySelector('{PANEL} .ci-status').textContent.includes(' left')", 400)
+    server.look_at(page, STOPPED)
+    page.wait(f"document.querySelectorAll('{PANEL} .ci-chart polyline').length > 1", 400)
+    page.photograph(pictures / f"{mode}-training.png")
+
+    stop = f"{PANEL} .ci-status .ci-button:last-child"
+    assert page.run(f"document.querySelector('{stop}').textContent") == "Stop and keep"
+    page.click(stop)
+    page.wait(f"document.querySelector('{PANEL} .ci-status').textContent.includes('is kept as it was then')", 400)
+    entry = finished(server, page)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    images = [image for output in entry["outputs"].values() for image in output.get("images", ())]
+    assert sum(image["type"] == "output" for image in images) == 6, "the nodes behind it ran"
+    assert page.run(f"document.querySelector('{stop}').hidden")
+
+    # What was learned is there after a reload, in the other theme.
+    page.run("new Promise((resolve) => setTimeout(resolve, 1500))")
+    server.ask("/settings", {"Comfy.ColorPalette": "light"})
+    page.reload()
+    server.wait_until_ready(page)
+    name_view(page, STOPPED, "training", PANEL)
+    page.wait(f"document.querySelectorAll('{PANEL} .ci-strip img').length > 1")
+    assert "is kept as it was then" in page.run(f"document.querySelector('{PANEL} .ci-status').textContent")
+    page.photograph(pictures / f"{mode}-trained-light.png")
+    assert [error for error in page.errors if "contextual" in error.lower()] == []
+    page.close()

@@ -33,6 +33,7 @@ def page(browser, static):
         "maps": "attention/maps",
         "colours": "attention/colours",
         "state": "attention/state",
+        "tags": "attention/tags",
         "curves": "training/curves",
     }
     loads = "".join(f"window.{name} = await import('/js/{path}.js');" for name, path in names.items())
@@ -152,3 +153,27 @@ def test_a_scale_puts_its_ends_at_0_and_1_and_its_marks_between(page, logarithmi
     assert len(ends) >= 4
     assert all(0 <= mark <= 1.001 for mark in ends)
     assert page.run(f"curves.scaleOf([[null]], {logarithmic})") is None
+
+
+def test_names_over_a_picture_stay_in_it_and_apart(page):
+    random = np.random.default_rng(0)
+    width, height, most = 320, 300, 6
+    for _ in range(50):
+        sizes = np.stack([random.integers(20, 150, most), np.full(most, 18)], 1)
+        # Many words look at the same place.
+        places = random.integers(0, [width, height], (3, 2))[random.integers(0, 3, most)]
+        tags = [
+            dict(zip(("x", "y", "width", "height"), (*at, *size), strict=True))
+            for at, size in zip(places.tolist(), sizes.tolist(), strict=True)
+        ]
+        given = page.run(f"tags.placed({json.dumps(tags)}, {{ width: {width}, height: {height} }})")
+        corners = np.array([[one["left"], one["top"]] for one in given])
+        assert (corners >= 0).all()
+        assert (corners + sizes <= [width, height]).all()
+        for one in range(most):
+            apart = (corners[one] + sizes[one] <= corners[:one]) | (corners[:one] + sizes[:one] <= corners[one])
+            assert apart.any(1).all(), "no name lies on another"
+    alone = page.run("tags.placed([{ x: 100, y: 100, width: 40, height: 18 }], { width: 320, height: 300 })")
+    assert alone == [{"left": 80, "top": 78}], "just above its place"
+    at_the_top = page.run("tags.placed([{ x: 100, y: 5, width: 40, height: 18 }], { width: 320, height: 300 })")
+    assert at_the_top[0]["top"] == 9, "below it where there is no room above"

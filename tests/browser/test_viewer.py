@@ -99,6 +99,17 @@ def test_a_word_lights_up_where_its_map_is(page, image):
         assert strongest(page) == place, word
 
 
+def test_a_map_goes_from_its_weakest_to_its_strongest_cell(page):
+    """However much a word looks everywhere: what it adds to that is what is seen."""
+    scaled = "[...viewer.scaled(1, 8, 8)]"
+    plain = page.run(scaled)
+    assert (min(plain), max(plain)) == (0, 1)
+    page.run("viewer.atlas.map(1, viewer.choice()).data.forEach((value, i, all) => (all[i] = value / 3 + 0.2))")
+    assert page.run(scaled) == pytest.approx(plain, abs=1e-5)
+    page.run("viewer.common.click()")
+    assert min(page.run(scaled)) > 0.1, "on the common scale it is shown as it is"
+
+
 def test_a_choice_is_kept_and_taken_up_again(page):
     page.click(chip("castle"))
     page.click(chip("grass"))
