@@ -1,0 +1,73 @@
+"""`contextual-inversion transplant`: which positions of the prompt carry a learned word, and which swallow the prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PROMPTS = 16
+
+
+def main(concepts: tuple[str, ...] = ("goblet", "crested-bird", "castle"), seed: int = 1) -> dict[str, Any]:
+    """Learn each concept with plain textual inversion on the bundled model, then draw held-out prompts with the class
+    word whose encodings are replaced by the concept's at some positions only.
+
+    Args:
+        concepts: Held-out concepts of ConceptWorld.
+        seed: Of training and pictures.
+    """
+    from ..core.inspection.transplant import CHOICES
+    from ..core.world import concepts as world
+    from .trials import demo_model, held_out_prompts, learn, plain_inversion
+
+    unknown = [name for name in concepts if name not in world.CONCEPTS]
+    if unknown:
+        raise ValueError(f"no held-out concept {unknown[0]!r}; there are {', '.join(world.CONCEPTS)}")
+    model = demo_model()
+    rows: list[dict[str, Any]] = []
+    for name in concepts:
+        subject = world.CONCEPTS[name]
+        pictures, _, class_word = world.concept_images(name, 4, seed=seed)
+        word = learn(model, plain_inversion(model), name, class_word, pictures, seed)
+        asked = [one for one in held_out_prompts(subject.background) if one.second is None and one.style is None]
+        for kinds in CHOICES:
+            drawn = drawn_with(model, [one.text for one in asked[:PROMPTS]], word, kinds, seed)
+            found = judged(drawn, asked[:PROMPTS], name, pictures)
+            rows.append({"concept": name, "positions": list(kinds), **found})
+            print(line(rows[-1]), flush=True)
+    return {"seed": seed, "rows": rows}
+
+
+def drawn_with(model: Any, templates: list[str], word: Any, kinds: tuple[str, ...], seed: int) -> Any:
+    """A picture a template (N, 128, 128, 3), as `world_evaluation.draw` makes them, from transplanted encodings."""
+    import torch
+
+    from ..core.inspection.transplant import transplanted
+    from ..core.inspection.world_evaluation import as_bytes
+    from ..core.models.protocol import ImageSize
+    from ..core.models.sampling import sample
+    from ..core.models.text import encode_prompts
+    from ..core.world.scenes import IMAGE_SIZE
+
+    size, side = ImageSize(IMAGE_SIZE, IMAGE_SIZE), IMAGE_SIZE // model.latent_factor
+    with model.session(), torch.no_grad():
+        mixed = transplanted(model, templates, word.vectors, word.class_word, kinds)
+        empty = model.conditioning(encode_prompts(model, [""]), size)
+        shape = (len(templates), model.latent_channels, side, side)
+        latents = sample(model, model.conditioning(mixed, size), empty, shape=shape, seed=1000 * seed)
+        return as_bytes(model.to_images(latents))
+
+
+def judged(drawn: Any, asked: list[Any], name: str, references: Any) -> dict[str, float]:
+    """The figures that tell subject and prompt apart."""
+    from ..core.inspection.world_evaluation import score
+    from ..core.world import concepts as world
+
+    figures = score(drawn, asked, world.CONCEPTS[name], references).figures()
+    return {key: figures[key] for key in ("fidelity", "leak", "recognised", "similarity")}
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table, as Markdown."""
+    where = " + ".join(row["positions"]) or "none (the class word)"
+    numbers = " | ".join(f"{row[key]:.2f}" for key in ("fidelity", "leak", "recognised", "similarity"))
+    return f"| {row['concept']} | {where} | {numbers} |"
