@@ -1,4 +1,4 @@
-"""`contextual-inversion transplant`: which positions of the prompt carry a learned word, and which swallow the prompt."""
+"""`contextual-inversion transplant`: which positions of a prompt carry a learned word, and which swallow the prompt."""
 
 from __future__ import annotations
 
