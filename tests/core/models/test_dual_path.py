@@ -1,5 +1,7 @@
 """METHODS.md 3.6 on a diffusers model: the exact identities of the two paths, and nothing left behind."""
 
+import copy
+
 import pytest
 import torch
 
@@ -85,6 +87,33 @@ def test_without_a_difference_alpha_does_not_matter(model, alpha):
     hard = prompt(model, HARD, HARD)
     found = predict_dual(model, *noisy(), hard, DualPath(prompt(model, HARD), deltas(model, zero=True), alpha))
     torch.testing.assert_close(found, model.predict(*noisy(), hard), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_rounds_two_paths_as_it_rounds_one(model, dtype):
+    half = copy.deepcopy(model)
+    half.unet.to(dtype)
+    changes, hard, soft = deltas(model), prompt(model, HARD, HARD), prompt(model, SOFT, SOFT)
+
+    def rounding(run):
+        exact, rounded = run(model), run(half)
+        assert rounded.isfinite().all()
+        return float((rounded - exact).norm() / exact.norm())
+
+    def with_deltas(one):
+        with apply_deltas(one, changes):
+            return one.predict(*noisy(), soft)
+
+    def dual(one, *options):
+        return predict_dual(one, *noisy(), hard, DualPath(soft, changes, *options))
+
+    plain = half.predict(*noisy(), hard)
+    assert torch.equal(dual(half, 0.0), plain)
+    bound = 2 * max(rounding(lambda one: one.predict(*noisy(), hard)), rounding(with_deltas))
+    for options in ((1.0,), (0.3,), (0.3, "hard")):
+        assert rounding(lambda one, options=options: dual(one, *options)) < bound
+        assert float((dual(half, *options) - plain).norm() / plain.norm()) > 2 * bound
 
 
 @torch.no_grad()
