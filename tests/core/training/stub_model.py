@@ -1,13 +1,14 @@
 """A text-to-image model of the protocol in a hundred lines of torch: random weights, milliseconds a step."""
 
 import hashlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from contextual_inversion.core.maths.schedule import alpha_bar, scaled_linear_betas
+from contextual_inversion.core.models.attention import AttentionObserver
 from contextual_inversion.core.models.protocol import Conditioning, Encoding, NoiseSchedule, fingerprint
 
 VOCABULARY, LENGTH = 96, 20
@@ -59,14 +60,17 @@ class CrossAttention(nn.Module):
         self.q, self.k, self.v = nn.Linear(channels, 32), nn.Linear(context, 32), nn.Linear(context, 32)
         self.out = nn.Linear(32, channels)
 
-    def forward(self, x, context, report):
+    def forward(self, x, context, layer, probe):
         flat = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = (t.unflatten(-1, (2, 16)).transpose(1, 2) for t in (self.q(flat), self.k(context), self.v(context)))
-        if report is None:
+        looks_on = isinstance(probe, AttentionObserver)
+        if looks_on:
+            probe.observe(layer, q, k, None, x.shape[-2:])
+        if probe is None or looks_on:
             found = F.scaled_dot_product_attention(q, k, v)
         else:
             probabilities = (q @ k.transpose(-1, -2) / 4).softmax(-1)
-            report(probabilities)
+            probe(layer, probabilities)
             found = probabilities @ v
         return x + self.out(found.transpose(1, 2).flatten(2)).transpose(1, 2).view_as(x)
 
@@ -121,8 +125,7 @@ class StubModel(nn.Module):
         layers = conditioning.layers
         contexts = [conditioning.context] * len(self.attentions) if layers is None else layers
         for index, (attention, context) in enumerate(zip(self.attentions, contexts, strict=True)):
-            report = None if probe is None else lambda p, index=index: probe(index, p)
-            x = attention(x, context, report)
+            x = attention(x, context, index, probe)
             x = F.silu(self.conv_mid(x)) + x
         return self.conv_out(x).float()
 
@@ -131,8 +134,11 @@ class StubModel(nn.Module):
         angles = timesteps[:, None] * torch.logspace(0, -3, 8)
         time = self.time(torch.cat([angles.sin(), angles.cos()], -1))
         first = F.silu(self.conv_in(latents) + time[..., None, None])
-        second = F.avg_pool2d(self.attentions[0](first, conditioning.context, None), 2)
+        second = F.avg_pool2d(self.attentions[0](first, conditioning.context, 0, None), 2)
         return [first, second, F.silu(self.conv_mid(second))]
+
+    def flexible_attention(self):
+        return nullcontext()  # nothing here depends on the batch
 
     def cross_attention_layers(self):
         return [f"down_blocks.{index}.attentions.0.attn2" for index in range(len(self.attentions))]
@@ -142,7 +148,8 @@ class StubModel(nn.Module):
 
     def weight_layers(self):
         attentions = zip(self.cross_attention_layers(), self.attentions, strict=True)
-        inner = {f"{name}.to_{part}": getattr(module, part) for name, module in attentions for part in ("q", "k", "v")}
+        parts = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "out"}
+        inner = {f"{name}.{ours}": getattr(module, own) for name, module in attentions for ours, own in parts.items()}
         return {"conv_in": self.conv_in, "conv_out": self.conv_out, "time": self.time, **inner}
 
     @contextmanager

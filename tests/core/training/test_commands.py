@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from stub_model import StubModel
 
-from contextual_inversion.cli import bench, optimize
+from contextual_inversion.cli import bench, bench_mlm, optimize
 from contextual_inversion.cli import train as command
 from contextual_inversion.core.files import load_concept
+from contextual_inversion.core.prompts.rich import ListedPrompts
 from contextual_inversion.core.training.core_regularizer import CoReWeights
 from contextual_inversion.core.training.presets import DEMO, PRESETS
 
@@ -116,8 +117,11 @@ def test_pictures_are_turned_as_the_camera_says_and_transparency_is_white(tmp_pa
 
 def test_bench_reports_its_figures(monkeypatch):
     monkeypatch.setattr(bench, "_model", lambda name, device: StubModel())
+    # The stub has no room for rich prompts; with more room it would weigh more in what is counted below.
+    monkeypatch.setattr(bench_mlm, "prompts", lambda subject: ListedPrompts(("a red {} in the snow", "my {} at sea")))
     result = bench.main(steps=2, repetitions=2, device="cpu")
     assert {"ti_step_s", "core_step_s", "core_over_ti", "peak_mb", "machine"} <= set(result)
+    assert {"mlm_over_ti", "attention_over_plain", "dual_over_plain", "sd15_tuning_gb"} <= set(result)
     assert result["attention_batch"] == 2
     assert result["ti_step_s"] > 0
     # Operations do not depend on the machine. Twelve UNet batches for plain training, eighteen with CoRe, and text.
