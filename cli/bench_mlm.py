@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,29 +104,48 @@ def sd15_operations(batch: int, mlm_batch: int, preset: str = "paper") -> float:
     Counted on tensors without memory, so no machine is too small for it. Both directions of the pass count; gradients
     go to the word alone.
     """
+    text, sample = _sd15_plain()
+    return 1 + _sd15_mlm(mlm_batch, preset) / (text + batch * sample)
+
+
+@cache
+def _sd15_plain() -> tuple[int, int]:
+    """Operations of the text encoder for one prompt, and of the UNet for each sample."""
     from diffusers import UNet2DConditionModel
+
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
+        unet, encoder = UNet2DConditionModel(**SD15_UNET).requires_grad_(False), _sd15_encoder()
+        with FlopCounterMode(display=False) as text:
+            word, context = _outputs(encoder, 1, encoder.max_length)
+            torch.autograd.grad(context.square().mean(), word)
+        with FlopCounterMode(display=False) as whole:
+            word, context = _outputs(encoder, 1, encoder.max_length)
+            latents = torch.zeros(1, 4, SD15_UNET["sample_size"], SD15_UNET["sample_size"])
+            noise = unet(latents, torch.zeros(1), context).sample
+            torch.autograd.grad(noise.square().mean(), word)
+    return text.get_total_flops(), whole.get_total_flops() - text.get_total_flops()
+
+
+@cache
+def _sd15_mlm(batch: int, preset: str) -> int:
+    with FakeTensorMode(), torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
+        encoder = _sd15_encoder()
+        identity = EncoderIdentity("clip_l", "", encoder.width, encoder.max_length, SD15_TEXT["vocab_size"])
+        psi = Contextualizer(identity, PRESETS[preset]).requires_grad_(False)
+        word, context = _outputs(encoder, batch, len(psi.positions))
+        logits = psi(context, torch.zeros(MASKED_TOKENS * batch, dtype=torch.long))
+        torch.autograd.grad(logits.square().mean(), word)
+    return counter.get_total_flops()
+
+
+def _sd15_encoder() -> DiffusersTextEncoder:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokens = SimpleNamespace(bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)
-    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
-        unet = UNet2DConditionModel(**SD15_UNET).requires_grad_(False)
-        encoder = DiffusersTextEncoder(
-            "clip_l", CLIPTextModel(CLIPTextConfig(**SD15_TEXT)).requires_grad_(False), tokens
-        )
-        identity = EncoderIdentity("clip_l", "", encoder.width, encoder.max_length, SD15_TEXT["vocab_size"])
-        psi = Contextualizer(identity, PRESETS[preset]).requires_grad_(False)
+    return DiffusersTextEncoder("clip_l", CLIPTextModel(CLIPTextConfig(**SD15_TEXT)).requires_grad_(False), tokens)
 
-        def outputs(count: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-            word = torch.zeros(count, length, encoder.width, requires_grad=True)
-            return word, encoder.encode(word, torch.zeros(count, length, dtype=torch.long)).tokens
 
-        with FlopCounterMode(display=False) as plain:
-            word, context = outputs(1, encoder.max_length)
-            latents = torch.zeros(batch, 4, SD15_UNET["sample_size"], SD15_UNET["sample_size"])
-            noise = unet(latents, torch.zeros(batch), context.expand(batch, -1, -1)).sample
-            torch.autograd.grad(noise.square().mean(), word)
-        with FlopCounterMode(display=False) as mlm:
-            word, context = outputs(mlm_batch, len(psi.positions))
-            logits = psi(context, torch.zeros(MASKED_TOKENS * mlm_batch, dtype=torch.long))
-            torch.autograd.grad(logits.square().mean(), word)
-    return 1 + mlm.get_total_flops() / plain.get_total_flops()
+def _outputs(encoder: DiffusersTextEncoder, count: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A word's leaf and what the encoder makes of it."""
+    word = torch.zeros(count, length, encoder.width, requires_grad=True)
+    return word, encoder.encode(word, torch.zeros(count, length, dtype=torch.long)).tokens
