@@ -137,15 +137,16 @@ class Sockets:
     vae: Any
 
 
-def build(kind: str) -> tuple[DiffusersModel, Sockets]:
-    """The same random weights twice. ComfyUI's are made in inference mode, as its loader nodes make them."""
+def build(kind: str, dtype: torch.dtype = torch.float32) -> tuple[DiffusersModel, Sockets]:
+    """The same random weights twice; `dtype` is that of ComfyUI's UNet. ComfyUI's are made in inference mode, as its
+    loader nodes make them."""
     shape = SHAPES[kind]
     torch.manual_seed(0)
     unet = _attentive(UNet2DConditionModel(**shape.unet))
     vae = _vae(shape.scaling_factor)
     encoders = {name: _transformer(width, name) for name, width in shape.widths.items()}
     with torch.inference_mode():
-        sockets = Sockets(_model(shape, unet), _clip(shape, encoders), _comfy_vae(vae))
+        sockets = Sockets(_model(shape, unet, dtype), _clip(shape, encoders), _comfy_vae(vae))
     text = [_diffusers_encoder(name, module, kind) for name, module in encoders.items()]
     schedule = noise_schedule(SCHEDULE | {"prediction_type": shape.prediction})
     for module in (unet, vae, *(encoder.module for encoder in text)):
@@ -237,13 +238,13 @@ def _clip(shape: Shape, encoders: dict[str, CLIPTextModelWithProjection]) -> Any
     return clip
 
 
-def _model(shape: Shape, unet: UNet2DConditionModel) -> Any:
+def _model(shape: Shape, unet: UNet2DConditionModel, dtype: torch.dtype) -> Any:
     description = getattr(comfy.supported_models, shape.description)(shape.comfy_unet)
     for key in ("num_heads", "num_head_channels"):
         description.unet_config[key] = shape.comfy_unet[key]
     kind = {"epsilon": "EPS", "v_prediction": "V_PREDICTION"}[shape.prediction]
     description.model_type = lambda *_: comfy.model_base.ModelType[kind]
-    description.set_inference_dtype(torch.float32, None)
+    description.set_inference_dtype(dtype, None)
     model = description.get_model({}, device=torch.device("cpu"))
     names = comfy.utils.unet_to_diffusers(description.unet_config)
     state = {names[key]: value for key, value in unet.state_dict().items()}

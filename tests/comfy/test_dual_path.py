@@ -1,7 +1,8 @@
 """Dual Path in a real ComfyUI: the identities of METHODS.md 3.6 in stock samplers, beside other people's patches."""
 
+import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,20 @@ class World:
         )
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def world(request: pytest.FixtureRequest, comfyui: Any) -> Iterator[World]:
+@pytest.fixture(scope="module")
+def random_models(comfyui: Any) -> Iterator[Any]:
     here = str(Path(__file__).parent)
     sys.path.append(here)
     try:
-        import random_models
-
-        with torch.inference_mode():
-            yield World(*(random_models.tiny() if request.param == "tiny" else random_models.build(request.param)))
+        yield importlib.import_module("random_models")
     finally:
         sys.path.remove(here)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def world(request: pytest.FixtureRequest, random_models: Any) -> World:
+    with torch.inference_mode():
+        return World(*(random_models.tiny() if request.param == "tiny" else random_models.build(request.param)))
 
 
 def near(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 2e-4) -> None:
@@ -121,6 +125,37 @@ def test_alpha_one_is_the_stock_lora_with_the_soft_prompt(world: World) -> None:
     without = Concept("thing", "dog", world.concept.vectors, hard_token="dog")
     soft = world.sample(world.sockets.model, world.encode(SOFT, clip), cfg=3.0)
     near(world.sample(*world.node(concept=without, alpha=1.0)), soft)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.inference_mode()
+def test_half_precision_rounds_two_paths_as_it_rounds_one(random_models: Any, dtype: torch.dtype) -> None:
+    import comfy.sd
+
+    exact, half = World(*random_models.build("sd1")), World(*random_models.build("sd1", dtype))
+    assert half.sockets.model.model.diffusion_model.dtype == dtype
+    concept = exact.concept  # vectors as they were drawn, not as half precision rounds them
+
+    def rounding(run: Callable[[World], torch.Tensor]) -> float:
+        found, expected = run(half), run(exact)
+        assert bool(found.isfinite().all())
+        return float((found - expected).norm() / expected.norm())
+
+    def dual(one: World, **options: Any) -> torch.Tensor:
+        return one.sample(*one.node(concept=concept, **options))
+
+    def plain(one: World) -> torch.Tensor:
+        return one.sample(one.sockets.model, one.encode(HARD))
+
+    def with_lora(one: World) -> torch.Tensor:
+        stock, _ = comfy.sd.load_lora_for_models(one.sockets.model, None, dict(concept.lora), 1.0, 0.0)
+        return one.sample(stock, one.encode(HARD))
+
+    assert torch.equal(dual(half, alpha=0.0), plain(half))
+    bound = 2 * max(rounding(plain), rounding(with_lora))
+    for options in ({"alpha": 1.0}, {"alpha": 0.5}, {"alpha": 0.5, "modulated_path": "hard"}):
+        assert rounding(lambda one, options=options: dual(one, **options)) < bound
+        assert float((dual(half, **options) - plain(half)).norm() / plain(half).norm()) > 2 * bound
 
 
 @torch.inference_mode()
