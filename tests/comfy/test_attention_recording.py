@@ -223,6 +223,30 @@ def test_a_context_repeated_for_a_long_negative_prompt_is_folded_back(sockets: A
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+def test_of_two_paths_the_hard_one_is_recorded(sockets: Any) -> None:
+    """Its first layer sees what the plain model sees with the real word; behind that the blend has come in."""
+    from contextual_inversion.core.concept import Concept
+    from contextual_inversion.nodes.attention_recording import recording
+    from contextual_inversion.nodes.dual_path import DualPathNode, encoders_of
+
+    width = encoders_of(sockets.clip)["clip_l"].width
+    vectors = torch.randn(2, width, generator=torch.Generator().manual_seed(1))
+    concept = Concept("thing", "cat", {"clip_l": vectors}, hard_token="cat")
+    found = {}
+    for alpha in (None, 0.0, 0.5):
+        recorder = AttentionRecorder()
+        model, positive = recording(sockets.model, recorder), encoded(sockets.clip, "a photo of a cat in the snow")
+        if alpha is not None:
+            given = (sockets.clip, concept, "a photo of a <thing> in the snow", alpha, "soft", 0.0, 1.0)
+            model, positive = DualPathNode.execute(model, *given).args
+        sampled(model, sockets.clip, positive, steps=1)
+        found[alpha] = recorder.maps().for_prompt(77).values
+    for plain, same in zip(found[None], found[0.0], strict=True):
+        torch.testing.assert_close(same, plain, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[0.5][0], found[None][0], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found[0.5][-1], found[None][-1], atol=1e-4)
+
+
 def test_training_on_the_recorded_model_is_no_sampling(sockets: Any) -> None:
     from contextual_inversion.nodes.attention_recording import recording
     from contextual_inversion.nodes.comfy_model import ComfyModel
