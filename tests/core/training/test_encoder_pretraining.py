@@ -136,9 +136,15 @@ def test_two_processes_of_accelerate_do_what_one_does(tmp_path):
     pretrain_alone(tmp_path)
     one = load_file(tmp_path / "rank0_of_1.safetensors")
     ranks = [load_file(tmp_path / f"rank{rank}_of_2.safetensors") for rank in range(2)]
+    start = run(steps=1, learning_rate=1e-30).encoder.state_dict()
     for name, value in one.items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name
-        torch.testing.assert_close(ranks[0][name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: name + text)
+        if name not in start:
+            torch.testing.assert_close(ranks[0][name], value, rtol=1e-3, atol=1e-5)
+            continue
+        # Of what a weight tensor moved, as a whole: where a gradient is 0 but for rounding, AdamW makes rounding large.
+        moved, apart = (value - start[name]).norm(), (ranks[0][name] - value).norm()
+        assert apart <= 1e-3 * moved, name
 
 
 def test_a_batch_that_cannot_be_shared_is_an_error():
