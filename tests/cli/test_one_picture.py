@@ -1,6 +1,7 @@
 """One picture, one word on the command line, with the bundled model: from pretraining to trials."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,7 @@ def test_trials_judge_every_way_and_are_not_done_twice(encoder, tmp_path, monkey
     }
     monkeypatch.setattr(encoder_trials, "METHODS", ways)
     monkeypatch.setattr(encoder_trials, "SAMPLING_STEPS", 2)
+    monkeypatch.setattr(encoder_trials, "draw", partial(encoder_trials.draw, steps=2))
     options = ("--encoder", encoder, "--folder", tmp_path / "cells", "--concepts", "castle", "--seeds", 1)
     first = command(tmp_path, "encoder-trials", *options, "--prompts", 2)
     assert [trial["method"] for trial in first["trials"]] == list(first["means"]) == list(ways)
