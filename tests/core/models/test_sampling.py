@@ -26,7 +26,9 @@ class Oracle:
         self.schedule = NoiseSchedule(alpha_bar, kind)
         self.clean = clean
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, _: Conditioning) -> torch.Tensor:
+    def predict(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, _: Conditioning, probe: None = None
+    ) -> torch.Tensor:
         clean = self.clean.repeat(latents.shape[0] // self.clean.shape[0], 1, 1, 1)
         power = self.schedule.alpha_bar[timesteps].float().view(-1, 1, 1, 1)
         noise = (latents - power.sqrt() * clean) / (1 - power).sqrt()
