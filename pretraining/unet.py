@@ -48,7 +48,7 @@ def latents(folder: Path, split: str, n: int, processes: Processes) -> torch.Ten
 def train_unet(
     folder: Path,
     processes: Processes,
-    steps: int = 6200,
+    steps: int = 5500,
     batch: int = 64,
     scenes: int = 24_000,
     compile_network: bool = True,
