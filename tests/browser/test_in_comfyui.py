@@ -33,7 +33,7 @@ def shorten(page, seed: int, changes: dict[int, dict]) -> None:
     """Fewer steps everywhere, other `changes` by node id, and a seed of its own, since ComfyUI remembers results."""
     page.run(
         f"(() => {{ const [short, changes] = [{json.dumps(SHORT)}, {json.dumps(changes)}];"
-        f"short.{PREFIX}TrainConcept.seed = {seed};"
+        f"short.{PREFIX}TrainConcept.seed = short.KSampler.seed = {seed};"
         "for (const node of comfyAPI.app.app.rootGraph.nodes)"
         "for (const [name, value] of Object.entries({ ...short[node.type], ...changes[node.id] }))"
         "node.widgets.find((widget) => widget.name === name).value = value; })()"
