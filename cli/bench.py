@@ -5,27 +5,22 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import statistics
 import sys
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.protocol import TextToImageModel
 from ..core.training.core_regularizer import CoReRegularizer
-from ..core.training.events import Step
 from ..core.training.settings import Precision, TrainSettings, UNetPasses
-from ..core.training.trainer import TrainingRun, train
 from .bench_attention import attention_cost
 from .bench_dual_path import dual_path_cost
 from .bench_mlm import mlm_figures, sd15_text_encoder
 from .bench_tuning_encoder import tuning_memory_figures
+from .interleaved import step_figures
 
 PROMPTS = ("a {} in the snow", "a red {} on the beach", "a drawing of a {} beside a lake", "a photo of a {} at night")
 
@@ -71,20 +66,10 @@ def main(
     )
     pictures = torch.rand(4, settings.resolution, settings.resolution, 3, generator=torch.Generator().manual_seed(0))
     core = CoReRegularizer(PROMPTS, embedding_weight=1.0, attention_weight=1.0, attention_batch=attention_batch)
-    plain, with_core = train(subject, pictures, settings), train(subject, pictures, settings, regularizers=[core])
-    with plain, with_core:
-        pairs = [(_step_cost(plain, steps), _step_cost(with_core, steps)) for _ in range(turns)][1:]
-        operations = _operations_of_a_step(plain), _operations_of_a_step(with_core)
-    ratios = [core.seconds / ti.seconds for ti, core in pairs]
+    core_figures, ti_step = step_figures("core", subject, settings, pictures, core, turns=turns, steps=steps)
     figures = {
-        "ti_step_s": statistics.median(ti.seconds for ti, _ in pairs),
-        "core_step_s": statistics.median(core.seconds for _, core in pairs),
-        "core_over_ti": statistics.median(ratios),
-        "core_over_ti_range": [min(ratios), max(ratios)],
-        # On a CPU that others use as well, this is the steadier ratio.
-        "core_over_ti_processor_time": statistics.median(core.processor / ti.processor for ti, core in pairs),
-        # Multiplications and additions, which no other program on the machine can change.
-        "core_over_ti_operations": operations[1] / operations[0],
+        "ti_step_s": ti_step,
+        **core_figures,
         "peak_mb": _peak_mb(place),
         "batch": batch,
         "attention_batch": attention_batch or -(-batch // 3),
@@ -106,31 +91,6 @@ def main(
         f"recording attention: {figures['attention_over_plain']:.2f} times plain sampling"
     )
     return figures
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one step: `seconds` on the clock, and `processor` seconds of this process over all threads."""
-
-    seconds: float
-    processor: float
-
-
-def _step_cost(run: TrainingRun, steps: int) -> Cost:
-    """Mean cost of the next `steps` steps; the last of them reports its losses, which waits for the device."""
-    taken, begin = 0, (time.perf_counter(), time.process_time())
-    while taken < steps:
-        if isinstance(next(run), Step):
-            taken += 1
-        else:  # `Started`: the pictures are encoded now
-            taken, begin = 0, (time.perf_counter(), time.process_time())
-    return Cost((time.perf_counter() - begin[0]) / steps, (time.process_time() - begin[1]) / steps)
-
-
-def _operations_of_a_step(run: TrainingRun) -> int:
-    with FlopCounterMode(display=False) as counter:
-        next(run)
-    return counter.get_total_flops()
 
 
 def _model(name: str | Path, device: torch.device) -> TextToImageModel:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from ..core.inspection.attention import AttentionRecorder
 from ..core.models.protocol import ImageSize, TextToImageModel
 from ..core.models.sampling import sample
 from ..core.models.text import encode_prompts
+from .interleaved import sampling_figures
 
 PROMPT = "a photo of a red cat in the snow"
 
@@ -26,31 +25,20 @@ def attention_cost(
     """
     size = ImageSize(side, side)
     latent_size = (side // model.latent_factor, side // model.latent_factor)
-    ratios: list[tuple[float, float]] = []
     with model.session(), torch.no_grad():
         positive = model.conditioning(encode_prompts(model, [PROMPT]), size)
         negative = model.conditioning(encode_prompts(model, [""]), size)
         recorder = AttentionRecorder()
 
-        def run(record: bool) -> tuple[torch.Tensor, float, float]:
+        def run(record: bool) -> torch.Tensor:
             probe = recorder.sampling(model.cross_attention_layers(), latent_size) if record else None
-            begin = time.perf_counter(), time.process_time()
             shape = (batch, model.latent_channels, *latent_size)
-            latents = sample(model, positive, negative, shape=shape, steps=steps, seed=0, probe=probe).cpu()
-            return latents, time.perf_counter() - begin[0], time.process_time() - begin[1]
+            return sample(model, positive, negative, shape=shape, steps=steps, seed=0, probe=probe).cpu()
 
-        for turn in range(repetitions + 1):  # the first warms up and is not counted
-            order = (False, True) if turn % 2 else (True, False)
-            results = {record: run(record) for record in order}
-            plain, recorded = results[False], results[True]
-            if not torch.equal(plain[0], recorded[0]):
-                raise RuntimeError("the picture sampled while recording is another one")
-            if turn:
-                ratios.append((recorded[1] / plain[1], recorded[2] / plain[2]))
-    clock = [one for one, _ in ratios]
-    return {
-        "attention_over_plain": statistics.median(clock),
-        "attention_over_plain_range": [min(clock), max(clock)],
-        "attention_over_plain_processor_time": statistics.median(processor for _, processor in ratios),
-        "attention_over_plain_steps": steps,
-    }
+        figures = sampling_figures("attention_over_plain", run, repetitions, require_same)
+    return {**figures, "attention_over_plain_steps": steps}
+
+
+def require_same(plain: torch.Tensor, recorded: torch.Tensor) -> None:
+    if not torch.equal(plain, recorded):
+        raise RuntimeError("the picture sampled while recording is another one")

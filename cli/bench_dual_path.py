@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from ..core.models.low_rank import LowRankDelta
 from ..core.models.protocol import ImageSize, TextToImageModel
 from ..core.models.sampling import sample
 from ..core.models.text import encode_prompts
+from .interleaved import sampling_figures
 
 RANK = 4
 SOFT, HARD = "a photo of a red cat in the snow", "a photo of a red dog in the snow"
@@ -35,24 +34,11 @@ def dual_path_cost(
         path = DualPath(soft, random_deltas(model), rows=slice(-batch, None))
         models = {False: model, True: DualPathModel(model, path)}
 
-        def run(dual: bool) -> tuple[float, float]:
-            begin = time.perf_counter(), time.process_time()
-            sample(models[dual], hard, negative, shape=shape, steps=steps, seed=0).cpu()
-            return time.perf_counter() - begin[0], time.process_time() - begin[1]
+        def run(dual: bool) -> torch.Tensor:
+            return sample(models[dual], hard, negative, shape=shape, steps=steps, seed=0).cpu()
 
-        ratios = []
-        for turn in range(repetitions + 1):  # the first warms up and is not counted
-            order = (False, True) if turn % 2 else (True, False)
-            cost = {dual: run(dual) for dual in order}
-            if turn:
-                ratios.append((cost[True][0] / cost[False][0], cost[True][1] / cost[False][1]))
-    clock = [one for one, _ in ratios]
-    return {
-        f"{prefix}dual_over_plain": statistics.median(clock),
-        f"{prefix}dual_over_plain_range": [min(clock), max(clock)],
-        f"{prefix}dual_over_plain_processor_time": statistics.median(processor for _, processor in ratios),
-        f"{prefix}dual_over_plain_side": side,
-    }
+        figures = sampling_figures(f"{prefix}dual_over_plain", run, repetitions)
+    return {**figures, f"{prefix}dual_over_plain_side": side}
 
 
 def random_deltas(model: TextToImageModel, rank: int = RANK) -> dict[str, LowRankDelta]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ from ..core.networks.contextualizer import PRESETS, Contextualizer, EncoderIdent
 from ..core.prompts.rich import RichPrompts, rich_prompts
 from ..core.training.mlm_regularizer import MLMRegularizer
 from ..core.training.settings import TrainSettings
-from ..core.training.trainer import train
+from .interleaved import step_figures
 
 SD15_UNET = {
     "sample_size": 64,
@@ -52,20 +51,10 @@ def mlm_figures(
 
     The contextualizers have random weights, which cost what trained ones cost.
     """
-    from .bench import _operations_of_a_step, _step_cost
-
     mlm = MLMRegularizer(random_contextualizers(subject), prompts(subject), weight=1.0, batch=batch, beside_class=False)
-    plain, with_mlm = train(subject, pictures, settings), train(subject, pictures, settings, regularizers=[mlm])
-    with plain, with_mlm:
-        pairs = [(_step_cost(plain, steps), _step_cost(with_mlm, steps)) for _ in range(turns)][1:]
-        operations = _operations_of_a_step(plain), _operations_of_a_step(with_mlm)
-    ratios = [mlm.seconds / ti.seconds for ti, mlm in pairs]
+    figures, _ = step_figures("mlm", subject, settings, pictures, mlm, turns=turns, steps=steps)
     return {
-        "mlm_step_s": statistics.median(mlm.seconds for _, mlm in pairs),
-        "mlm_over_ti": statistics.median(ratios),
-        "mlm_over_ti_range": [min(ratios), max(ratios)],
-        "mlm_over_ti_processor_time": statistics.median(mlm.processor / ti.processor for ti, mlm in pairs),
-        "mlm_over_ti_operations": operations[1] / operations[0],
+        **figures,
         "mlm_batch": batch,
         "mlm_over_ti_operations_sd15": {
             f"batch {size}, {preset}": sd15_operations(size, batch, preset)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from ..core.models.diffusers_adapter import DiffusersModel
 from .claims import Part
 from .companion_trials import run_companion_trial
-from .trials import Method, core_inversion, demo_model, mlm_inversion, plain_inversion
+from .trials import Method, core_inversion, mlm_inversion, plain_inversion
 
 LAMBDAS = (1e-5, 1e-4, 5e-4, 1e-3)
 """The manuscript's range (METHODS.md 2.6), for an encoder of width 768."""
@@ -20,9 +21,8 @@ WEIGHTS = ((0.005, 0.05), (0.015, 0.15), (0.05, 0.5), (0.15, 1.5))
 """lambda_emb and lambda_attn of CoRe, one to ten."""
 
 
-def regime_part() -> Part:
+def regime_part(model: DiffusersModel) -> Part:
     """Plain textual inversion over learning rates: where does it learn the concept, where does it lose the prompt?"""
-    model = demo_model()
     methods = [
         replace(plain_inversion(model, learning_rate=rate), name=f"ti_{rate:g}", label=f"plain TI at {rate:g}")
         for rate in RATES
@@ -30,23 +30,20 @@ def regime_part() -> Part:
     return Part("regime", tuple(methods), tuple((method.name, methods[0].name) for method in methods[1:]))
 
 
-def core_sweep() -> Part:
+def core_sweep(model: DiffusersModel) -> Part:
     """CoRe's weights, for development concepts."""
-    model = demo_model()
     methods = [Method(f"core_{e:g}_{a:g}", f"CoRe {e:g} / {a:g}", core=(e, a)) for e, a in WEIGHTS]
     return Part("core-sweep", (plain_inversion(model), *methods), tuple((method.name, "ti") for method in methods))
 
 
-def core_part() -> Part:
+def core_part(model: DiffusersModel) -> Part:
     """CoRe against plain textual inversion."""
-    model = demo_model()
     methods = (plain_inversion(model), core_inversion(model))
     return Part("core", methods, (("core", "ti"),))
 
 
-def mlm_part() -> Part:
+def mlm_part(model: DiffusersModel) -> Part:
     """MLM and CoRe + MLM at the recommended weights."""
-    model = demo_model()
     core, mlm = core_inversion(model), mlm_inversion(model)
     both = Method("core_mlm", "CoRe + MLM", core=core.core, mlm=mlm.mlm)
     return Part(
@@ -54,9 +51,8 @@ def mlm_part() -> Part:
     )
 
 
-def mlm_sweep() -> Part:
+def mlm_sweep(model: DiffusersModel) -> Part:
     """lambda at rho 0.15, and rho at the recommended lambda."""
-    model = demo_model()
     weight, rho = mlm_inversion(model).mlm
     grid = [(value, rho) for value in (*LAMBDAS, *SCALED)] + [(weight, value) for value in RHOS if value != rho]
     methods = [
@@ -71,13 +67,12 @@ def mlm_sweep() -> Part:
     return Part("mlm-sweep", (plain_inversion(model), *methods), tuple((method.name, "ti") for method in methods))
 
 
-def companion_part() -> Part:
+def companion_part(model: DiffusersModel) -> Part:
     """MLM with a list of prompts for the concept, where every training picture holds a second thing."""
-    model = demo_model()
     return Part("companions", (plain_inversion(model), mlm_inversion(model)), (("mlm", "ti"),), run_companion_trial)
 
 
-PARTS: dict[str, Callable[[], Part]] = {
+PARTS: dict[str, Callable[[DiffusersModel], Part]] = {
     "regime": regime_part,
     "core-sweep": core_sweep,
     "core": core_part,

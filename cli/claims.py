@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from ..core.models.diffusers_adapter import DiffusersModel
 from .trials import Method, Trial, cached_trial, demo_model, method_key, run_trial
 
 DEVELOPMENT = ("crested-bird", "goblet")
@@ -78,9 +80,10 @@ def main(
             f"parts are {', '.join(PARTS)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
             f"Unknown: {', '.join(unknown) or 'none'}"
         )
-    folder = folder / demo_model().fingerprint
+    model = _loaded()
+    folder = folder / model.fingerprint
     names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
-    chosen = [PARTS[name]() for name in parts]
+    chosen = [PARTS[name](model) for name in parts]
     # Seed after seed, so that what is there of an unfinished run covers all concepts.
     cells = {
         cell_name(part, method, name, seed): (part.trial, method, name, seed)
@@ -117,7 +120,12 @@ def cell_name(part: Part, method: Method, name: str, seed: int) -> str:
 
 
 Cell = tuple[Callable[..., Trial], Method, str, int]
-_model: Any = None
+
+
+@cache
+def _loaded() -> DiffusersModel:
+    """The model, once a process."""
+    return demo_model()
 
 
 def _prepare() -> None:
@@ -127,15 +135,9 @@ def _prepare() -> None:
 
 
 def _one(key: str, cell: Cell, folder: Path) -> dict[str, Any]:
-    """One cell; the model is loaded once a process."""
+    """One cell."""
     trial, method, name, seed = cell
-
-    def run() -> dict[str, Any]:
-        global _model
-        _model = _model or demo_model()
-        return trial(_model, method, name, seed).figures
-
-    return cached_trial(folder, key, run)
+    return cached_trial(folder, key, lambda: trial(_loaded(), method, name, seed).figures)
 
 
 def _trials(cells: dict[str, Cell], folder: Path, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,7 +11,7 @@ from ..models.protocol import TextEncoder
 from ..networks.contextualizer import Contextualizer, ContextualizerShape, EncoderIdentity
 from .atomic import IfExists
 from .errors import ConceptFileError
-from .metadata import KEY, VERSION
+from .metadata import read_network_facts, write_network_facts
 from .reading import read_tensors
 from .writing import narrowed, write_concept_file
 
@@ -39,15 +36,12 @@ def save_contextualizer(
     if contextualizer.sparse:
         tensors[TOKEN_IDS] = contextualizer.token_ids.cpu().to(torch.int32)
     content = {
-        "version": VERSION,
-        "kind": KIND,
         "encoder": asdict(contextualizer.encoder),
         "shape": asdict(contextualizer.shape),
         "classes": contextualizer.classes,
         "provenance": contextualizer.provenance,
     }
-    metadata = {"format": "pt", KEY: json.dumps(content, allow_nan=False, sort_keys=True)}
-    return write_concept_file(tensors, metadata, root, name, if_exists)
+    return write_concept_file(tensors, write_network_facts(KIND, content), root, name, if_exists)
 
 
 def load_contextualizer(path: Path | str, encoder: TextEncoder | None = None) -> Contextualizer:
@@ -58,7 +52,7 @@ def load_contextualizer(path: Path | str, encoder: TextEncoder | None = None) ->
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    facts = _facts(path, metadata)
+    facts = read_network_facts(path, metadata, KIND, "pretrain-contextualizer")
     try:
         identity = EncoderIdentity(**facts["encoder"])
         shape = ContextualizerShape(**facts["shape"])
@@ -73,16 +67,3 @@ def load_contextualizer(path: Path | str, encoder: TextEncoder | None = None) ->
         except ValueError as error:
             raise ConceptFileError(f"{path.name}: {error}") from error
     return contextualizer.requires_grad_(False).eval()
-
-
-def _facts(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
-    try:
-        facts = json.loads(metadata[KEY])
-    except (KeyError, ValueError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict) or facts.get("kind") != KIND:
-        raise ConceptFileError(f"{path.name} is no contextualizer; make one with `pretrain-contextualizer`")
-    version = facts.get("version")
-    if type(version) is not int or not 1 <= version <= VERSION:
-        raise ConceptFileError(f"{path.name} has version {version} of the format; update to read it")
-    return facts

@@ -79,6 +79,29 @@ def read_facts(path: Path, metadata: Mapping[str, str]) -> Facts:
     return facts
 
 
+def write_network_facts(kind: str, content: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata of a network's file: its kind and `content`, JSON data, under our key."""
+    facts = {"version": VERSION, "kind": kind, **content}
+    return {"format": "pt", KEY: json.dumps(facts, allow_nan=False, sort_keys=True)}
+
+
+def read_network_facts(path: Path, metadata: Mapping[str, str], kind: str, command: str) -> dict[str, Any]:
+    """What `write_network_facts` wrote. `command` makes such files.
+
+    Raises ConceptFileError where the file is of another kind or of a newer version.
+    """
+    try:
+        facts = json.loads(metadata[KEY])
+    except (KeyError, ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict) or facts.get("kind") != kind:
+        raise ConceptFileError(f"{path.name} is no {kind.replace('_', '-')}; make one with `{command}`")
+    version = facts.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise ConceptFileError(f"{path.name} has version {version} of the format; update to read it")
+    return facts
+
+
 def _plain(value: Any) -> Any:
     # Provenance must never be the reason why a trained word is not saved: what JSON lacks becomes null or text.
     if isinstance(value, Mapping):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..networks.tuning_encoder import Identity, Shape, TuningEncoder
 from .atomic import IfExists
 from .errors import ConceptFileError
-from .metadata import KEY, VERSION
+from .metadata import read_network_facts, write_network_facts
 from .reading import read_tensors
 from .writing import narrowed, write_concept_file
 
@@ -40,8 +37,6 @@ def save_tuning_encoder(
     for key, value in (encoder.known or {}).items():
         tensors[KNOWN + key] = value.cpu().to(torch.int32).contiguous()
     content = {
-        "version": VERSION,
-        "kind": KIND,
         "identity": asdict(encoder.identity),
         "shape": encoder.shape.plain(),
         "resolution": encoder.resolution,
@@ -49,8 +44,7 @@ def save_tuning_encoder(
         "seed": encoder.seed,
         "provenance": encoder.provenance,
     }
-    metadata = {"format": "pt", KEY: json.dumps(content, allow_nan=False, sort_keys=True)}
-    return write_concept_file(tensors, metadata, root, name, if_exists)
+    return write_concept_file(tensors, write_network_facts(KIND, content), root, name, if_exists)
 
 
 def load_tuning_encoder(path: Path | str) -> TuningEncoder:
@@ -60,7 +54,7 @@ def load_tuning_encoder(path: Path | str) -> TuningEncoder:
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    facts = _facts(path, metadata)
+    facts = read_network_facts(path, metadata, KIND, "pretrain-encoder")
     try:
         encoder = TuningEncoder(
             Identity(**facts["identity"]),
@@ -81,16 +75,3 @@ def load_tuning_encoder(path: Path | str) -> TuningEncoder:
 
 def _taken(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-
-
-def _facts(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
-    try:
-        facts = json.loads(metadata[KEY])
-    except (KeyError, ValueError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict) or facts.get("kind") != KIND:
-        raise ConceptFileError(f"{path.name} is no tuning-encoder; make one with `pretrain-encoder`")
-    version = facts.get("version")
-    if type(version) is not int or not 1 <= version <= VERSION:
-        raise ConceptFileError(f"{path.name} has version {version} of the format; update to read it")
-    return facts
