@@ -42,19 +42,12 @@ def drawn_with(model: Any, templates: list[str], word: Any, kinds: tuple[str, ..
     import torch
 
     from ..core.inspection.transplant import transplanted
-    from ..core.inspection.world_evaluation import as_bytes
-    from ..core.models.protocol import ImageSize
-    from ..core.models.sampling import sample
-    from ..core.models.text import encode_prompts
-    from ..core.world.scenes import IMAGE_SIZE
+    from ..core.inspection.world_evaluation import SIZE, sampled
 
-    size, side = ImageSize(IMAGE_SIZE, IMAGE_SIZE), IMAGE_SIZE // model.latent_factor
     with model.session(), torch.no_grad():
         mixed = transplanted(model, templates, word.vectors, word.class_word, kinds)
-        empty = model.conditioning(encode_prompts(model, [""]), size)
-        shape = (len(templates), model.latent_channels, side, side)
-        latents = sample(model, model.conditioning(mixed, size), empty, shape=shape, seed=1000 * seed)
-        return as_bytes(model.to_images(latents))
+        seeds = range(1000 * seed, 1000 * seed + len(templates))
+        return sampled(model, model.conditioning(mixed, SIZE), seeds)
 
 
 def judged(drawn: Any, asked: list[Any], name: str, references: Any) -> dict[str, float]:

@@ -12,7 +12,7 @@ import torch
 from ..concept import Concept as LearnedConcept
 from ..models.lora import from_lora
 from ..models.low_rank import apply_deltas
-from ..models.protocol import ImageSize, TextToImageModel
+from ..models.protocol import Conditioning, ImageSize, TextToImageModel
 from ..models.sampling import sample
 from ..models.text import encode_prompts
 from ..world.captions import BACKGROUND_PHRASES
@@ -23,6 +23,7 @@ from ..world.scenes import CONCEPT_PREFIX, IMAGE_SIZE
 from .diagnostics import ContextProbe
 
 SAMPLING_STEPS, GUIDANCE = 25, 4.0
+SIZE = ImageSize(IMAGE_SIZE, IMAGE_SIZE)
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,34 @@ def draw(
     """
     layers = None if concept is None else concept.layer_vectors
     vectors = vectors if concept is None else concept.vectors
-    side = IMAGE_SIZE // model.latent_factor
-    size = ImageSize(IMAGE_SIZE, IMAGE_SIZE)
     pictures = []
     with model.session(), with_lora(model, concept), torch.no_grad():
-        empty = model.conditioning(encode_prompts(model, [""]), size)
         for start in range(0, len(templates), batch):
             part = slice(start, start + batch)
-            prompts, chosen = list(templates[part]), list(seeds[part])
-            encodings = encode_prompts(model, prompts, vectors=vectors, words=words, layers=layers)
-            context = model.conditioning(encodings, size)
-            shape = (len(prompts), model.latent_channels, side, side)
-            latents = sample(model, context, empty, shape=shape, steps=steps, guidance=guidance, seed=chosen)
-            pictures.append(as_bytes(model.to_images(latents)))
+            encodings = encode_prompts(model, list(templates[part]), vectors=vectors, words=words, layers=layers)
+            context = model.conditioning(encodings, SIZE)
+            pictures.append(sampled(model, context, seeds[part], steps=steps, guidance=guidance))
     return np.concatenate(pictures)
+
+
+@torch.no_grad()
+def sampled(
+    model: TextToImageModel,
+    context: Conditioning,
+    seeds: Sequence[int],
+    *,
+    steps: int = SAMPLING_STEPS,
+    guidance: float = GUIDANCE,
+) -> np.ndarray:
+    """One picture a seed, uint8 (N, 128, 128, 3), for `context` (N prompts), guided away from the empty prompt.
+
+    Inside a session of `model`, which may be a `DualPathModel`.
+    """
+    side = IMAGE_SIZE // model.latent_factor
+    shape = (len(seeds), model.latent_channels, side, side)
+    empty = model.conditioning(encode_prompts(model, [""]), SIZE)
+    latents = sample(model, context, empty, shape=shape, steps=steps, guidance=guidance, seed=list(seeds))
+    return as_bytes(model.to_images(latents))
 
 
 def with_lora(model: TextToImageModel, concept: LearnedConcept | None) -> AbstractContextManager[None]:
