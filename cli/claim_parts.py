@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
+from typing import get_args
 
+from ..core.maths.norms import NormMode
 from ..core.models.diffusers_adapter import DiffusersModel
+from ..core.training.presets import DEMO
 from .claims import Part
 from .companion_trials import run_companion_trial
-from .trials import Method, core_inversion, mlm_inversion, plain_inversion
+from .quality_trials import reached_table, run_quality_trial
+from .trials import Method, combined, core_inversion, mlm_inversion, plain_inversion
 
 LAMBDAS = (1e-5, 1e-4, 5e-4, 1e-3)
 """The manuscript's range (METHODS.md 2.6), for an encoder of width 768."""
@@ -19,6 +24,20 @@ RATES = (1e-2, 2e-2, 4e-2)
 """Learning rates of plain textual inversion, from where it obeys to where it swallows the prompt."""
 WEIGHTS = ((0.005, 0.05), (0.015, 0.15), (0.05, 0.5), (0.15, 1.5))
 """lambda_emb and lambda_attn of CoRe, one to ten."""
+
+KINDS = {"ti": "TI", "xti": "XTI", "custom-diffusion": "CD", "dreambooth-lora": "DB-LoRA"}
+"""What the papers combine, by the name in `METHODS`."""
+COSINE = {"schedule": "cosine", "warmup": 5}
+FAST = (
+    ("fast", "CoRe, 100 steps, 2e-2, cosine", {"steps": 100, "learning_rate": 2e-2, **COSINE}),
+    (
+        "fast_sphere",
+        "CoRe, 100 steps, 2e-2, cosine, spherical",
+        {"steps": 100, "learning_rate": 2e-2, **COSINE, "norm_mode": "spherical"},
+    ),
+)
+"""Quick recipes for a word alone: name, label, and what differs from `DEMO`."""
+NORM_MODES = get_args(NormMode)
 
 
 def regime_part(model: DiffusersModel) -> Part:
@@ -72,6 +91,47 @@ def companion_part(model: DiffusersModel) -> Part:
     return Part("companions", (plain_inversion(model), mlm_inversion(model)), (("mlm", "ti"),), run_companion_trial)
 
 
+def methods_part(model: DiffusersModel) -> Part:
+    """Every method without and with each regularizer, against itself without."""
+    choices = list(product((False, True), repeat=2))
+    arms = {
+        kind: [combined(model, kind, label, core=core, mlm=mlm) for mlm, core in choices]
+        for kind, label in KINDS.items()
+    }
+    pairs = tuple((arm.name, plain.name) for plain, *others in arms.values() for arm in others)
+    return Part("methods", tuple(arm for group in arms.values() for arm in group), pairs)
+
+
+def norm_modes_part(model: DiffusersModel) -> Part:
+    """CoRe with every rule for the length of the vectors (METHODS.md C5, 6 no. 1), against CoRe without one."""
+    # The recipe's own rule is left unsaid, so that its trials are those of CoRe.
+    own = DEMO.values["norm_mode"]
+    modes = [core_inversion(model, **({} if mode == own else {"norm_mode": mode})) for mode in NORM_MODES]
+    methods = [replace(one, name=mode, label=f"CoRe, {mode}") for one, mode in zip(modes, NORM_MODES, strict=True)]
+    return Part("norm-modes", tuple(methods), tuple((mode, "none") for mode in NORM_MODES if mode != "none"))
+
+
+def ablation_part(model: DiffusersModel) -> Part:
+    """CoRe without one of its three pieces, against all of it."""
+    whole = core_inversion(model)
+    embedding, attention = whole.core
+    methods = (
+        whole,
+        replace(whole, name="no_embedding", label="CoRe without L_emb", core=(0.0, attention)),
+        replace(whole, name="no_attention", label="CoRe without L_attn", core=(embedding, 0.0)),
+        replace(whole, name="no_window", label="CoRe without rescaling", changes={"norm_mode": "none"}),
+    )
+    return Part("ablation", methods, tuple((one.name, "core") for one in methods[1:]))
+
+
+def quality_part(model: DiffusersModel) -> Part:
+    """How many steps and seconds each method needs to be as good as plain textual inversion ever is."""
+    arms = [combined(model, kind, label, core=False, mlm=False) for kind, label in KINDS.items()]
+    core = core_inversion(model)
+    arms += [core, *(replace(core, name=name, label=label, changes=changes) for name, label, changes in FAST)]
+    return Part("time-to-quality", tuple(arms), (), run_quality_trial, reached_table)
+
+
 PARTS: dict[str, Callable[[DiffusersModel], Part]] = {
     "regime": regime_part,
     "core-sweep": core_sweep,
@@ -79,5 +139,9 @@ PARTS: dict[str, Callable[[DiffusersModel], Part]] = {
     "mlm": mlm_part,
     "mlm-sweep": mlm_sweep,
     "companions": companion_part,
+    "methods": methods_part,
+    "norm-modes": norm_modes_part,
+    "ablation": ablation_part,
+    "time-to-quality": quality_part,
 }
 """By the name to give on the command line."""

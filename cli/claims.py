@@ -4,7 +4,8 @@ seed."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.models.diffusers_adapter import DiffusersModel
+from .paper_tables import Parts, gathered, methods_table, papers_table, provenance
 from .trials import Method, Trial, cached_trial, demo_model, method_key, run_trial
 
 DEVELOPMENT = ("crested-bird", "goblet")
@@ -46,6 +48,8 @@ class Part:
     methods: tuple[Method, ...]
     pairs: tuple[tuple[str, str], ...]
     trial: Callable[..., Trial] = run_trial
+    more: Callable[[Sequence[Method], Sequence[dict[str, Any]]], list[str]] | None = None
+    """Tables of its own, of its methods and trials."""
 
 
 def main(
@@ -54,7 +58,8 @@ def main(
     concepts: tuple[str, ...] = (),
     seeds: int = 3,
     workers: int = 1,
-    markdown: Path | None = None,
+    markdown: tuple[Path, ...] = (),
+    results: Path = Path("docs/claims"),
 ) -> dict[str, Any]:
     """Train every concept with every seed by every method, judge the pictures, and compare pair by pair.
 
@@ -67,7 +72,9 @@ def main(
         concepts: Held-out concepts; if none are named, all that were not used for development.
         seeds: Seeds 1..N of each concept.
         workers: Processes that train at the same time, one thread each.
-        markdown: A document in which the tables of each part, between its two marks, are written anew.
+        markdown: Documents in which the tables of each part, between its two marks, are written anew; so are those
+            that compare with the papers, from RESULTS and this run. With `--parts` and nothing behind it they alone.
+        results: Folder with the JSON files of other runs.
     """
     from tqdm import tqdm
 
@@ -80,7 +87,12 @@ def main(
             f"parts are {', '.join(PARTS)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
             f"Unknown: {', '.join(unknown) or 'none'}"
         )
+    report: dict[str, Any] = {"commit": commit(), "development_concepts": DEVELOPMENT, "parts": {}}
+    if not parts:
+        write_summaries(markdown, gathered(results, report))
+        return report
     model = _loaded()
+    report["model"] = model.fingerprint
     folder = folder / model.fingerprint
     names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
     chosen = [PARTS[name](model) for name in parts]
@@ -94,10 +106,9 @@ def main(
     }
     done: dict[str, dict[str, Any]] = {}
     with tqdm(total=len(cells), desc="trials", unit="trial") as bar:
-        for key, figures in _trials(cells, folder, workers):
+        for key, figures in run_cells(cells, folder, workers):
             done[key] = figures
             bar.update()
-    report: dict[str, Any] = {"development_concepts": DEVELOPMENT, "parts": {}}
     for part in chosen:
         trials = [
             {**done[cell_name(part, method, name, seed)], "method": method.name}
@@ -106,11 +117,22 @@ def main(
             for seed in range(1, seeds + 1)
         ]
         report["parts"][part.name] = {"trials": trials, "comparisons": compare(trials, part.pairs)}
-        lines = as_markdown(part, report["parts"][part.name])
+        lines = as_markdown(part, report["parts"][part.name]) + provenance({part.name: report}, [part.name])
         print("\n".join(lines))
-        if markdown is not None:
-            rewrite_tables(markdown, part.name, lines)
+        if markdown:
+            rewrite_in_one(markdown, part.name, lines)
+    write_summaries(markdown, gathered(results, report))
     return report
+
+
+def commit() -> str | None:
+    """The commit of the clone that this code runs from, with "+" where files differ from it; None outside a clone."""
+    here = str(Path(__file__).resolve().parent)
+    call = ["git", "-C", here, "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def cell_name(part: Part, method: Method, name: str, seed: int) -> str:
@@ -119,7 +141,7 @@ def cell_name(part: Part, method: Method, name: str, seed: int) -> str:
     return f"{kind}{method_key(method)}-{name}-{seed}"
 
 
-Cell = tuple[Callable[..., Trial], Method, str, int]
+Cell = tuple[Callable[..., Trial], Any, str, int]
 
 
 @cache
@@ -140,7 +162,8 @@ def _one(key: str, cell: Cell, folder: Path) -> dict[str, Any]:
     return cached_trial(folder, key, lambda: trial(_loaded(), method, name, seed).figures)
 
 
-def _trials(cells: dict[str, Cell], folder: Path, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def run_cells(cells: dict[str, Cell], folder: Path, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each cell's figures under its key, from FOLDER or made now, `workers` at a time, as they are done."""
     if workers == 1:
         for key, cell in cells.items():
             yield key, _one(key, cell, folder)
@@ -155,7 +178,9 @@ def _trials(cells: dict[str, Cell], folder: Path, workers: int) -> Iterator[tupl
             raise
 
 
-def compare(trials: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+def compare(
+    trials: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]], measures: Iterable[str] = tuple(MEASURES)
+) -> list[dict[str, Any]]:
     """For each pair of methods and each measure: both means and the paired difference with its 95 % bootstrap interval,
     concepts drawn before seeds (`core.maths.statistics`). A measure that a trial lacks (or NaN) is left out."""
     from ..core.maths.statistics import paired_bootstrap
@@ -164,7 +189,7 @@ def compare(trials: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]]) 
     cells = sorted({(concept, seed) for _, concept, seed in found})
     rows = []
     for treated, control in pairs:
-        for measure in MEASURES:
+        for measure in measures:
             ours = [found[(treated, *cell)].get(measure, math.nan) for cell in cells]
             theirs = [found[(control, *cell)].get(measure, math.nan) for cell in cells]
             if len(cells) < 2 or any(map(math.isnan, [*ours, *theirs])):
@@ -191,34 +216,60 @@ def as_markdown(part: Part, found: dict[str, Any]) -> list[str]:
     labels = {method.name: method.label for method in part.methods}
     trials, rows = found["trials"], found["comparisons"]
     shown = [key for key in MEASURES if all(key in trial for trial in trials)]
-    lines = [*_header("method", *(MEASURES[key] for key in shown))]
+    lines = [*table_header("method", *(MEASURES[key] for key in shown))]
     for name, label in labels.items():
         own = [trial for trial in trials if trial["method"] == name]
         means = [sum(trial[key] for trial in own) / len(own) for key in shown]
-        lines.append(_row(label, *(f"{value:.3f}" for value in means)))
+        lines.append(table_row(label, *map(_figure, means)))
+    if part.more is not None:
+        lines += ["", *part.more(part.methods, trials)]
     for treated, control in part.pairs:
         those = [row for row in rows if (row["method"], row["control"]) == (treated, control)]
         if those:
             lines += ["", f"**{labels[treated]} against {labels[control]}**, {those[0]['pairs']} pairs", ""]
-            lines += _header("measure", labels[control], labels[treated], "difference (95 % interval)")
+            lines += table_header("measure", labels[control], labels[treated], "difference (95 % interval)")
         for row in those:
             gain = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
             means = (f"{row['control_mean']:.3f}", f"{row['mean']:.3f}")
-            lines.append(_row(MEASURES[row["measure"]], *means, gain))
+            lines.append(table_row(MEASURES[row["measure"]], *means, gain))
     lines += ["", "<details><summary>Every trial</summary>", ""]
-    lines += _header("method", "concept", "seed", *(MEASURES[key] for key in shown))
+    lines += table_header("method", "concept", "seed", *(MEASURES[key] for key in shown))
     for trial in trials:
-        values = (f"{trial[key]:.3f}" for key in shown)
-        lines.append(_row(labels[trial["method"]], trial["concept"], str(trial["seed"]), *values))
+        values = (_figure(trial[key]) for key in shown)
+        lines.append(table_row(labels[trial["method"]], trial["concept"], str(trial["seed"]), *values))
     return [*lines, "", "</details>"]
 
 
-def _header(*names: str) -> list[str]:
-    return [_row(*names), _row(*["---"] * len(names))]
+def _figure(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
 
 
-def _row(*cells: str) -> str:
+def table_header(*names: str) -> list[str]:
+    """The two lines that open a Markdown table."""
+    return [table_row(*names), table_row(*["---"] * len(names))]
+
+
+def table_row(*cells: str) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
+
+
+SUMMARIES = {"papers": papers_table, "method-figures": methods_table}
+"""Tables that are made of several parts' results, by the name in their marks."""
+
+
+def write_summaries(documents: Sequence[Path], parts: Parts) -> None:
+    """Every summary anew in each document that has its marks."""
+    for name, table in SUMMARIES.items():
+        for path in documents:
+            if START.format(name) in path.read_text(encoding="utf-8"):
+                rewrite_tables(path, name, table(parts))
+
+
+def rewrite_in_one(documents: Sequence[Path], part: str, lines: Sequence[str]) -> None:
+    """The tables of `part` in the document that has its marks. Raises ValueError where none has."""
+    holding = [path for path in documents if START.format(part) in path.read_text(encoding="utf-8")]
+    rewrite_tables((holding or documents)[0], part, lines)
 
 
 def rewrite_tables(path: Path, part: str, lines: Sequence[str]) -> None:

@@ -192,7 +192,7 @@ def recipe_for(preset: str | None, method: str | None, model: str | Path) -> Pre
     if method is not None:
         method_called(method)
     if preset is None and model == "tiny":
-        return DEMO if method in (None, DEMO.method) else demo_preset(method)
+        return demo_preset(method or DEMO.method)
     if preset is None and method is not None:
         return next(recipe for recipe in PRESETS.values() if recipe.method == method)
     chosen = PRESETS[preset or DEFAULT]

@@ -24,9 +24,9 @@ from ..core.prompts.sets import built_in_set
 from ..core.training.core_regularizer import CoReRegularizer, recommended_weights
 from ..core.training.events import Finished, Step
 from ..core.training.mlm_regularizer import recommended_lambda, recommended_mlm
-from ..core.training.presets import DEMO
+from ..core.training.presets import DEMO, demo_preset
 from ..core.training.regularizer import Regularizer
-from ..core.training.trainer import train
+from ..core.training.trainer import TrainingRun, train
 from ..core.world import concepts as world
 from ..core.world.prompts import EvaluationPrompt, evaluation_prompts
 
@@ -35,16 +35,20 @@ PICTURES = 4
 PLAIN = 6
 """Pictures of the prompt that was trained on, to see whether the word was learned at all."""
 
+XTI_PROMPTS = 12
+"""MLM's prompts a step where each of them is encoded once a slot (METHODS.md 2.6)."""
+
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train a word: `core` is lambda_emb and lambda_attn (METHODS.md C4), `mlm` is lambda and rho
-    (METHODS.md 2.6), None where the method does without. `changes` are settings other than the recipe's."""
+    """A way to train a word: `core` is lambda_emb and lambda_attn (METHODS.md C4), `mlm` is lambda, rho and, where it
+    is not the usual one, the number of prompts a step (METHODS.md 2.6); None where the method does without. `changes`
+    are settings other than `DEMO`'s."""
 
     name: str
     label: str
     core: tuple[float, float] | None = None
-    mlm: tuple[float, float] | None = None
+    mlm: tuple[float, float] | tuple[float, float, int] | None = None
     changes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -73,6 +77,21 @@ def mlm_inversion(model: DiffusersModel, **changes: Any) -> Method:
     """Textual inversion with MLM at the weight recommended for the model."""
     weight = recommended_lambda(model)
     return Method("mlm", "MLM", mlm=(weight, RHO), changes={"norm_mode": "none", **changes})
+
+
+def combined(model: DiffusersModel, kind: str, label: str, *, core: bool, mlm: bool) -> Method:
+    """What `kind` of `METHODS` trains, by the bundled model's recipe for it, without or with CoRe and MLM at the
+    weights recommended for the model. Without prior preservation (docs/claims.md says why)."""
+    changes = {key: value for key, value in demo_preset(kind).values.items() if DEMO.values.get(key) != value}
+    added = {"core": ("CoRe", core), "mlm": ("MLM", mlm)}
+    return Method(
+        "_".join([kind, *(name for name, (_, wanted) in added.items() if wanted)]),
+        " + ".join([label, *(title for title, wanted in added.values() if wanted)]),
+        core=core_inversion(model).core if core else None,
+        mlm=(recommended_lambda(model), RHO, *([XTI_PROMPTS] if "xti" in kind else [])) if mlm else None,
+        # CoRe's hold on the vectors' length belongs to CoRe.
+        changes=changes if core else {**changes, "norm_mode": "none"},
+    )
 
 
 def demo_model() -> DiffusersModel:
@@ -151,15 +170,28 @@ def learn(
     prompts: Sequence[str] | None = None,
 ) -> Concept:
     """The training of a trial. `prompts` stand in for the regularizers' own sets."""
-    settings = DEMO.settings(class_word, **{"name": name, "seed": seed, **method.changes})
-    added = regularizers(method, model, prompts)
-    with train(model, list(as_training_images(pictures)), settings, regularizers=added) as run:
+    with training(model, method, name, class_word, pictures, seed, prompts) as run:
         for event in run:
             if isinstance(event, Step) and watch is not None:
                 watch(event)
             if isinstance(event, Finished):
                 return event.concept
     raise RuntimeError("the training ended without a result")
+
+
+def training(
+    model: DiffusersModel,
+    method: Method,
+    name: str,
+    class_word: str,
+    pictures: np.ndarray,
+    seed: int,
+    prompts: Sequence[str] | None = None,
+) -> TrainingRun:
+    """The training of a trial, not begun."""
+    settings = DEMO.settings(class_word, **{"name": name, "seed": seed, **method.changes})
+    added = regularizers(method, model, prompts)
+    return train(model, list(as_training_images(pictures)), settings, regularizers=added)
 
 
 def regularizers(method: Method, model: DiffusersModel, prompts: Sequence[str] | None = None) -> list[Regularizer]:
@@ -170,9 +202,10 @@ def regularizers(method: Method, model: DiffusersModel, prompts: Sequence[str] |
         chosen = tuple(prompts or built_in_set("concept_world").prompts)
         found.append(CoReRegularizer(chosen, embedding_weight=embedding, attention_weight=attention))
     if method.mlm is not None:
-        weight, rho = method.mlm
+        weight, rho, *batch = method.mlm
         listed = ListedPrompts(tuple(prompts)) if prompts else None
-        found.append(recommended_mlm(model, prompts=listed, weight=weight, rho=rho))
+        options = {"batch": batch[0]} if batch else {}
+        found.append(recommended_mlm(model, prompts=listed, weight=weight, rho=rho, **options))
     return found
 
 

@@ -244,13 +244,21 @@ DEMO = Preset(
 """For the bundled tiny model alone, so it is not among `PRESETS`, which suit any Stable Diffusion."""
 
 
+TUNED = {
+    "xti": {"steps": 100},
+    "custom-diffusion": {"steps": 100, "weight_rate": 1e-3},
+    "dreambooth-lora": {"steps": 100, "weight_rate": 2e-3},
+}
+"""What was chosen on development concepts (docs/claims.md)."""
+UNTUNED = {"dreambooth": {"weight_rate": 1e-4}, "refine": {"weight_rate": 1e-3}, "refine-all": {"weight_rate": 1e-4}}
+
+
 def demo_preset(method: str) -> Preset:
-    """A recipe of the bundled model for a method, of `DEMO`'s steps and batch; rates of weights are ours, untuned."""
-    rates = {"custom-diffusion": 1e-3, "dreambooth-lora": 1e-3, "dreambooth": 1e-4, "refine": 1e-3, "refine-all": 1e-4}
-    own: dict[str, Any] = {"method": method}
-    if method in rates:
-        own["weight_rate"] = rates[method]
-    if method in ("custom-diffusion", "dreambooth-lora", "dreambooth"):
-        own["identifier"] = "sks"
-    prior = "identifier" in own
-    return Preset(f"{DEMO.name}: {method}", DEMO.source, {**DEMO.values, **own}, core=DEMO.core, prior=prior)
+    """The recipe of the bundled model for a method: `DEMO`'s but for what the method needs otherwise."""
+    if method == DEMO.method:
+        return DEMO
+    prior = method in ("custom-diffusion", "dreambooth-lora", "dreambooth")
+    own: dict[str, Any] = {"method": method, **({"identifier": "sks"} if prior else {})}
+    own |= TUNED.get(method, UNTUNED.get(method, {}))
+    source = f"{DEMO.source}; {'steps and rates: docs/claims.md' if method in TUNED else 'rates are ours, untuned'}"
+    return Preset(f"{DEMO.name}: {method}", source, {**DEMO.values, **own}, core=DEMO.core, prior=prior)

@@ -98,7 +98,7 @@ def test_the_command_says_what_is_wrong(folder, tmp_path):
 
 def test_a_recipe_is_named_or_the_methods_and_the_bundled_model_has_its_own():
     assert command.recipe_for(None, None, "tiny") == command.recipe_for(None, "ti", "tiny") == DEMO
-    assert command.recipe_for(None, "xti", "tiny").values["steps"] == DEMO.values["steps"]
+    assert command.recipe_for(None, "xti", "tiny").values["batch"] == DEMO.values["batch"]
     assert command.recipe_for("Fast", None, "tiny") == command.recipe_for("Fast", None, Path("sd")) == PRESETS["Fast"]
     assert command.recipe_for(None, None, Path("sd")) == next(iter(PRESETS.values()))
     assert command.recipe_for(None, "dreambooth", Path("sd")).method == "dreambooth"
