@@ -25,8 +25,6 @@ from ..core.models.tiny.weights import read_weights
 
 TAESD_WIDTH = 64
 """Channels of ComfyUI's TAESD class, which knows no other width."""
-
-
 HEAD_CHANNELS = config.UNET["block_out_channels"][0] // config.UNET["attention_head_dim"][0]
 """Channels of an attention head, the same at every level; what diffusers calls so counts the heads."""
 
@@ -34,11 +32,7 @@ HEAD_CHANNELS = config.UNET["block_out_channels"][0] // config.UNET["attention_h
 class TinyStableDiffusion(comfy.supported_models_base.BASE):
     """ComfyUI's description of the tiny model: SD 1.x's shape, v-prediction, latents of unit variance."""
 
-    # diffusers counts heads a level; they are equally wide on all levels, and ComfyUI is told that width.
-    unet_extra_config: ClassVar = {
-        "num_heads": -1,
-        "num_head_channels": config.UNET["block_out_channels"][0] // config.UNET["attention_head_dim"][0],
-    }
+    unet_extra_config: ClassVar = {"num_heads": -1, "num_head_channels": HEAD_CHANNELS}
     sampling_settings: ClassVar = {
         "timesteps": config.SCHEDULER["num_train_timesteps"],
         "linear_start": config.SCHEDULER["beta_start"],
