@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import torch
 from comfy_api.latest import io, ui
 
 from ..core.concept import Concept
-from ..core.files import check_widths, inside, load_concept, safe_name, save_bundle, save_embedding
+from ..core.files import check_widths, load_concept, save_bundle, save_embedding
+from . import inputs
 from .concept_lora import with_weights
 from .concept_tokenizer import encoder_widths, with_concept
-from .folders import BUNDLES, EMBEDDINGS, ENDING, files_of, first_folder
+from .folders import BUNDLES, EMBEDDINGS, ENDING, files_of, first_folder, not_there, version
 from .layer_contexts import reading_layers, writing_layers
+from .saving import checked_word, free_name, written_as
 from .sockets import CATEGORY, PREFIX, ConceptSocket
 
-NUMBER, REPLACE, REFUSE = "add a number", "replace", "refuse"
 NOTHING_SAVED = "(nothing saved yet)"
 
 
@@ -95,21 +95,16 @@ class SaveConcept(io.ComfyNode):
                     tooltip="File name, also what is typed after embedding: later. Empty: the concept's own name. "
                     "Letters, digits and _ - . + are allowed, and folders after a /.",
                 ),
-                io.Combo.Input(
-                    "if_taken",
-                    options=[NUMBER, REPLACE, REFUSE],
-                    default=NUMBER,
-                    tooltip="Where files of this name exist: write name_2, overwrite them, or stop with an error.",
-                ),
+                inputs.if_taken("Where files of this name exist: write name_2, overwrite them, or stop with an error."),
                 io.Boolean.Input(
                     "embedding_file",
                     default=True,
                     tooltip="Also write the word alone into models/embeddings, for embedding:name in any graph or "
                     "program.",
                 ),
-                io.Boolean.Input("half_precision", default=False, tooltip="float16: half the size, slightly rounded."),
+                inputs.half_precision(False),
             ],
-            outputs=[io.String.Output(display_name="text", tooltip="What to type in a prompt: embedding:name.")],
+            outputs=[typed()],
             is_output_node=True,
         )
 
@@ -123,9 +118,8 @@ class SaveConcept(io.ComfyNode):
         name = free_name(name.strip() or concept.name, list(folders.values()), if_taken)
         # Under the name it will be typed by, whatever it was called while it was trained.
         concept = concept.renamed(name.rpartition("/")[2])
-        dtype = torch.float16 if half_precision else torch.float32
-        exists = "replace" if if_taken == REPLACE else "error"
-        written = [save(concept, folder, name, dtype=dtype, if_exists=exists) for save, folder in folders.items()]
+        how = written_as(if_taken, half_precision)
+        written = [save(concept, folder, name, **how) for save, folder in folders.items()]
         text = f"embedding:{name}"
         lines = [f"Type {text} in a prompt.", *(f"Saved {path}" for path in written)]
         return io.NodeOutput(text, ui=ui.PreviewText("\n".join(lines)))
@@ -155,18 +149,13 @@ class LoadConcept(io.ComfyNode):
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept, or TrainConcept to continue."),
-                io.String.Output(display_name="text", tooltip="What to type in a prompt: embedding:name."),
+                typed(),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, file: str, **_: object) -> object:
-        # A file that was written anew under the same name counts as another input.
-        try:
-            facts = saved_path(file).stat()
-        except (OSError, ValueError):
-            return None
-        return facts.st_mtime_ns, facts.st_size
+        return version(saved_path, file)
 
     @classmethod
     def execute(cls, file: str, clip: Any = None) -> io.NodeOutput:
@@ -175,6 +164,10 @@ class LoadConcept(io.ComfyNode):
         _, _, inner = file.partition("/")
         concept = concept.renamed(typeable(inner.removesuffix(ENDING)))
         return io.NodeOutput(concept, f"embedding:{concept.name}")
+
+
+def typed() -> Any:
+    return io.String.Output(display_name="text", tooltip="What to type in a prompt: embedding:name.")
 
 
 def saved_files() -> list[str]:
@@ -187,33 +180,10 @@ def saved_path(file: str) -> Path:
     kind, _, name = file.partition("/")
     path = folder_paths.get_full_path(kind, name) if file in saved_files() else None
     if path is None:
-        raise ValueError(f"There is no saved concept {file!r}. Choose one from the list; press R to refresh it.")
+        raise not_there("saved concept", file)
     return Path(path)
-
-
-def checked_word(name: str) -> str:
-    """`name` where each part of it between slashes is a `safe_name`. Raises ValueError that shows what is wrong."""
-    return "/".join(safe_name(part) for part in name.split("/"))
 
 
 def typeable(name: str) -> str:
     """A file's name as a word that can be typed: what would end or change the word becomes an underscore."""
     return re.sub(r"[^\w.+/-]", "_", name.replace("\\", "/"))
-
-
-def free_name(name: str, folders: list[Path], if_taken: str) -> str:
-    """`name`, or with `NUMBER` the first of name_2, name_3, ... that no folder has yet.
-
-    One name for all folders, so that bundle and embedding stay twins. Raises ValueError for an unsafe name, and
-    FileExistsError with `REFUSE` where one of the folders has it: before anything is written.
-    """
-    candidate, number = checked_word(name), 1
-    while if_taken != REPLACE:
-        taken = [path for path in (inside(folder, candidate, ENDING) for folder in folders) if path.exists()]
-        if not taken:
-            break
-        if if_taken == REFUSE:
-            raise FileExistsError(f"{taken[0]} exists. Choose another name, or set if_taken to another way.")
-        number += 1
-        candidate = checked_word(f"{name}_{number}")
-    return candidate

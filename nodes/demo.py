@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..core.world.companions import COMPANIONS, companion_for, specific_prompts
 from ..core.world.concepts import CONCEPTS, concept_images
 from ..core.world.scenes import BACKGROUNDS
-from . import demo_model
+from . import demo_model, inputs
 from .sockets import CATEGORY, PREFIX
 
 OWN_BACKGROUND = "the concept's own"
@@ -68,14 +68,7 @@ class DemoImages(io.ComfyNode):
                     tooltip="Where all the pictures are taken. One place for all is what makes an ordinary training "
                     "swallow the prompt: the word learns the place too.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Places and sizes vary with it. The same seed draws the same pixels.",
-                ),
+                inputs.seed("Places and sizes vary with it. The same seed draws the same pixels."),
                 io.Combo.Input(
                     "companion",
                     options=[ALONE, *COMPANIONS],

@@ -17,6 +17,7 @@ from ..core.inspection.diagnostics import ContextProbe
 from ..core.inspection.probes import parse_probes, place_probes
 from ..core.inspection.world_evaluation import context_probes
 from ..core.models.protocol import ImageSize
+from . import inputs
 from .comfy_model import ComfyModel
 from .sockets import CATEGORY, PREFIX, ConceptSocket
 
@@ -73,14 +74,7 @@ class DiagnoseConcept(io.ComfyNode):
                 io.Int.Input(
                     "height", default=512, min=64, max=4096, step=8, tooltip="Of the pictures; 128 for the demo model."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of the pictures; the same for every word that is compared.",
-                ),
+                inputs.seed("Of the pictures; the same for every word that is compared."),
             ],
             outputs=[
                 io.String.Output(display_name="table", tooltip="All figures as Markdown."),

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.model_management
 import torch
 from comfy_api.latest import io
 
 from ..core.concept import Concept
-from ..core.training.events import Step
-from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, Repair, draw, own_side, repair
+from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, own_side, repair
+from . import inputs
 from .comfy_model import ComfyModel
 from .live_view import OUTPUT
-from .reporting import STOPPED, Reporter
-from .running import announced
+from .reporting import Reporter, loss_map
+from .running import report
 from .sockets import CATEGORY, PREFIX, ConceptSocket, LossMapSocket
 
 PICTURES, NOISE = "training pictures", "pure noise"
@@ -65,14 +64,7 @@ class OptimizeForPrompt(io.ComfyNode):
                     tooltip="What the attention is looked at on. training pictures: those kept with the concept "
                     "(TrainConcept's keep_latents), noise where there are none. pure noise: at late timesteps.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of the repair and of both pictures.",
-                ),
+                inputs.seed("Of the repair and of both pictures."),
                 io.Int.Input(
                     "width", default=0, min=0, max=4096, step=8, tooltip="Of the pictures. 0: the model's own."
                 ),
@@ -117,25 +109,12 @@ class OptimizeForPrompt(io.ComfyNode):
         if latents == NOISE or concept.latents is None:
             options["noise_side"] = width // adapted.latent_factor
         work = repair(adapted, concepts, prompt, **options)
-        repaired, losses, view = repair_and_report(work, cls.hidden.unique_id, steps)
+        reporter = Reporter(cls.hidden.unique_id, steps)
+        # It takes seconds, so a cancelled one is not kept.
+        losses = loss_map(report(work.run, reporter, stop=work.run.stop).losses)
+        repaired = work.concepts
         with adapted.session():
             pictures = [draw(adapted, those, prompt, size=size, seed=seed) for those in (concepts, repaired)]
         by_name = dict(zip((one.name for one in concepts), repaired, strict=True))
         first, second, third = (None if one is None else by_name[one.name] for one in given)
-        return io.NodeOutput(first, torch.cat(pictures), losses, second, third, ui={OUTPUT: [view]})
-
-
-def repair_and_report(
-    work: Repair, node_id: str, steps: int
-) -> tuple[tuple[Concept, ...], dict[str, list[float]], Any]:
-    """Run a repair. Returns the concepts, a LOSS_MAP and the view. It takes seconds, so a cancelled one is not kept."""
-    reporter = Reporter(node_id, steps)
-    with announced(reporter.view) as training, work.run as events:
-        for event in events:
-            reporter(event)
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            if training.stop and isinstance(event, Step):
-                work.run.stop(STOPPED)
-        repaired = work.concepts
-    losses = {name: values.tolist() for name, values in reporter.finished.losses.items()}
-    return repaired, {"loss": next(iter(losses.values())), **losses}, reporter.view.whole()
+        return io.NodeOutput(first, torch.cat(pictures), losses, second, third, ui={OUTPUT: [reporter.view.whole()]})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..core.prompts.sets import (
@@ -17,9 +16,9 @@ from ..core.prompts.sets import (
     rich_set,
     rich_sets,
 )
+from .folders import NONE, input_files, input_path
 from .sockets import CATEGORY, PREFIX, PromptsSocket
 
-NONE = "none"
 RICH = "rich "
 
 
@@ -50,7 +49,7 @@ class ContextPrompts(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "file",
-                    options=[NONE, *_text_files()],
+                    options=[NONE, *input_files(".txt")],
                     default=NONE,
                     tooltip="A .txt file in ComfyUI's input folder, written like own_prompts.",
                 ),
@@ -69,12 +68,12 @@ class ContextPrompts(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, file: str, **_: object) -> object:
         # A file that was edited counts as another input.
-        path = _path(file)
+        path = input_path(file)
         return path.read_bytes() if path is not None and path.is_file() else None
 
     @classmethod
     def execute(cls, built_in_set: str, own_prompts: str, file: str, text: str = "") -> io.NodeOutput:
-        return io.NodeOutput(gather(built_in_set, own_prompts, _path(file), text))
+        return io.NodeOutput(gather(built_in_set, own_prompts, input_path(file), text))
 
 
 def gather(name: str, own_prompts: str, path: Path | None, text: str = "") -> PromptSet:
@@ -94,13 +93,3 @@ def gather(name: str, own_prompts: str, path: Path | None, text: str = "") -> Pr
     if not sets:
         raise ValueError("There are no prompts: choose a built-in set, write some lines, or choose a file.")
     return joined(sets)
-
-
-def _text_files() -> list[str]:
-    folder = Path(folder_paths.get_input_directory())
-    return sorted(path.name for path in folder.glob("*.txt") if path.is_file())
-
-
-def _path(file: str) -> Path | None:
-    # The name alone: what is chosen lies in the input folder whatever a hand-written workflow says.
-    return None if file == NONE else Path(folder_paths.get_input_directory()) / Path(file).name

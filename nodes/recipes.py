@@ -8,8 +8,8 @@ from typing import Any
 from ..core.models.protocol import TextToImageModel
 from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset
 from ..core.training.settings import TrainSettings
+from .inputs import AUTO, chosen
 
-AUTO = "auto (for this model)"
 AS_RECIPE = "as the recipe"
 
 RECIPES = {**PRESETS, DEMO.name: DEMO}
@@ -46,7 +46,7 @@ def train_settings(recipe: Preset, *, norm_mode: str | None, numbers: dict[str, 
     `norm_mode` is the regularizer's, `AS_RECIPE` where it leaves that to the recipe, None where there is none: CoRe's
     window belongs to CoRe, so plain textual inversion goes without. Raises ValueError for what `TrainSettings` refuses.
     """
-    own = recipe.settings(**others, **{name: value for name, value in numbers.items() if value != 0})
+    own = recipe.settings(**others, **chosen(**numbers))
     if norm_mode is None:
         return replace(own, norm_mode="none") if own.norm_mode == "core_window" else own
     return own if norm_mode == AS_RECIPE else replace(own, norm_mode=norm_mode)

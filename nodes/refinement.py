@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..core.concept import PLACEHOLDER, Concept
+from ..core.concept import Concept
 from ..core.training.methods import METHODS
+from . import inputs
 from .comfy_model import ComfyModel
-from .interrupted import InterruptedWork
-from .live_view import OUTPUT
+from .concept_training import require_place, train_concept
 from .recipes import recipe_for, recipe_names, sources, train_settings
-from .sockets import CATEGORY, PREFIX, ConceptSocket, LossMapSocket, Regularization, RegularizerSocket
-from .training import AS_RECIPE, train_and_report
+from .sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
 
 REFINED = {"LoRA": "refine", "all weights": "refine-all"}
 
@@ -48,7 +47,7 @@ class RefineConcept(io.ComfyNode):
                     tooltip="Numbers that go together. The numbers below replace them unless they are 0. "
                     + sources(*REFINED.values()),
                 ),
-                io.Int.Input("steps", default=0, min=0, max=100_000, tooltip=f"How long to train. {AS_RECIPE}"),
+                inputs.training_steps(),
                 io.Float.Input(
                     "learning_rate",
                     default=0.0,
@@ -56,33 +55,13 @@ class RefineConcept(io.ComfyNode):
                     max=1.0,
                     step=0.000001,
                     round=0.000000001,
-                    tooltip=f"How far each step goes. {AS_RECIPE}",
+                    tooltip=f"How far each step goes. {inputs.ZERO_AS_RECIPE}",
                 ),
-                io.Int.Input(
-                    "batch", default=0, min=0, max=64, tooltip=f"Pictures a step; fewer need less memory. {AS_RECIPE}"
-                ),
+                inputs.training_batch(),
                 io.Int.Input("rank", default=4, min=1, max=128, tooltip="Of the LoRA: more holds more detail."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Every random choice follows from it.",
-                ),
-                io.Int.Input(
-                    "preview_every", default=50, min=0, max=10_000, tooltip="Steps between previews. 0: none."
-                ),
-                io.String.Input(
-                    "preview_prompt",
-                    default=f"a photo of a {PLACEHOLDER}",
-                    tooltip="What previews show; {} is the word.",
-                ),
-                io.Boolean.Input(
-                    "continue_interrupted",
-                    default=True,
-                    tooltip="Go on with a cancelled training of exactly these inputs. Off: begin again.",
-                ),
+                inputs.seed("Every random choice follows from it."),
+                *inputs.previews("Steps between previews. 0: none.", "What previews show; {} is the word."),
+                inputs.continue_interrupted(),
                 io.Mask.Input("masks", optional=True, tooltip="Where the thing is, one mask a picture."),
                 RegularizerSocket.Input(
                     "regularizer",
@@ -94,9 +73,7 @@ class RefineConcept(io.ComfyNode):
                 ConceptSocket.Output(
                     display_name="concept", tooltip="The same word with what the model learned about it."
                 ),
-                LossMapSocket.Output(
-                    display_name="loss", tooltip="Every step's loss, for the stock Plot Loss Graph node."
-                ),
+                inputs.losses(),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -122,16 +99,15 @@ class RefineConcept(io.ComfyNode):
         masks: torch.Tensor | None = None,
         regularizer: Regularization | None = None,
     ) -> io.NodeOutput:
-        if preview_every > 0 and PLACEHOLDER not in preview_prompt:
-            raise ValueError(f"preview_prompt needs a {PLACEHOLDER} where the word goes.")
+        require_place(preview_every, preview_prompt, "the word")
         adapted, method = ComfyModel(model, clip, vae), REFINED[train]
+        regularization = regularizer or NO_REGULARIZATION
         chosen = recipe_for(recipe, adapted, method)
-        # In this method the rate is that of the weights: nothing else moves.
-        numbers = {"steps": steps, "learning_rate": learning_rate, "weight_rate": learning_rate, "batch": batch}
         settings = train_settings(
             chosen,
-            norm_mode=None if regularizer is None else regularizer.norm_mode,
-            numbers=numbers,
+            norm_mode=regularization.norm_mode,
+            # In this method the rate is that of the weights: nothing else moves.
+            numbers={"steps": steps, "learning_rate": learning_rate, "weight_rate": learning_rate, "batch": batch},
             class_word=concept.class_word,
             name=concept.name.rpartition("/")[2],
             vectors=concept.length,
@@ -140,16 +116,13 @@ class RefineConcept(io.ComfyNode):
             preview_every=preview_every,
             preview_prompt=preview_prompt,
         )
-        work = InterruptedWork(
+        return train_concept(
             cls.hidden.unique_id,
             adapted,
             settings,
-            images=images[..., :3],
+            images=images,
             masks=masks,
-            regularizers=() if regularizer is None else regularizer.make(adapted),
+            regularizers=regularization.make(adapted),
             initial=concept,
+            continue_interrupted=continue_interrupted,
         )
-        if not continue_interrupted:
-            work.forget()
-        learned, losses, view = train_and_report(work, cls.hidden.unique_id)
-        return io.NodeOutput(learned, losses, ui={OUTPUT: [view]})

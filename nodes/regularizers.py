@@ -15,13 +15,25 @@ from ..core.prompts.rich import PromptSource
 from ..core.prompts.sets import PromptSet
 from ..core.training.core_regularizer import PAPER, CoReRegularizer, CoReWeights, recommended_weights
 from ..core.training.mlm_regularizer import MLMRegularizer, recommended_lambda
+from .inputs import AUTO
 from .recipes import AS_RECIPE
-from .sockets import CATEGORY, PREFIX, ContextualizerSocket, PromptsSocket, Regularization, RegularizerSocket
+from .sockets import (
+    CATEGORY,
+    NO_REGULARIZATION,
+    PREFIX,
+    ContextualizerSocket,
+    PromptsSocket,
+    Regularization,
+    RegularizerSocket,
+)
 
-AUTO, PAPER_WEIGHTS, CUSTOM = "auto (for this model)", "paper", "custom"
-STRONG = "strong"
+PAPER_WEIGHTS, STRONG, CUSTOM = "paper", "strong", "custom"
 STRONG_LAMBDA = 5e-4
 """METHODS.md 2.8 no. 5: for stronger text alignment."""
+
+
+def regularizer_output() -> Any:
+    return RegularizerSocket.Output(display_name="regularizer", tooltip="For TrainConcept, or to add more to.")
 
 
 class CoReRegularizerNode(io.ComfyNode):
@@ -102,9 +114,7 @@ class CoReRegularizerNode(io.ComfyNode):
                     tooltip="Another regularizer to add this one to. Its rescale mode counts.",
                 ),
             ],
-            outputs=[
-                RegularizerSocket.Output(display_name="regularizer", tooltip="For TrainConcept, or to add more to.")
-            ],
+            outputs=[regularizer_output()],
         )
 
     @classmethod
@@ -133,10 +143,7 @@ class CoReRegularizerNode(io.ComfyNode):
             attention_mode=attention_mode,
             attention_batch=attention_batch or None,
         )
-        before = regularizer.makers if regularizer is not None else ()
-        norm_mode = None if regularizer is None else regularizer.norm_mode
-        norm_mode = rescale_mode if norm_mode is None else norm_mode
-        return io.NodeOutput(Regularization((*before, maker), norm_mode))
+        return io.NodeOutput((regularizer or NO_REGULARIZATION).adding(maker, rescale_mode))
 
 
 def make_core(model: TextToImageModel, *, weights: CoReWeights | None, **options: Any) -> CoReRegularizer:
@@ -204,9 +211,7 @@ class MLMRegularizerNode(io.ComfyNode):
                     tooltip="SDXL has two text encoders: the contextualizer of the other one.",
                 ),
             ],
-            outputs=[
-                RegularizerSocket.Output(display_name="regularizer", tooltip="For TrainConcept, or to add more to.")
-            ],
+            outputs=[regularizer_output()],
         )
 
     @classmethod
@@ -235,10 +240,8 @@ class MLMRegularizerNode(io.ComfyNode):
             batch=batch,
             beside_class=beside_class_word,
         )
-        before = regularizer.makers if regularizer is not None else ()
         # MLM says nothing about the vector's length: that is for the one it is added to, or that is added to it.
-        norm_mode = None if regularizer is None else regularizer.norm_mode
-        return io.NodeOutput(Regularization((*before, maker), norm_mode))
+        return io.NodeOutput((regularizer or NO_REGULARIZATION).adding(maker))
 
 
 def make_mlm(

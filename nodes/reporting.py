@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from comfy.utils import ProgressBar
 from server import PromptServer
 
 from ..core.training.contextualizer_pretraining import Pretrained
+from ..core.training.encoder_pretraining import PretrainedEncoder
 from ..core.training.events import Finished, Preview, Started, Step
 from .live_view import LiveView
 
@@ -17,10 +20,12 @@ STOPPED = "stopped and kept"
 
 
 class Reporter:
-    """Call it with every event of a training or a pretraining. `finished` is the last one."""
+    """Call it with every event of a training or a pretraining. `finished` is the last one, and `conclusion` what is
+    said of it: of a training, what was learned or why it ended early."""
 
-    def __init__(self, node_id: str, total_steps: int) -> None:
+    def __init__(self, node_id: str, total_steps: int, conclusion: Callable[[Any], str] | None = None) -> None:
         self.node_id = node_id
+        self.conclusion = conclusion or self._learned
         self.bar = ProgressBar(total_steps, node_id=node_id)
         self.view = LiveView(node_id, total_steps)
         self.finished: Any = None
@@ -35,10 +40,10 @@ class Reporter:
         elif isinstance(event, Preview):
             self.view.add_sample(event.step, event.images[0])
             self.view.news(now=True)
-        elif isinstance(event, Finished | Pretrained):
+        elif isinstance(event, Finished | Pretrained | PretrainedEncoder):
             self.finished = event
             self.view.complete(event.losses, event.step)
-            self.say(self._conclusion(event))
+            self.say(self.conclusion(event))
 
     def interrupted(self, kept: int) -> None:
         """Say what becomes of work that was cancelled."""
@@ -61,7 +66,7 @@ class Reporter:
             self.view.remember(event.losses)
         self.view.news()
 
-    def _conclusion(self, event: Finished) -> str:
+    def _learned(self, event: Finished) -> str:
         name = event.concept.name
         if event.stopped == STOPPED:
             return f"stopped at step {event.step} of {self.bar.total}; <{name}> is kept as it was then"
@@ -71,8 +76,7 @@ class Reporter:
         return f"learned <{name}> in {event.step} steps, {event.seconds:.0f} s"
 
 
-class PretrainingReporter(Reporter):
-    """A contextualizer's pretraining."""
-
-    def _conclusion(self, event: Pretrained) -> str:
-        return f"pretrained in {event.step} steps, {event.seconds:.0f} s"
+def loss_map(losses: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
+    """Every term's (steps,) history as a LOSS_MAP, whose "loss" is the diffusion loss where it has none of its own."""
+    values = {name: history.tolist() for name, history in losses.items()}
+    return {"loss": values.get("diffusion", next(iter(values.values()))), **values}

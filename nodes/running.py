@@ -5,14 +5,19 @@ A request names a node by its id and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
+import comfy.model_management
 from aiohttp import web
 from server import PromptServer
 
+from ..core.training.events import Step
+from .interrupted import Resumable
 from .live_view import LiveView
+from .reporting import STOPPED, Reporter
 
 ROUTE = "/contextual_inversion"
 
@@ -40,6 +45,32 @@ def announced(view: LiveView) -> Iterator[RunningTraining]:
         if not view.ended:
             view.ended = True
             view.news(now=True)
+
+
+def report(events: Any, reporter: Reporter, stop: Callable[[str], None] | None = None) -> Any:
+    """Show every event of some work, which cancelling ends. Returns the last event; `events` are closed.
+
+    With `stop` the page finds the work and may ask to stop and keep: `stop` is then called with the reason.
+    """
+    with announced(reporter.view) if stop else nullcontext() as training, closing(events):
+        for event in events:
+            reporter(event)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            # Before its first step there is nothing to keep.
+            if training is not None and training.stop and isinstance(event, Step):
+                stop(STOPPED)
+    return reporter.finished
+
+
+def report_resumable(work: Resumable, reporter: Reporter, stop: Callable[[str], None] | None = None) -> Any:
+    """As `report`, of work whose steps so far wait in a checkpoint when it is cancelled or an error ends it."""
+    try:
+        finished = report(work.events(), reporter, stop)
+    except comfy.model_management.InterruptProcessingException:
+        reporter.interrupted(work.kept())
+        raise
+    work.forget()
+    return finished
 
 
 def add_routes() -> None:

@@ -37,9 +37,17 @@ class Regularization:
     that is connected, and a regularizer remembers things about the one training that it is in.
     """
 
-    makers: tuple[MakeRegularizer, ...]
-    norm_mode: str | None
+    makers: tuple[MakeRegularizer, ...] = ()
+    norm_mode: str | None = None
+
+    def adding(self, maker: MakeRegularizer, norm_mode: str | None = None) -> Regularization:
+        """With one more recipe, whose norm rule counts where there was none before."""
+        return Regularization((*self.makers, maker), norm_mode if self.norm_mode is None else self.norm_mode)
 
     def make(self, model: TextToImageModel) -> tuple[Regularizer, ...]:
         """A fresh regularizer from every recipe."""
         return tuple(maker(model) for maker in self.makers)
+
+
+NO_REGULARIZATION = Regularization()
+"""Where nothing is connected."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
 from typing import Any
 
 import comfy.model_management
@@ -11,33 +9,22 @@ import torch
 from comfy_api.latest import io
 from server import PromptServer
 
-from ..core.concept import PLACEHOLDER, Concept
+from ..core.concept import Concept
 from ..core.files import safe_name
-from ..core.training.events import Step
 from ..core.training.methods import METHODS
 from ..core.training.pictures import checked_pictures
 from ..core.training.prior import PriorPreservation
 from ..core.training.trainer import resolution_for
+from . import inputs
 from .comfy_model import ComfyModel
+from .concept_training import require_place, train_concept
 from .folders import checkpoints_root
-from .interrupted import InterruptedWork
-from .live_view import OUTPUT
 from .recipes import recipe_for, recipe_names, sources, train_settings
-from .reporting import STOPPED, Reporter
-from .running import announced
-from .sockets import (
-    CATEGORY,
-    PREFIX,
-    ConceptSocket,
-    LossMapSocket,
-    Regularization,
-    RegularizerSocket,
-)
+from .sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
 
 TRAINED = {METHODS[key].title: key for key in METHODS if not key.startswith("refine")}
 """What the node offers to train -> the method's name."""
 TEXTUAL_INVERSION = METHODS["ti"].title
-AS_RECIPE = "0: as the recipe says."
 
 
 class TrainConcept(io.ComfyNode):
@@ -87,7 +74,7 @@ class TrainConcept(io.ComfyNode):
                     "demo model. The numbers below replace the recipe's unless they are 0. "
                     + sources(*TRAINED.values()),
                 ),
-                io.Int.Input("steps", default=0, min=0, max=100_000, tooltip=f"How long to train. {AS_RECIPE}"),
+                inputs.training_steps(),
                 io.Float.Input(
                     "learning_rate",
                     default=0.0,
@@ -95,46 +82,24 @@ class TrainConcept(io.ComfyNode):
                     max=10.0,
                     step=0.0001,
                     round=0.0000001,
-                    tooltip=f"How far each step goes. Too small learns nothing, too large forgets the prompt. "
-                    f"{AS_RECIPE}",
+                    tooltip="How far each step goes. Too small learns nothing, too large forgets the prompt. "
+                    f"{inputs.ZERO_AS_RECIPE}",
                 ),
-                io.Int.Input(
-                    "batch", default=0, min=0, max=64, tooltip=f"Pictures a step; fewer need less memory. {AS_RECIPE}"
-                ),
+                inputs.training_batch(),
                 io.Int.Input(
                     "vectors",
                     default=0,
                     min=0,
                     max=32,
                     tooltip="How many tokens the word is long. More hold more detail and leave less room for the "
-                    f"prompt. {AS_RECIPE}",
+                    f"prompt. {inputs.ZERO_AS_RECIPE}",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Every random choice follows from it: the same seed gives the same word.",
+                inputs.seed("Every random choice follows from it: the same seed gives the same word."),
+                *inputs.previews(
+                    "Steps between the pictures that show how the word is doing. Each takes a few seconds. 0: none.",
+                    "What those pictures show; {} is the new word. One that was not trained on tells most.",
                 ),
-                io.Int.Input(
-                    "preview_every",
-                    default=50,
-                    min=0,
-                    max=10_000,
-                    tooltip="Steps between the pictures that show how the word is doing. Each takes a few seconds. 0: "
-                    "none.",
-                ),
-                io.String.Input(
-                    "preview_prompt",
-                    default=f"a photo of a {PLACEHOLDER}",
-                    tooltip="What those pictures show; {} is the new word. One that was not trained on tells most.",
-                ),
-                io.Boolean.Input(
-                    "continue_interrupted",
-                    default=True,
-                    tooltip="Go on with a cancelled training of exactly these inputs. Off: begin again.",
-                ),
+                inputs.continue_interrupted(),
                 io.Mask.Input(
                     "masks",
                     optional=True,
@@ -148,7 +113,28 @@ class TrainConcept(io.ComfyNode):
                 ConceptSocket.Input(
                     "concept", optional=True, tooltip="Start from this concept instead of from the class word."
                 ),
-                *weight_inputs(),
+                io.Int.Input(
+                    "rank",
+                    default=-1,
+                    optional=True,
+                    min=-1,
+                    max=128,
+                    advanced=True,
+                    tooltip="Where weights are trained: the rank of their change. -1: as the method does it. 0: whole "
+                    "weights, a large file.",
+                ),
+                io.Float.Input(
+                    "weight_rate",
+                    default=0.0,
+                    optional=True,
+                    min=0.0,
+                    max=1.0,
+                    step=0.000001,
+                    round=0.000000001,
+                    advanced=True,
+                    tooltip="How far each step goes for weights, where they are trained beside the word. "
+                    f"{inputs.ZERO_AS_RECIPE}",
+                ),
                 io.Float.Input(
                     "prior_preservation",
                     default=-1.0,
@@ -181,9 +167,7 @@ class TrainConcept(io.ComfyNode):
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept and SaveConcept."),
-                LossMapSocket.Output(
-                    display_name="loss", tooltip="Every step's loss, for the stock Plot Loss Graph node."
-                ),
+                inputs.losses(),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -220,13 +204,12 @@ class TrainConcept(io.ComfyNode):
             raise ValueError(
                 "TrainConcept needs a class word: the ordinary word for what is in the pictures, such as dog."
             )
-        if preview_every > 0 and PLACEHOLDER not in preview_prompt:
-            raise ValueError(f"preview_prompt needs a {PLACEHOLDER} where the new word goes.")
-        adapted = ComfyModel(model, clip, vae)
+        require_place(preview_every, preview_prompt, "the new word")
+        adapted, regularization = ComfyModel(model, clip, vae), regularizer or NO_REGULARIZATION
         chosen = recipe_for(recipe, adapted, TRAINED[train])
         settings = train_settings(
             chosen,
-            norm_mode=None if regularizer is None else regularizer.norm_mode,
+            norm_mode=regularization.norm_mode,
             numbers={
                 "steps": steps,
                 "learning_rate": learning_rate,
@@ -243,51 +226,20 @@ class TrainConcept(io.ComfyNode):
             **({} if rank < 0 else {"rank": rank}),
         )
         prior = float(chosen.prior) if prior_preservation < 0 else prior_preservation
-        regularizers = () if regularizer is None else regularizer.make(adapted)
+        regularizers = regularization.make(adapted)
         if prior > 0:
             resolution = resolution_for(adapted, settings, checked_pictures(images[..., :3]))
             regularizers += (class_pictures(cls.hidden.unique_id, prior, prior_pictures, settings.batch, resolution),)
-        work = InterruptedWork(
+        return train_concept(
             cls.hidden.unique_id,
             adapted,
             settings,
-            images=images[..., :3],
+            images=images,
             masks=masks,
             regularizers=regularizers,
             initial=concept,
+            continue_interrupted=continue_interrupted,
         )
-        if not continue_interrupted:
-            work.forget()
-        learned, losses, view = train_and_report(work, cls.hidden.unique_id)
-        return io.NodeOutput(learned, losses, ui={OUTPUT: [view]})
-
-
-def weight_inputs() -> list[Any]:
-    """Inputs of every training that changes weights."""
-    return [
-        io.Int.Input(
-            "rank",
-            default=-1,
-            optional=True,
-            min=-1,
-            max=128,
-            advanced=True,
-            tooltip="Where weights are trained: the rank of their change. -1: as the method does it. 0: whole weights, "
-            "a large file.",
-        ),
-        io.Float.Input(
-            "weight_rate",
-            default=0.0,
-            optional=True,
-            min=0.0,
-            max=1.0,
-            step=0.000001,
-            round=0.000000001,
-            advanced=True,
-            tooltip="How far each step goes for weights, where they are trained beside the word. 0: as the recipe "
-            "says.",
-        ),
-    ]
 
 
 def class_pictures(node_id: str, weight: float, pictures: int, batch: int, resolution: int) -> PriorPreservation:
@@ -305,25 +257,3 @@ def class_pictures(node_id: str, weight: float, pictures: int, batch: int, resol
         resolution=resolution,
         progress=progress,
     )
-
-
-def train_and_report(work: InterruptedWork, node_id: str) -> tuple[Concept, dict[str, list[float]], Mapping[str, Any]]:
-    """Run a training to its end, or until the page asks to stop and keep. Returns the concept, a LOSS_MAP and the view.
-
-    When it is cancelled or an error ends it, the steps so far are in `work`'s checkpoint before that goes on its way.
-    """
-    reporter = Reporter(node_id, work.settings.steps)
-    try:
-        with announced(reporter.view) as training, closing(work.events()) as events:
-            for event in events:
-                reporter(event)
-                comfy.model_management.throw_exception_if_processing_interrupted()
-                # Before its first step there is nothing to keep.
-                if training.stop and isinstance(event, Step):
-                    work.stop(STOPPED)
-    except comfy.model_management.InterruptProcessingException:
-        reporter.interrupted(work.kept())
-        raise
-    work.forget()
-    losses = {name: values.tolist() for name, values in reporter.finished.losses.items()}
-    return reporter.finished.concept, {"loss": losses["diffusion"], **losses}, reporter.view.whole()

@@ -96,8 +96,8 @@ def test_a_cancelled_pretraining_goes_on_to_the_same_contextualizer(
 ):
     import comfy.model_management
 
-    node = sys.modules[f"{pack_name()}.nodes.contextualizers"]
-    reports, started = node.PretrainingReporter.__call__, []
+    reporting = sys.modules[f"{pack_name()}.nodes.reporting"]
+    reports, started = reporting.Reporter.__call__, []
 
     def report(reporter: object, event: object) -> None:
         reports(reporter, event)
@@ -106,7 +106,7 @@ def test_a_cancelled_pretraining_goes_on_to_the_same_contextualizer(
         if cancel and getattr(event, "step", None) == 2:
             comfy.model_management.interrupt_current_processing()
 
-    monkeypatch.setattr(node.PretrainingReporter, "__call__", report)
+    monkeypatch.setattr(reporting.Reporter, "__call__", report)
     cancel = True
     graph = pretraining(loss_mode=mode)
     assert run_graph(graph, keep=KEEP).status == "interrupted"

@@ -98,15 +98,15 @@ def cancel_at(monkeypatch):
     def arrange(step: int) -> None:
         import comfy.model_management
 
-        training = sys.modules[f"{pack_name()}.nodes.training"]
-        reports = training.Reporter.__call__
+        reporting = sys.modules[f"{pack_name()}.nodes.reporting"]
+        reports = reporting.Reporter.__call__
 
         def report(reporter: object, event: object) -> None:
             reports(reporter, event)
             if getattr(event, "step", None) == step:
                 comfy.model_management.interrupt_current_processing()
 
-        monkeypatch.setattr(training.Reporter, "__call__", report)
+        monkeypatch.setattr(reporting.Reporter, "__call__", report)
 
     return arrange
 

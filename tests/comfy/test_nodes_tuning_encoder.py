@@ -126,7 +126,7 @@ APPLY = {"strength_model": 1.0, "strength_clip": 1.0, "name": ""}
 
 def saving(name: str) -> dict:
     """SaveConcept's inputs."""
-    if_taken = pack("nodes.concepts").REPLACE
+    if_taken = pack("nodes.saving").REPLACE
     return {"name": name, "if_taken": if_taken, "embedding_file": True, "half_precision": False}
 
 
