@@ -79,6 +79,7 @@ def main(
     mlm_weight: float | None = None,
     mlm_rho: float = RHO,
     mlm_batch: int = 25,
+    least_rank: int | None = None,
 ) -> dict[str, Any]:
     """Train a word on your own pictures: an embedding file, a bundle, previews and checkpoints.
 
@@ -123,6 +124,8 @@ def main(
         mlm_weight: lambda of the MLM loss; chosen by the model's text encoder if not given.
         mlm_rho: Probability that MLM masks a token.
         mlm_batch: MLM's prompts a step.
+        least_rank: Of a LoRA, the rank that learns at the noisiest timestep (T-LoRA); the whole rank at every one if
+            not given.
     """
     recipe = recipe_for(preset, method, model)
     start = None if initial is None else load_concept(initial)
@@ -132,7 +135,7 @@ def main(
     name = safe_name(name or re.sub(r"[^A-Za-z0-9_.+-]+", "_", pictures.resolve().name))  # before hours of training
     subject = load_model(model, device)
     given = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "vectors": vectors}
-    given |= {"rank": rank, "weight_rate": weight_rate}
+    given |= {"rank": rank, "weight_rate": weight_rate, "least_rank": least_rank}
     settings = recipe.settings(
         class_word,
         name=name,

@@ -84,6 +84,10 @@ class LowRankDelta:
     def scaled(self, factor: float) -> LowRankDelta:
         return LowRankDelta(self.a, self.b, self.scale * factor)
 
+    def masked(self, mask: torch.Tensor) -> LowRankDelta:
+        """One delta a sample, which has only those directions of this one that `mask` (B, r) has for it."""
+        return LowRankDelta(self.a * mask[:, None, :], self.b.expand(len(mask), *self.b.shape), self.scale)
+
     def weight(self) -> torch.Tensor:
         """The change of the layer's weight in PyTorch's layout (Dout, Din), float32."""
         return low_rank_weight(self.a.float(), self.b.float(), self.scale).mT

@@ -61,8 +61,10 @@ class TrainSettings:
     the identifier and then the class word, as Custom Diffusion and DreamBooth write it; only the identifier's vectors
     are learned, where any are. `diffusion_weight` 0 leaves the diffusion loss and its UNet pass out (METHODS.md C6),
     `timestep_range` is the share of the schedule that timesteps are drawn from, and `keep_latents` stores the training
-    pictures' latents with the concept (a few ten kilobytes each). `class_word` has one entry a placeholder where
-    several concepts are trained together.
+    pictures' latents with the concept (a few ten kilobytes each). `least_rank` makes the rank of the UNet's change
+    depend on the timestep while it is trained, from all of it without noise to this one where there is most (T-LoRA,
+    METHODS.md 6 no. 4); what is saved is an ordinary LoRA, which acts with its whole rank. `class_word` has one entry
+    a placeholder where several concepts are trained together.
     """
 
     class_word: str | tuple[str, ...]
@@ -102,6 +104,7 @@ class TrainSettings:
     diffusion_weight: float = 1.0
     timestep_range: tuple[float, float] = (0.0, 1.0)
     keep_latents: bool = False
+    least_rank: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("vectors", "steps", "batch", "gradient_accumulation", "log_every", "checkpoint_every"):
@@ -120,6 +123,12 @@ class TrainSettings:
             raise ValueError(f"learning rates are greater than 0, not {self.learning_rate} and {self.weight_rate}")
         if method_called(self.method).trains_weights and self.rank is not None and self.rank < 0:
             raise ValueError(f"the rank cannot be negative: {self.rank}")
+        if self.least_rank is not None and not 1 <= self.least_rank <= self.low_rank:
+            raise ValueError(
+                f"the least rank is within 1 .. {self.low_rank}, the rank of the LoRA, not {self.least_rank}"
+                if self.low_rank
+                else f"{self.method!r} trains no LoRA whose rank could depend on the timestep"
+            )
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema is a decay within 0 <= ema < 1, not {self.ema}")
         for name, allowed in _CHOICES.items():

@@ -29,7 +29,7 @@ from .pictures import LatentBank, checked_pictures, encode_pictures
 from .prompts import PromptEncoder
 from .regularizer import Regularizer
 from .settings import TrainSettings
-from .weights import TrainableWeights
+from .weights import RankedModel, TrainableWeights
 from .word import Word, starting_word
 
 FLAGS = ("failed",)
@@ -172,6 +172,8 @@ class TrainingRun(Iterator[Event]):
         self.identity = _identity(self, start)
         size = ImageSize(self.resolution, self.resolution)
         self.prompts = PromptEncoder(model, learner.word, size, self.weights)
+        if self.weights is not None and self.weights.ranked:
+            model = RankedModel(model, self.weights)
         self.objective = Objective(model, settings, self.regularizers, self.bank, self.prompts)
         if self._resume is not None:
             self._continue(load_checkpoint(self._resume))

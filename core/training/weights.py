@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
 from ..files.errors import LearnedNothingError
+from ..maths.timestep_rank import rank_mask
 from ..models.lora import to_lora
 from ..models.low_rank import Delta, LowRankDelta, WeightDelta, apply_deltas, text_layers
-from ..models.protocol import TextToImageModel
+from ..models.protocol import AttentionProbe, Conditioning, TextToImageModel
 from .draws import generator_for
 from .methods import chosen_layers
 from .settings import TrainSettings
@@ -47,6 +49,8 @@ class TrainableWeights:
                 start = value.to(model.device, torch.float32, copy=True)
                 self.leaves[f"{name}.{part}"] = start.requires_grad_(True)
         self.names = names
+        self.rank, self.least_rank = rank, settings.least_rank
+        self.ranked = () if settings.least_rank is None else tuple(name for name in names if name in unet)
         self.low_rank = bool(rank)
         self._applied: ExitStack | None = None
 
@@ -69,6 +73,19 @@ class TrainableWeights:
         finally:
             if was_on:
                 self._enter()
+
+    @contextmanager
+    def at(self, timesteps: torch.Tensor) -> Iterator[None]:
+        """Inside `on`, the UNet for a pass at `timesteps` (B,): where the rank depends on them, with what of it acts on
+        each sample."""
+        if self._applied is None or not self.ranked:
+            yield
+            return
+        mask = rank_mask(timesteps, self.model.schedule.steps, self.rank, self.least_rank)
+        deltas = self.deltas(self.leaves)
+        # Deltas of their own for every pass: a checkpointed layer finds those it ran with when it runs again.
+        with self.off(), apply_deltas(self.model, {name: deltas[name].masked(mask) for name in self.ranked}):
+            yield
 
     def deltas(self, leaves: Mapping[str, torch.Tensor]) -> dict[str, Delta]:
         """The change of every layer that `leaves` mean."""
@@ -99,3 +116,24 @@ class TrainableWeights:
         applied, self._applied = self._applied, None
         if applied is not None:
             applied.close()
+
+
+class RankedModel:
+    """`model` in a training whose low-rank change depends on the timestep, for all that predicts with it."""
+
+    def __init__(self, model: TextToImageModel, weights: TrainableWeights) -> None:
+        self.model, self.weights = model, weights
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def predict(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        conditioning: Conditioning,
+        probe: AttentionProbe | None = None,
+    ) -> torch.Tensor:
+        """As the model's."""
+        with self.weights.at(timesteps):
+            return self.model.predict(latents, timesteps, conditioning, probe)

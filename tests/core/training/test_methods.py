@@ -19,6 +19,7 @@ from contextual_inversion.core.training.masking import mask_rows, masked_inputs
 from contextual_inversion.core.training.methods import METHODS
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import NonFiniteLossError, train
+from contextual_inversion.core.training.weights import RankedModel, TrainableWeights
 from contextual_inversion.core.training.word import one_slot_a_block
 
 every_method = pytest.mark.parametrize("method", TINY_METHODS)
@@ -285,3 +286,73 @@ def test_a_concept_that_does_not_fit_the_method_is_refused(run):
         run(StubModel(), initial=refined, method="refine", steps=2)
     with pytest.raises(ValueError, match="unknown method"):
         TrainSettings(class_word="dog", method="magic")
+
+
+def ranked(least, rank=4, seed=3):
+    """Trainable weights of the stub model that are not 0, with that least rank."""
+    model = StubModel()
+    weights = TrainableWeights(model, settings_of("second stage", rank=rank, least_rank=least))
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in weights.leaves.values():
+            value.copy_(0.2 * torch.randn(value.shape, generator=draws))
+    return model, weights
+
+
+def predicted(model, timesteps):
+    """The answer to fixed latents, one for each timestep."""
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).expand(len(timesteps), -1, -1, -1)
+    given = model.conditioning(encode_prompts(model, ["a photo of a dog"]), None).expand(len(timesteps))
+    return model.predict(latents, torch.tensor(timesteps), given)
+
+
+def test_only_the_directions_of_a_timestep_learn():
+    for timestep, active in ((999, 1), (500, 2), (0, 4)):
+        model, weights = ranked(1)
+        with weights.on():
+            predicted(RankedModel(model, weights), [timestep]).square().sum().backward()
+        for name, value in weights.leaves.items():
+            moved = value.grad.abs().sum(dim=0 if name.endswith(".a") else 1) > 0
+            assert moved.tolist() == [row < active for row in range(4)], (name, timestep)
+
+
+def test_each_sample_has_the_rank_of_its_own_timestep():
+    """A mixed batch is what a smaller LoRA draws for each of its samples; outside, the whole LoRA acts on all."""
+    model, weights = ranked(1)
+    timesteps = [0, 500, 999]
+    with torch.no_grad(), weights.on():
+        mixed = predicted(RankedModel(model, weights), timesteps)
+        whole = predicted(model, timesteps)
+        with weights.off():
+            assert torch.equal(predicted(RankedModel(model, weights), timesteps), predicted(model, timesteps))
+    for row, active in enumerate((4, 2, 1)):
+        cut = {
+            name: LowRankDelta(weights.leaves[f"{name}.a"][:, :active], weights.leaves[f"{name}.b"][:active])
+            for name in weights.names
+        }
+        with torch.no_grad(), apply_deltas(model, cut):
+            torch.testing.assert_close(mixed[row], predicted(model, timesteps)[row], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mixed[0], whole[0], rtol=1e-5, atol=1e-5)
+    assert (mixed[2] - whole[2]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("passes", ["joint", "separate"])
+def test_the_rank_by_timestep_is_the_same_with_checkpointed_layers(run, passes):
+    """Recomputed in the backward pass, after other passes of other timesteps, a layer has its own ranks again."""
+    keywords = {**TINY_METHODS["second stage, rank by timestep"], "passes": passes, "weight_rate": 1e-2}
+    found = [
+        run(StubModel(), regularizers=[core()], gradient_checkpointing=checkpointing, **keywords).concept
+        for checkpointing in (False, True)
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(*map(parts, found), strict=True))
+    full = run(StubModel(), regularizers=[core()], **{**keywords, "least_rank": 4}).concept
+    plain = run(StubModel(), regularizers=[core()], **{**keywords, "least_rank": None}).concept
+    for ours, theirs in zip(parts(full), parts(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert any((a - b).abs().max() > 1e-4 for a, b in zip(parts(found[0]), parts(plain), strict=True))
+
+
+def test_a_least_rank_needs_a_lora_that_has_it():
+    for method, least in (("ti", 1), ("refine-all", 1), ("refine", 5), ("refine", 0)):
+        with pytest.raises(ValueError, match=r"least rank|no LoRA"):
+            TrainSettings(class_word="dog", method=method, least_rank=least)

@@ -32,6 +32,7 @@ TINY_METHODS = {
     "dreambooth": {"method": "dreambooth", "identifier": "sks", "weight_rate": 1e-3},
     "dreambooth, low rank": {"method": "dreambooth-lora", "identifier": "sks"},
     "second stage": {"method": "refine", "rank": 2},
+    "second stage, rank by timestep": {"method": "refine", "rank": 4, "least_rank": 1},
     "second stage, all weights": {"method": "refine-all"},
 }
 """What can be trained, as keywords for the settings of a training on the stub model."""
