@@ -85,18 +85,19 @@ def test_a_row_says_whether_the_sign_is_the_papers(along, verdict):
 
 def test_summaries_come_from_all_reports_and_the_newest_counts(tmp_path):
     def report(fidelity):
-        trials = [{"method": "ti_core", "fidelity": value, "recognised": 0.25} for value in fidelity]
+        cells = [{"concept": "moth", "seed": seed, "fidelity": value} for seed, value in enumerate(fidelity)]
+        trials = [{**cell, "method": method, "recognised": 0.25} for cell in cells for method in ("ti_core", "core")]
         return {"commit": "new", "model": "m", "parts": {"methods": {"trials": trials, "comparisons": []}}}
 
     (tmp_path / "a.json").write_text(json.dumps(report([0.0])))
     (tmp_path / "b.json").write_text(json.dumps({"other": 1}))
-    assert "| textual inversion | not measured yet | 0%, 25% |" in "\n".join(methods_table(gathered(tmp_path, {})))
+    assert "| textual inversion | not measured yet | 0%, 25% (1) |" in "\n".join(methods_table(gathered(tmp_path, {})))
     pages = [tmp_path / "claims.md", tmp_path / "README.md"]
     for page, name in zip(pages, claims.SUMMARIES, strict=True):
         page.write_text(f"before\n{START.format(name)}\nold\n{END.format(name)}\nafter\n")
     claims.write_summaries(pages, gathered(tmp_path, report([0.5, 1.0])))
     text = pages[1].read_text()
-    assert "75%, 25%" in text
+    assert "75%, 25% (2)" in text
     assert "old" not in text
     assert (text[:7], text[-7:]) == ("before\n", "\nafter\n")
     assert "commit new, model m" in text
