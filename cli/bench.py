@@ -17,7 +17,7 @@ from ..core.models.protocol import TextToImageModel
 from ..core.training.core_regularizer import CoReRegularizer
 from ..core.training.settings import Precision, TrainSettings, UNetPasses
 from .bench_attention import attention_cost
-from .bench_dual_path import dual_path_cost
+from .bench_dual_path import dual_path_cost, sd15_dual_path
 from .bench_mlm import mlm_figures, sd15_text_encoder
 from .bench_tuning_encoder import tuning_memory_figures
 from .interleaved import step_figures
@@ -35,6 +35,7 @@ def main(
     passes: UNetPasses = "joint",
     precision: Precision = "model",
     device: str | None = None,
+    true_size: bool = False,
 ) -> dict[str, Any]:
     """Measure the time and memory of a training step, with and without CoRe.
 
@@ -51,6 +52,7 @@ def main(
         passes: CoRe's UNet pass in one batch with the main pass, or after it.
         precision: What the UNet computes in.
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
+        true_size: Also sample over two paths with a UNet of Stable Diffusion 1.5's true size: 4 GB, minutes on a CPU.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     subject = _model(model, place)
@@ -82,8 +84,11 @@ def main(
         **mlm_figures(subject, settings, pictures, turns=turns, steps=steps),
         **attention_cost(subject, side=settings.resolution, repetitions=repetitions),
         **dual_path_cost(subject, side=settings.resolution, repetitions=repetitions),
+        **sd15_dual_path(),
         **tuning_memory_figures(),
     }
+    if true_size:
+        figures |= true_dual_path_cost(place)
     print(
         f"TI {figures['ti_step_s'] * 1e3:.1f} ms a step, CoRe {figures['core_step_s'] * 1e3:.1f} ms: "
         f"{figures['core_over_ti']:.2f} times; peak {figures['peak_mb']:.0f} MB\n"
@@ -91,6 +96,12 @@ def main(
         f"recording attention: {figures['attention_over_plain']:.2f} times plain sampling"
     )
     return figures
+
+
+def true_dual_path_cost(device: torch.device) -> dict[str, Any]:
+    """Keys "sd15_dual_over_plain": two paths against one at Stable Diffusion 1.5's true size, on latents of 32 x 32."""
+    model = _wide(device, 320)
+    return dual_path_cost(model, side=_side(model), steps=1, repetitions=2, prefix="sd15_")
 
 
 def _model(name: str | Path, device: torch.device) -> TextToImageModel:

@@ -37,8 +37,8 @@ def tuning_memory(*, gradient_checkpointing: bool = True) -> dict[str, float]:
 
     The largest kept activation counts twice: the backward pass holds its gradient beside it.
     """
-    unet = _unet()
-    shape = Shape(1280, 17, MAPS, targets_of(_linear(unet)), {"clip_l": CONTEXT}, PRESETS["sd"])
+    unet = sd15_unet()
+    shape = sd15_shape(unet)
     with torch.device("meta"):
         encoder = TuningEncoder(Identity("sd15", "", {}, ""), shape)
     kept, largest, factors = _kept(unet, shape, gradient_checkpointing)
@@ -66,6 +66,12 @@ def tuning_memory_figures() -> dict[str, float]:
     }
 
 
+def sd15_shape(unet: Any = None) -> Shape:
+    """A tuning-encoder's for Stable Diffusion 1.5, with the paper's image encoder."""
+    layers = linear_layers(unet or sd15_unet())
+    return Shape(1280, 17, MAPS, targets_of(layers), {"clip_l": CONTEXT}, PRESETS["sd"])
+
+
 def _kept(unet: Any, shape: Shape, checkpointing: bool) -> tuple[int, int, int]:
     """Bytes that a step keeps for its backward pass, the largest piece, and how many numbers are tuned."""
     own = {value.untyped_storage()._cdata for value in unet.parameters()}
@@ -73,7 +79,7 @@ def _kept(unet: Any, shape: Shape, checkpointing: bool) -> tuple[int, int, int]:
 
     def note(value: torch.Tensor) -> torch.Tensor:
         storage = value.untyped_storage()
-        if storage._cdata not in own and not _probabilities(value):
+        if storage._cdata not in own and not probabilities(value):
             seen[storage._cdata] = storage  # held, so that its address is not given to another
         return value
 
@@ -94,10 +100,10 @@ def _kept(unet: Any, shape: Shape, checkpointing: bool) -> tuple[int, int, int]:
     return sum(sizes), max(sizes), sum(one.a.numel() + one.b.numel() for one in deltas.values())
 
 
-def _probabilities(value: torch.Tensor) -> bool:
+def probabilities(value: torch.Tensor) -> bool:
     """Whether these are attention probabilities: a GPU's fused attention keeps none of them, the meta device's does."""
     pixels = {SIDE**2 // 4**level for level in range(4)}
-    heads = value.ndim >= 3 and value.shape[-3] in (HEADS, BATCH * HEADS)
+    heads = value.ndim >= 3 and value.shape[-3] in range(HEADS, BATCH * HEADS + 1, HEADS)  # no map is as narrow
     return heads and value.shape[-2] in pixels and value.shape[-1] in {*pixels, 77}
 
 
@@ -110,14 +116,16 @@ class _Layers:
         self.unet = unet
 
     def linear_layers(self) -> dict[str, torch.nn.Module]:
-        return _linear(self.unet)
+        return linear_layers(self.unet)
 
 
-def _linear(unet: Any) -> dict[str, torch.nn.Module]:
+def linear_layers(unet: Any) -> dict[str, torch.nn.Module]:
+    """By name."""
     return {name: part for name, part in unet.named_modules() if isinstance(part, torch.nn.Linear)}
 
 
-def _unet() -> Any:
+def sd15_unet() -> Any:
+    """Stable Diffusion 1.5's in half precision, without numbers."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):

@@ -3,216 +3,175 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..core.concept import Concept
-from ..core.inspection.world_evaluation import GUIDANCE, SAMPLING_STEPS, as_bytes, as_training_images, draw, score
-from ..core.models.dual_path import DualPath, DualPathModel
-from ..core.models.image_encoder import ImageEncoder
-from ..core.models.lora import from_lora
-from ..core.models.protocol import ImageSize, TextToImageModel
-from ..core.models.sampling import sample
-from ..core.models.text import encode_prompts
-from ..core.networks.tuning_encoder import TuningEncoder
-from ..core.training.embedding_regularization import HardWords
-from ..core.training.events import Finished
-from ..core.training.footprint import Footprint
-from ..core.training.predict import predict_concept
-from ..core.training.presets import DEMO
-from ..core.training.trainer import train
-from ..core.training.tuning import TuneSettings, tune
+from ..core.models.protocol import fingerprint
+from ..core.networks.tuning_encoder import Identity, Shape, TuningEncoder
 from ..core.world import concepts as world
-from ..core.world.prompts import EvaluationPrompt
-from ..core.world.scenes import IMAGE_SIZE
-from .claims import DEVELOPMENT
-from .predict import chosen_encoder
-from .trials import cached_trial, demo_model, held_out_prompts
+from .bench_tuning_encoder import sd15_shape
+from .claims import DEVELOPMENT, MEASURES, Part, compare, rewrite_tables, run_cells, table_header, table_row
+from .encoder_ways import RANK_PAIRS, RANK_WAYS, RANKS, WAY_PAIRS, WAYS, EncoderTrial, Way, loaded
+from .trials import demo_model
 
-ALPHA = 0.5
-RATES = {"lora_learning_rate": 3e-3, "vector_learning_rate": 1e-2}
-"""For the bundled model, whose weights are larger than Stable Diffusion's."""
-MEASURES = ("fidelity", "recognised", "concept_score", "similarity", "leak", "seconds")
-BATCH = 20
-
-METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "predicted": ("predicted", {"steps": 0}),
-    "predicted, dual path": ("predicted-dual", {"steps": 0, "dual": True}),
-    "+ 4 steps": ("tuned-4", {"steps": 4}),
-    "+ 8 steps": ("tuned-8", {"steps": 8}),
-    "+ 12 steps": ("tuned-12", {"steps": 12}),
-    "+ 12 steps, no contrastive loss": ("tuned-12-free", {"steps": 12, "contrastive": 0.0}),
-    "+ 12 steps, dual path": ("tuned-12-dual", {"steps": 12, "dual": True}),
-    "plain TI, 12 steps": ("ti-12", {"inverted": 12}),
-    "plain TI, 300 steps": ("ti-300", {"inverted": 300}),
+SHOWN = {
+    **{key: MEASURES[key] for key in ("fidelity", "composed", "recognised", "concept_score", "similarity", "leak")},
+    "nearness": "cosine with the nearest word",
+    "seconds": "seconds",
 }
-"""Label -> the cell's name, and how the word is made."""
+PARTS = {
+    "ways": Part("encoder-ways", WAYS, WAY_PAIRS),
+    "ranks": Part("encoder-ranks", RANK_WAYS, RANK_PAIRS),
+}
+"""By the name to give on the command line."""
 
 
 def main(
     *,
+    parts: tuple[str, ...] = ("ways",),
     encoder: Path | None = None,
     folder: Path = Path("out/encoder_trials"),
     concepts: tuple[str, ...] = (),
     seeds: int = 3,
     prompts: int = 0,
+    workers: int = 1,
+    markdown: Path | None = None,
 ) -> dict[str, Any]:
-    """Make a word of one picture of every held-out concept every way, and judge what it draws.
+    """Make a word of one picture of every held-out concept every way, judge what it draws, and compare pair by pair.
 
     Seeds are paired: every way sees the same picture and starts its pictures from the same noise. A cell that is done
     is kept in FOLDER, under the fingerprints of model and encoder, and not done again.
 
     Args:
+        parts: "ways": predicted, tuned and plain TI; "ranks": the LoRA's rank, and whole weights against it.
         encoder: A tuning-encoder of the bundled model; the bundled one if not given.
         folder: Where each cell's figures are kept.
         concepts: Held-out concepts; if none are named, all that were not used for development.
         seeds: Seeds 1..N of each concept.
-        prompts: So many of the evaluation prompts; 0: all.
+        prompts: So many of the evaluation prompts, evenly of all kinds; 0: all.
+        workers: Processes that work at the same time, one thread each.
+        markdown: A document in which the tables of each part, between its two marks, are written anew.
     """
     from tqdm import tqdm
 
-    unknown = [name for name in concepts if name not in world.CONCEPTS]
-    if unknown or seeds < 1 or prompts < 0:
-        raise ValueError(f"concepts are {', '.join(world.CONCEPTS)}, and at least one seed; unknown: {unknown}")
-    model, images, network = demo_model(), ImageEncoder.tiny(), chosen_encoder("tiny", encoder)
-    folder = folder / f"{model.fingerprint}-{digest(network)}"
-    names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
-    cells = [(label, name, seed) for seed in range(1, seeds + 1) for name in names for label in METHODS]
-    trials = []
-    for label, name, seed in tqdm(cells, desc="trials"):
-        cell, way = METHODS[label]
-
-        def run(way: Mapping[str, Any] = way, name: str = name, seed: int = seed) -> dict[str, Any]:
-            return run_cell(model, images, network, way, name, seed, prompts)
-
-        key = f"{cell}.{name}.{seed}" + (f".{prompts}" if prompts else "")
-        trials.append({"method": label, **cached_trial(folder, key, run)})
-    lines = table(trials)
-    print("\n".join(lines))
-    return {"encoder": network.provenance, "trials": trials, "means": means(trials)}
-
-
-def run_cell(
-    model: TextToImageModel,
-    images: ImageEncoder,
-    network: TuningEncoder,
-    way: Mapping[str, Any],
-    name: str,
-    seed: int,
-    count: int = 0,
-) -> dict[str, Any]:
-    """One word from one picture, judged on one picture for each prompt."""
-    subject = world.CONCEPTS[name]
-    references, _, class_word = world.concept_images(name, 1, seed=seed)
-    picture = as_training_images(references)[0]
-    footprint = Footprint(model.device)
-    concept = word(model, images, network, way, name, class_word, picture, seed)
-    cost = footprint.stop()
-    asked = held_out_prompts(subject.background)[: count or None]
-    seeds = [1000 * seed + index for index in range(len(asked))]
-    drawing: Callable[..., np.ndarray] = draw_dual if way.get("dual") else draw
-    drawn = drawing(model, [prompt.text for prompt in asked], seeds, concept=concept)
-    near = [EvaluationPrompt("a photo of a {}")] * 4
-    plain = drawing(model, [one.text for one in near], [1000 * seed + 500 + i for i in range(4)], concept=concept)
-    found = score(drawn, asked, subject, references).figures()
-    return {
-        "concept": name,
-        "class_word": class_word,
-        "seed": seed,
-        **found,
-        "plain_prompt": score(plain, near, subject, references).figures(),
-        "hard_token": " ".join(HardWords(model, network.known)(concept.vectors)),
-        "norm": float(next(iter(concept.vectors.values())).norm(dim=-1).mean()),
-        "seconds": cost["seconds"],
-        "peak_bytes": cost["peak_bytes"],
-    }
-
-
-def word(
-    model: TextToImageModel,
-    images: ImageEncoder,
-    network: TuningEncoder,
-    way: Mapping[str, Any],
-    name: str,
-    class_word: str,
-    picture: torch.Tensor,
-    seed: int,
-) -> Concept:
-    """The concept that `way` makes of the picture."""
-    if "inverted" in way:
-        settings = DEMO.settings(class_word, name=name, seed=seed, steps=way["inverted"], norm_mode="none")
-        run = train(model, [picture], settings)
-    elif way["steps"] == 0:
-        return predict_concept(model, images, network, picture, name=name)
-    else:
-        settings = TuneSettings(
-            steps=way["steps"],
-            alpha=ALPHA if way.get("dual") else None,
-            contrastive=way.get("contrastive", TuneSettings().contrastive),
-            seed=seed,
-            **RATES,
+    unknown = [name for name in parts if name not in PARTS] + [name for name in concepts if name not in world.CONCEPTS]
+    if unknown or seeds < 1 or prompts < 0 or workers < 1:
+        raise ValueError(
+            f"parts are {', '.join(PARTS)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
+            f"Unknown: {', '.join(unknown) or 'none'}"
         )
-        run = tune(model, images, network, picture, settings, name=name)
-    with run:
-        return next(event.concept for event in run if isinstance(event, Finished))
+    _, network = loaded(encoder)
+    folder = folder / f"{demo_model().fingerprint}-{digest(network)}"
+    names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
+    trial = EncoderTrial(encoder, prompts)
+    chosen = [PARTS[name] for name in parts]
+    cells = {
+        f"{way.key(prompts)}-{name}-{seed}": (trial, way, name, seed)
+        for seed in range(1, seeds + 1)
+        for name in names
+        for part in chosen
+        for way in part.methods
+    }
+    done = dict(tqdm(run_cells(cells, folder, workers), total=len(cells), desc="trials", unit="trial"))
+    report: dict[str, Any] = {"encoder": network.provenance, "prompts": prompts, "parts": {}}
+    for part in chosen:
+        trials = [
+            {**done[f"{way.key(prompts)}-{name}-{seed}"], "method": way.name}
+            for way in part.methods
+            for name in names
+            for seed in range(1, seeds + 1)
+        ]
+        found = {"trials": trials, "comparisons": compare(trials, part.pairs, SHOWN)}
+        lines = as_markdown(part, found)
+        if part.methods is RANK_WAYS:
+            found["sizes"] = sizes(network.shape)
+            lines += ["", *size_table(found["sizes"])]
+        report["parts"][part.name] = found
+        print("\n".join(lines))
+        if markdown is not None:
+            rewrite_tables(markdown, part.name, lines)
+    return report
 
 
-def draw_dual(
-    model: TextToImageModel, templates: Sequence[str], seeds: Sequence[int], *, concept: Concept
-) -> np.ndarray:
-    """As `draw`, over both paths: the word and its LoRA beside the plain model with the word's nearest one."""
-    side, size = IMAGE_SIZE // model.latent_factor, ImageSize(IMAGE_SIZE, IMAGE_SIZE)
-    pictures = []
-    with model.session(), torch.no_grad():
-        empty = model.conditioning(encode_prompts(model, [""]), size)
-        deltas = from_lora(model, concept.lora or {})
-        for start in range(0, len(templates), BATCH):
-            part = list(templates[start : start + BATCH])
-            soft = model.conditioning(encode_prompts(model, part, vectors=concept.vectors), size)
-            hard = model.conditioning(encode_prompts(model, part, words=concept.hard_token), size)
-            # Guidance doubles the batch, the empty prompt's half first; only the other has two paths.
-            path = DualPath(soft, deltas, ALPHA, rows=slice(len(part), 2 * len(part)))
-            latents = sample(
-                DualPathModel(model, path),
-                hard,
-                empty,
-                shape=(len(part), model.latent_channels, side, side),
-                steps=SAMPLING_STEPS,
-                guidance=GUIDANCE,
-                seed=list(seeds[start : start + BATCH]),
-            )
-            pictures.append(as_bytes(model.to_images(latents)))
-    return np.concatenate(pictures)
+def as_markdown(part: Part, found: Mapping[str, Any]) -> list[str]:
+    """What each way reached, every comparison, and what words the predictions are nearest to, as tables."""
+    trials, rows = found["trials"], found["comparisons"]
+    labels = {way.name: way.label for way in part.methods}
+    lines = table_header("mean", *SHOWN.values())
+    for name, label in labels.items():
+        own = [trial for trial in trials if trial["method"] == name]
+        lines.append(table_row(label, *(f"{_mean([trial[key] for trial in own]):.3f}" for key in SHOWN)))
+    shown = [key for key in SHOWN if key != "seconds" and any(row["measure"] == key for row in rows)]
+    if shown:
+        pairs = rows[0]["pairs"]
+        title = f"difference over {pairs} pairs (95 % interval)"
+        lines += ["", *table_header(title, *(SHOWN[key] for key in shown))]
+        for pair in part.pairs:
+            own = {row["measure"]: row for row in rows if (row["method"], row["control"]) == pair}
+            gains = (f"{r['difference']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f})" for r in map(own.get, shown) if r)
+            lines.append(table_row(f"{labels[pair[0]]} against {labels[pair[1]]}", *gains))
+    words = [way for way in part.methods if way.rank is None and not way.dual]
+    return [*lines, "", *nearest_words(words, trials)]
 
 
-def means(trials: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Each measure's mean over cells, by method; cells in which it is not asked for do not count."""
-    found: dict[str, dict[str, float]] = {}
-    for label in dict.fromkeys(str(trial["method"]) for trial in trials):
-        own = [trial for trial in trials if trial["method"] == label]
-        found[label] = {}
-        for measure in MEASURES:
-            values = [float(trial[measure]) for trial in own if not math.isnan(float(trial[measure]))]
-            found[label][measure] = float(np.mean(values)) if values else math.nan
-    return found
-
-
-def table(trials: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The means as a Markdown table, and the nearest words of the predictions."""
-    lines = ["| | " + " | ".join(MEASURES) + " | nearest words |", "| --- |" + " --- |" * (len(MEASURES) + 1)]
-    for label, values in means(trials).items():
-        own = [trial for trial in trials if trial["method"] == label]
-        words = ", ".join(f"{trial['class_word']}: {trial['hard_token']}" for trial in own if trial["seed"] == 1)
-        lines.append(f"| {label} | " + " | ".join(f"{values[one]:.2f}" for one in MEASURES) + f" | {words} |")
+def nearest_words(ways: Sequence[Way], trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The words nearest to what was learned, seed by seed, a column for each concept."""
+    names = {trial["concept"]: trial["class_word"] for trial in trials}
+    lines = table_header("nearest words", *(f"{name} (a {word})" for name, word in names.items()))
+    for way in ways:
+        own = [trial for trial in trials if trial["method"] == way.name]
+        said = (", ".join(trial["hard_token"] for trial in own if trial["concept"] == name) for name in names)
+        lines.append(table_row(way.label, *said))
     return lines
 
 
-def digest(network: TuningEncoder) -> str:
-    """Tells encoders with different weights apart."""
-    from ..core.models.protocol import fingerprint
+def sizes(shape: Shape) -> list[dict[str, int]]:
+    """By rank, how many numbers the LoRA and the encoder that predicts it have, here and at Stable Diffusion's size."""
+    found = []
+    for rank in RANKS:
+        row = {"rank": rank}
+        for name, one in (("", shape), ("_sd15", sd15_shape())):
+            row[f"lora{name}"] = sum(rank * (d_in + d_out) for d_in, d_out in one.targets.values())
+            row[f"encoder{name}"] = encoder_numbers(one, rank)
+            row[f"whole_weights{name}"] = sum(d_in * d_out for d_in, d_out in one.targets.values())
+        found.append(row)
+    return found
 
-    return fingerprint(network.state_dict())
+
+def encoder_numbers(shape: Shape, rank: int) -> int:
+    """How many weights a tuning-encoder of that rank has; none of them is made."""
+    with torch.device("meta"):
+        return TuningEncoder(Identity("", "", {}, ""), replace(shape, preset=replace(shape.preset, rank=rank))).numbers
+
+
+def size_table(rows: Sequence[Mapping[str, int]]) -> list[str]:
+    """`sizes` as a Markdown table."""
+    names = {
+        "lora": "LoRA",
+        "encoder": "tuning-encoder",
+        "lora_sd15": "LoRA, SD 1.5",
+        "encoder_sd15": "encoder, SD 1.5",
+    }
+    lines = table_header("numbers at rank", *names.values())
+    lines += [table_row(str(row["rank"]), *(f"{row[key]:,}" for key in names)) for row in rows]
+    whole = rows[0]
+    return [
+        *lines,
+        table_row("whole weights", f"{whole['whole_weights']:,}", "", f"{whole['whole_weights_sd15']:,}", ""),
+    ]
+
+
+def digest(network: TuningEncoder) -> str:
+    """Tells encoders with different weights, negatives or timesteps apart."""
+    negatives = {f"negatives {name}": value for name, value in network.negatives.items()}
+    return fingerprint({**network.state_dict(), **negatives}, timesteps=network.timesteps, seed=network.seed)
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Cells in which a measure is not asked for do not count."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

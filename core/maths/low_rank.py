@@ -39,6 +39,18 @@ def merged(weight: Array, a: Array, b: Array, scale: float = 1.0) -> Array:
     return weight + delta
 
 
+def low_rank_approximation(weight: Array, rank: int) -> tuple[Array, Array]:
+    """A (Din, r) and B (r, Dout) with A B nearest to `weight` (Din, Dout) among all of that rank (Eckart and Young).
+
+    The columns of A are orthonormal, about as long as those that LoRA starts with; B carries the sizes, and zeros
+    beyond the rank of `weight`. Raises ValueError for a rank that no such matrix can have.
+    """
+    if weight.ndim != 2 or not 1 <= rank <= min(weight.shape):
+        raise ValueError(f"a rank within 1 .. {min(weight.shape)} expected for {tuple(weight.shape)}, not {rank}")
+    left, sizes, right = array_namespace(weight).linalg.svd(weight, full_matrices=False)
+    return left[:, :rank], sizes[:rank, None] * right[:rank, :]
+
+
 def _require_factors(a: Array, b: Array) -> None:
     if a.ndim not in (2, 3) or a.ndim != b.ndim or a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
         raise ValueError(f"(Din, r) and (r, Dout) expected: a {tuple(a.shape)}, b {tuple(b.shape)}")

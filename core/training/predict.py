@@ -11,7 +11,7 @@ from ..concept import Concept
 from ..models.frozen import autograd
 from ..models.image_encoder import ImageEncoder
 from ..models.lora import to_lora
-from ..models.low_rank import LowRankDelta
+from ..models.low_rank import Delta, LowRankDelta
 from ..models.protocol import ImageSize, TextToImageModel
 from ..networks.tuning_encoder import Identity, TuningEncoder
 from .embedding_regularization import HardWords
@@ -88,7 +88,7 @@ def concept_of(
     model: TextToImageModel,
     encoder: TuningEncoder,
     vectors: Mapping[str, torch.Tensor],
-    deltas: Mapping[str, LowRankDelta],
+    deltas: Mapping[str, Delta],
     *,
     name: str,
     class_word: str | None,

@@ -16,7 +16,7 @@ from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction
 from ..models.dual_path import DualPath, predict_dual
 from ..models.image_encoder import ImageEncoder
 from ..models.lora import from_lora
-from ..models.low_rank import LowRankDelta, apply_deltas
+from ..models.low_rank import Delta, LowRankDelta, WeightDelta, apply_deltas
 from ..models.protocol import Conditioning, ImageSize, TextToImageModel
 from ..models.text import encode_prompts
 from ..networks.tuning_encoder import TuningEncoder
@@ -134,7 +134,7 @@ class _Tuning:
         self.history = History()
         self.size = ImageSize(encoder.resolution, encoder.resolution)
         self.latents, _ = observed(model, images, picture, encoder.resolution)
-        self.deltas = _leaves(model, start, trainable=settings.tuned != "vectors")
+        self.deltas, factors = _leaves(model, start, trainable=settings.tuned != "vectors")
         self.vectors = {
             key: value.detach().float().to(model.device).clone().requires_grad_(settings.tuned != "lora")
             for key, value in start.vectors.items()
@@ -147,7 +147,7 @@ class _Tuning:
             negatives=encoder.negatives,
         )
         groups = [
-            {"params": [one for delta in self.deltas.values() for one in (delta.a, delta.b)], "lr": "lora"},
+            {"params": factors, "lr": "lora"},
             {"params": list(self.vectors.values()), "lr": "vector"},
         ]
         rates = {"lora": settings.lora_learning_rate, "vector": settings.vector_learning_rate}
@@ -232,17 +232,29 @@ class _Tuning:
         )
 
 
-def _leaves(model: TextToImageModel, concept: Concept, *, trainable: bool) -> dict[str, LowRankDelta]:
-    """The concept's LoRA as factors of their own. Raises ValueError where it has none that could be tuned."""
+def _leaves(
+    model: TextToImageModel, concept: Concept, *, trainable: bool
+) -> tuple[dict[str, Delta], list[torch.Tensor]]:
+    """The concept's LoRA with numbers of its own, and these: a prediction's factors, or whole weights.
+
+    Raises ValueError where it has none that could be tuned.
+    """
     if not concept.lora:
         raise ValueError(f"the concept {concept.name!r} has no LoRA to tune; predict it with a tuning-encoder first")
-    leaves = {}
+    numbers: list[torch.Tensor] = []
+
+    def leaf(value: torch.Tensor) -> torch.Tensor:
+        numbers.append(value.detach().float().clone().requires_grad_(trainable))
+        return numbers[-1]
+
+    leaves: dict[str, Delta] = {}
     for layer, delta in from_lora(model, concept.lora).items():
-        if not isinstance(delta, LowRankDelta):
-            raise ValueError(f"the LoRA of {concept.name!r} is not low-rank at {layer}; only a prediction can be tuned")
-        a, b = (value.detach().float().clone().requires_grad_(trainable) for value in (delta.a, delta.b))
-        leaves[layer] = LowRankDelta(a, b, delta.scale)
-    return leaves
+        if isinstance(delta, LowRankDelta):
+            leaves[layer] = LowRankDelta(leaf(delta.a), leaf(delta.b), delta.scale)
+        else:
+            weight, bias = (None if value is None else leaf(value) for value in (delta.weight, delta.bias))
+            leaves[layer] = WeightDelta(weight, bias, delta.scale)
+    return leaves, numbers
 
 
 __all__ = ["MOST_STEPS", "TuneSettings", "Tuned", "tune"]

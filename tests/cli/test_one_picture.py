@@ -1,9 +1,12 @@
 """One picture, one word on the command line, with the bundled model: from pretraining to trials."""
 
 import json
+import pickle
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,9 +15,19 @@ pytest.importorskip("tyro")
 
 from PIL import Image
 
-from contextual_inversion.cli import encoder_trials
+from contextual_inversion.cli import encoder_trials, encoder_ways
+from contextual_inversion.cli.claims import Part
 from contextual_inversion.cli.main import main
-from contextual_inversion.core.files import load_concept
+from contextual_inversion.core.files import load_concept, save_bundle
+from contextual_inversion.core.files.tuning_encoder import load_tuning_encoder
+from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
+from contextual_inversion.core.models.image_encoder import ImageEncoder
+from contextual_inversion.core.models.lora import from_lora
+from contextual_inversion.core.models.low_rank import apply_deltas
+from contextual_inversion.core.models.protocol import ImageSize
+from contextual_inversion.core.models.text import encode_prompts
+from contextual_inversion.core.models.tiny import load_tiny
+from contextual_inversion.core.training.predict import predict_concept
 from contextual_inversion.core.world.concepts import concept_images
 from contextual_inversion.core.world.scenes import IMAGE_SIZE
 
@@ -66,6 +79,53 @@ def test_a_picture_becomes_a_word_and_tuning_goes_on_from_it(encoder, picture, t
     torch.testing.assert_close(alone.vectors["clip_l"], after.vectors["clip_l"])
 
 
+def test_stock_diffusers_draws_the_same_picture_with_the_bundle(encoder, tmp_path):
+    """diffusers' own pipeline and LoRA loader, with the LoRA of the saved bundle, against the deltas in memory."""
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    network = load_tuning_encoder(encoder)
+    for head in network.hypernetwork.b_heads:  # an encoder that learned nothing changes nothing
+        torch.nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(1))
+    tiny = load_tiny()
+    model = DiffusersModel.from_tiny(tiny)
+    pixels = torch.from_numpy(concept_images("goblet", 1, seed=0)[0][0]) / 255
+    concept = predict_concept(model, ImageEncoder.tiny(), network, pixels, name="cup")
+    bundle = load_concept(save_bundle(concept, tmp_path, dtype=torch.float32), widths=WIDTHS)
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=tiny.vae,
+        text_encoder=None,
+        tokenizer=None,
+        unet=tiny.unet,
+        scheduler=diffusers.DDIMScheduler.from_config(tiny.scheduler_config, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    size = ImageSize(IMAGE_SIZE, IMAGE_SIZE)
+
+    def drawn(vectors):
+        with torch.no_grad():
+            prompts = [
+                model.conditioning(encode_prompts(model, [text], vectors=vectors), size).context
+                for text in ("a photo of a {} in the snow", "")
+            ]
+        options = {"height": IMAGE_SIZE, "width": IMAGE_SIZE, "num_inference_steps": 2, "output_type": "np"}
+        generator = torch.Generator().manual_seed(1)
+        return pipeline(
+            prompt_embeds=prompts[0], negative_prompt_embeds=prompts[1], generator=generator, **options
+        ).images
+
+    with apply_deltas(model, from_lora(model, concept.lora)):
+        memory = drawn(concept.vectors)
+    plain = drawn(concept.vectors)
+    pipeline.load_lora_weights(dict(bundle.lora))
+    np.testing.assert_allclose(drawn(bundle.vectors), memory, atol=1e-4)
+    pipeline.disable_lora()
+    np.testing.assert_array_equal(drawn(bundle.vectors), plain)
+    assert np.abs(plain - memory).max() > 0.01
+
+
 def test_mistakes_say_what_to_do(encoder, picture, capsys, monkeypatch):
     monkeypatch.delenv("CONTEXTUAL_INVERSION_TRACEBACK", raising=False)
     assert main(["tune", str(picture), "--encoder", str(encoder), "--steps", "13"]) == 1
@@ -76,17 +136,85 @@ def test_mistakes_say_what_to_do(encoder, picture, capsys, monkeypatch):
 
 
 def test_trials_judge_every_way_and_are_not_done_twice(encoder, tmp_path, monkeypatch):
-    ways = {
-        "predicted, dual path": ("predicted-dual", {"steps": 0, "dual": True}),
-        "+ 1 step": ("tuned-1", {"steps": 1}),
-        "plain TI, 1 step": ("ti-1", {"inverted": 1}),
-    }
-    monkeypatch.setattr(encoder_trials, "METHODS", ways)
-    monkeypatch.setattr(encoder_trials, "SAMPLING_STEPS", 2)
-    monkeypatch.setattr(encoder_trials, "draw", partial(encoder_trials.draw, steps=2))
-    options = ("--encoder", encoder, "--folder", tmp_path / "cells", "--concepts", "castle", "--seeds", 1)
-    first = command(tmp_path, "encoder-trials", *options, "--prompts", 2)
-    assert [trial["method"] for trial in first["trials"]] == list(first["means"]) == list(ways)
+    ways = (
+        replace(encoder_ways.TUNED, steps=1, dual=True),
+        encoder_ways.Way("ti-1", "plain TI, 1 step", inverted=1),
+        replace(encoder_ways.TUNED, name="full", steps=1, rank=encoder_ways.FULL),
+    )
+    part = Part("encoder-ways", ways, (("tuned", "ti-1"), ("full", "tuned")))
+    monkeypatch.setattr(encoder_trials, "PARTS", {"ways": part})
+    monkeypatch.setattr(encoder_ways, "SAMPLING_STEPS", 2)
+    monkeypatch.setattr(encoder_ways, "draw", partial(encoder_ways.draw, steps=2))
+    monkeypatch.setattr(encoder_ways, "PLAIN", 1)
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- encoder-ways: begin -->\nold\n<!-- encoder-ways: end -->\nafter\n")
+    options = ("--encoder", encoder, "--folder", tmp_path / "cells", "--concepts", "castle", "racer", "--seeds", 1)
+    options += ("--prompts", 2, "--markdown", document)
+    first = command(tmp_path, "encoder-trials", *options)["parts"]["encoder-ways"]
+    assert [(trial["method"], trial["concept"]) for trial in first["trials"]] == [
+        (way.name, concept) for way in ways for concept in ("castle", "racer")
+    ]
     assert all(0 <= trial["fidelity"] <= 1 and trial["seconds"] > 0 for trial in first["trials"])
-    monkeypatch.setattr(encoder_trials, "run_cell", None)
-    assert command(tmp_path, "encoder-trials", *options, "--prompts", 2)["trials"] == first["trials"]
+    assert all(-1 <= trial["nearness"] <= 1 for trial in first["trials"])
+    cosines = [trial["nearness"] for trial in first["trials"]]
+    gain = next(row for row in first["comparisons"] if row["measure"] == "nearness")
+    assert gain["difference"] == pytest.approx(sum(cosines[:2]) / 2 - sum(cosines[2:4]) / 2)
+    written = document.read_text()
+    assert written.startswith("before\n")
+    assert written.endswith("end -->\nafter\n")
+    assert "old" not in written
+    assert f"{gain['difference']:+.3f} (" in written
+    monkeypatch.setattr(encoder_ways.EncoderTrial, "__call__", None)
+    assert command(tmp_path, "encoder-trials", *options)["parts"]["encoder-ways"]["trials"] == first["trials"]
+
+
+def test_a_cell_travels_to_another_process_and_is_kept_by_what_decides_it(encoder):
+    every = (*encoder_ways.WAYS, *encoder_ways.RANK_WAYS)
+    for way in every:
+        assert pickle.loads(pickle.dumps((encoder_ways.EncoderTrial(encoder, 2), way)))[1] == way
+    keys = {way.key(0): way for way in every}
+    assert len(keys) == len(every) - 1  # `predicted` is in both parts
+    assert not keys.keys() & {way.key(5) for way in every}
+    for part in encoder_trials.PARTS.values():
+        names = {way.name for way in part.methods}
+        assert names >= {name for pair in part.pairs for name in pair}
+
+
+def test_a_lora_of_another_rank_is_the_nearest_one(encoder, picture):
+    model = encoder_trials.demo_model()
+    images, network = encoder_ways.loaded(encoder)
+    start = encoder_ways.predict_concept(model, images, network, torch.rand(128, 128, 3))
+    with torch.no_grad():
+        lora = {key: value if key.endswith("alpha") else torch.randn(value.shape) for key, value in start.lora.items()}
+    start = replace(start, lora=lora)
+    whole = {layer: delta.weight() for layer, delta in from_lora(model, start.lora).items()}
+    for rank, missing in ((1, True), (2, True), (4, False), (8, False), (encoder_ways.FULL, False)):
+        deltas = from_lora(model, encoder_ways.with_rank(model, start, rank).lora)
+        change = {layer: delta.weight if rank == 0 else delta.weight() for layer, delta in deltas.items()}
+        error = max(float((change[layer] - whole[layer]).norm() / whole[layer].norm()) for layer in whole)
+        assert (error > 0.1) is missing
+        assert error < (1 if missing else 1e-5)
+        assert rank == encoder_ways.FULL or {delta.rank for delta in deltas.values()} == {rank}
+    assert encoder_ways.with_rank(model, start, None) is start
+
+
+def test_prompts_are_taken_from_all_kinds():
+    every = encoder_ways.held_out_prompts("grass")
+    for count in (0, 3, 7, 14, len(every), len(every) + 1):
+        assert len(encoder_ways.spread(every, count)) == (min(count, len(every)) or len(every))
+    few = encoder_ways.spread(every, 14)
+    assert {prompt.background for prompt in few} == {prompt.background for prompt in every}
+    assert {prompt.second is None for prompt in few} == {prompt.style is None for prompt in few} == {True, False}
+
+
+def test_sizes_are_those_of_encoders_that_are_made(encoder):
+    _, network = encoder_ways.loaded(encoder)
+    rows = {row["rank"]: row for row in encoder_trials.sizes(network.shape)}
+    own = rows[network.shape.preset.rank]
+    assert own["encoder"] == network.numbers
+    factors = [value for head in ("a_heads", "b_heads") for value in getattr(network.hypernetwork, head)]
+    assert (
+        own["encoder"] - rows[2]["encoder"] == sum(value.numel() for one in factors for value in one.parameters()) / 2
+    )
+    # METHODS.md 3.3 counts them for SD 1.x.
+    assert (rows[1]["lora_sd15"], rows[4]["lora_sd15"]) == (199_296, 797_184)

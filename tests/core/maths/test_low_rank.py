@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contextual_inversion.core.maths.low_rank import low_rank, low_rank_weight, merged
+from contextual_inversion.core.maths.low_rank import low_rank, low_rank_approximation, low_rank_weight, merged
 
 seeds = st.integers(0, 2**16)
 
@@ -51,6 +51,31 @@ def test_every_library_gives_what_numpy_gives(backend, dtype, tolerance):
         found = backend.call(function, *backend.tree(list(arrays), dtype))
         assert str(found.dtype).endswith(dtype)
         np.testing.assert_allclose(backend.numpy(found), function(*arrays), rtol=tolerance, atol=10 * tolerance)
+
+
+@given(seeds, st.integers(1, 4), st.integers(1, 6), st.integers(4, 6))
+def test_the_approximation_misses_what_the_smaller_singular_values_hold(seed, rank, own, outputs):
+    weight = normal(seed, 5, own) @ normal(seed + 1, own, outputs)
+    a, b = low_rank_approximation(weight, rank)
+    sizes = np.linalg.svd(weight, compute_uv=False)
+    np.testing.assert_allclose(a.T @ a, np.eye(rank), atol=1e-9)
+    np.testing.assert_allclose(((weight - a @ b) ** 2).sum(), (sizes[rank:] ** 2).sum(), rtol=1e-8, atol=1e-8)
+    if own <= rank:
+        np.testing.assert_allclose(a @ b, weight, atol=1e-8)
+
+
+def test_every_library_approximates_as_numpy_does(backend):
+    weight = normal(0, 5, 3) @ normal(1, 3, 6)
+    (found,) = backend.tree([weight], "float64")
+    # Signs of singular vectors are each library's own; their product is not.
+    product = backend.call(lambda w: low_rank_weight(*low_rank_approximation(w, 2)), found)
+    np.testing.assert_allclose(backend.numpy(product), low_rank_weight(*low_rank_approximation(weight, 2)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_rank_that_cannot_be_is_refused(rank):
+    with pytest.raises(ValueError, match=r"within 1 \.\. 3"):
+        low_rank_approximation(np.ones((3, 5)), rank)
 
 
 def test_wrong_shapes_are_named():

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
 import torch
 from tuning_parts import images, model, pictures, settings, source
 
-from contextual_inversion.core.models.lora import from_lora
-from contextual_inversion.core.models.low_rank import apply_deltas
+from contextual_inversion.core.models.lora import from_lora, to_lora
+from contextual_inversion.core.models.low_rank import WeightDelta, apply_deltas
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.text import encode_prompts
 from contextual_inversion.core.training.encoder_pretraining import pretrain_encoder
@@ -136,6 +137,19 @@ def test_tuning_goes_on_from_a_prediction_that_is_given():
     assert torch.equal(given.concept.vectors["clip_l"], again.concept.vectors["clip_l"])
 
 
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_whole_weights_start_where_their_factors_do_and_go_their_own_way(alpha):
+    subject, start = model(), predicted()
+    dense = {layer: WeightDelta(delta.weight()) for layer, delta in from_lora(subject, start.lora).items()}
+    *_, low = tuned(predicted=start, alpha=alpha)
+    *_, full = tuned(predicted=replace(start, lora=to_lora(subject, dense)), alpha=alpha)
+    assert float(full.losses["diffusion"][0]) == pytest.approx(float(low.losses["diffusion"][0]), rel=1e-4)
+    assert {key.rsplit(".", 1)[1] for key in full.concept.lora} == {"diff"}
+    moved = from_lora(subject, full.concept.lora)
+    ranks = [int(torch.linalg.matrix_rank(moved[layer].weight - dense[layer].weight)) for layer in dense]
+    assert min(ranks) > 2 * low.concept.provenance["encoder"]["rank"]
+
+
 def test_stopping_in_the_middle_leaves_the_model_free():
     settings = TuneSettings(steps=2, batch=1, alpha=None)
     with tune(model(), images(), encoder(), picture(), settings) as run:
@@ -179,8 +193,6 @@ def test_other_models_are_refused_by_name():
 
 
 def test_a_concept_without_a_lora_cannot_be_tuned():
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match="no LoRA to tune"):
         tuned(predicted=replace(predicted(), lora=None))
 
