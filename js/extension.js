@@ -32,12 +32,19 @@ function addAttentionViewer(node) {
   addView(node, "attention", viewer.element, 340);
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, 440), height + 100]);
+  let runs = 0;
   also(node, "onConfigure", async () => {
     viewer.restore(kept(node));
+    const before = runs;
     const output = await lastOutput(node, ATTENTION);
-    if (output) viewer.show(output[0]);
+    // What the node gave while ComfyUI's history was asked for is newer than what that says.
+    if (output && runs === before) viewer.show(output[0]);
   });
-  also(node, "onExecuted", (output) => output?.[ATTENTION] && viewer.show(output[ATTENTION][0]));
+  also(node, "onExecuted", (output) => {
+    if (!output?.[ATTENTION]) return;
+    runs += 1;
+    viewer.show(output[ATTENTION][0]);
+  });
 }
 
 /** The panel of a node that trains; it comes when there is something to show. */

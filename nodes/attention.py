@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.sample
@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..core.inspection.attention import AttentionRecorder
-from .attention_recording import recording
+from .attention_recording import digest, recording
 from .sockets import CATEGORY, PREFIX
 
 AttentionSocket = io.Custom("ATTENTION")
@@ -24,6 +24,14 @@ class RecordedAttention:
 
     recorder: AttentionRecorder
     while_sampling: bool
+    _known: dict[str, str | None] = field(default_factory=dict)
+    """By what came of a sampling, the sampling that was in the recorder when it first came along."""
+
+    def belongs(self, sampled: torch.Tensor) -> bool:
+        """Whether the recorder still holds the sampling that pictures or latents come from. ComfyUI remembers results
+        of many samplings, a recorder holds the last."""
+        sampling = self.recorder.sampling_digest
+        return self._known.setdefault(digest(sampled), sampling) == sampling
 
 
 class RecordAttention(io.ComfyNode):

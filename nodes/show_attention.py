@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..core.inspection.attention_atlas import atlas, description
 from ..core.inspection.attention_maps import AttentionMaps, normalised, word_maps
 from ..core.inspection.heat_pictures import mask_of, word_pictures
 from ..core.prompts.words import PromptWord, chosen
 from .attention import AttentionSocket, RecordedAttention
+from .attention_view import UI_KEY, lost_results, viewer_data
 from .prompt_words import words_in
 from .sockets import CATEGORY, PREFIX
 
-UI_KEY = "contextual_inversion_attention"
 ALL, EACH, IN_COMMON = "all", "each word", "in common"
 SIDES = {"16 cells": 16, "8 cells": 8, "32 cells": 32, "64 cells": 64}
 PREVIEW_SIDE = 512
@@ -132,6 +131,11 @@ class ShowAttention(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> int:
+        # What ComfyUI remembers of this node names temporary files. Without them it has to be made anew.
+        return lost_results()
+
+    @classmethod
     def execute(
         cls,
         attention: RecordedAttention,
@@ -153,7 +157,7 @@ class ShowAttention(io.ComfyNode):
         latent: Any = None,
         clip: Any = None,
     ) -> io.NodeOutput:
-        require_sampled(attention, waits=image is not None or latent is not None)
+        require_sampled(attention, image if latent is None else latent["samples"])
         found, tokens = words_in(prompt, clip)
         maps = attention.recorder.maps(conditioning - 1).for_prompt(tokens)
         pictures = fitting(image, maps.images)
@@ -176,9 +180,10 @@ class ShowAttention(io.ComfyNode):
         )
 
 
-def require_sampled(attention: RecordedAttention, waits: bool) -> None:
-    """Raises ValueError that says what to wire where this node may run before the sampler, or nothing was recorded."""
-    if attention.while_sampling and not waits:
+def require_sampled(attention: RecordedAttention, sampled: torch.Tensor | None) -> None:
+    """Raises ValueError that says what to do where this node may run before the sampler, nothing was recorded, or
+    `sampled` (pictures or latents) is of an earlier sampling than the one that is in the recorder."""
+    if attention.while_sampling and sampled is None:
         raise ValueError(
             "Connect the sampled picture to `image` (or the KSampler's output to `latent`): Show Attention has to wait "
             "until the model from Record Attention has been sampled."
@@ -187,6 +192,11 @@ def require_sampled(attention: RecordedAttention, waits: bool) -> None:
         raise ValueError(
             "No attention was recorded. Connect the model that comes out of Record Attention to the KSampler whose "
             "picture or latent is connected here."
+        )
+    if attention.while_sampling and not attention.belongs(sampled):
+        raise ValueError(
+            "ComfyUI remembered this picture, but not its attention: the model from Record Attention has sampled "
+            "another one since. Change the seed, or anything else of the KSampler, to sample again."
         )
 
 
@@ -204,23 +214,6 @@ def preview_size(maps: AttentionMaps) -> tuple[int, int]:
     height, width = max(g.height for g in maps.groups), max(g.width for g in maps.groups)
     factor = max(1, PREVIEW_SIDE // max(height, width))
     return height * factor, width * factor
-
-
-def viewer_data(
-    cls: type[io.ComfyNode], maps: AttentionMaps, words: list[PromptWord], prompt: str, pictures: torch.Tensor | None
-) -> dict[str, Any]:
-    """The interactive viewer's data; its pictures go to ComfyUI's temp folder."""
-    sheet = atlas(maps, words)
-    # In the middle of each byte's range, since ComfyUI rounds down.
-    grey = (sheet.pixels.float() + 0.5)[None] / 255
-    (saved,) = ui.ImageSaveHelper.save_images(grey, "contextual_inversion_atlas", io.FolderType.temp, None)
-    under = [] if pictures is None else saved_pictures(cls, pictures)
-    return {**description(maps, words, sheet, prompt), "atlas": saved, "pictures": under}
-
-
-def saved_pictures(cls: type[io.ComfyNode], pictures: torch.Tensor) -> list[Any]:
-    """Pictures (B, H, W, 3) in ComfyUI's temp folder."""
-    return ui.ImageSaveHelper.save_images(pictures, "contextual_inversion_picture", io.FolderType.temp, cls)
 
 
 def _heat(maps: AttentionMaps, words: list[PromptWord], options: dict[str, Any]) -> torch.Tensor:

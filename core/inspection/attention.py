@@ -44,6 +44,8 @@ class AttentionRecorder:
     cells: int = CELLS
     finished: bool = False
     """A whole sampling, or all that was asked for, has been seen."""
+    sampling_digest: str | None = None
+    """Of what came of the sampling that was recorded, where the adapter says it."""
     trouble: str | None = None
     """Why the recording ended early. Looking on never stops the sampling itself."""
     _plan: LayerPlan | None = None
@@ -54,8 +56,9 @@ class AttentionRecorder:
         self._plan, self._sums = layer_plan(layers), {}
         self.finished, self.trouble = False, None
 
-    def finish(self) -> None:
+    def finish(self, sampling_digest: str | None = None) -> None:
         """The sampling is over: hand the device's memory back."""
+        self.sampling_digest = sampling_digest
         for groups in self._sums.values():
             for sums in groups.values():
                 sums.total = sums.total.cpu()

@@ -15,6 +15,8 @@ SHORT = {
 }
 SHOW, LEARNED, STOPPED = 9, 25, 6
 """Node ids: the first viewer and that of the learned word in see_what_a_word_does, a training in train_a_word."""
+LAST_OF_ONE, LAST = 11, 28
+"""The last node id of the part of see_what_a_word_does that samples one picture, and of all its parts."""
 MODES = {"classic": False, "nodes2": True}
 AWAY = (960, 1000)
 """A place of the window where no node is."""
@@ -197,6 +199,38 @@ def test_words_light_up_and_come_back_after_a_reload(comfyui_server, pictures, m
     page.photograph(pictures / f"{mode}-gone-light.png")
     assert [error for error in page.errors if "contextual" in error.lower()] == []
     page.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_remembered_result_is_shown_in_a_new_page(comfyui_server, pictures, mode):
+    """Also where its temporary files were removed: then it is made anew."""
+    server = comfyui_server
+    served = []
+    for gone in (False, False, True):
+        if gone:
+            for path in (server.base / "temp").glob("contextual_inversion_*"):
+                path.unlink()
+        page = server.open(nodes_2=MODES[mode], light=True, width=1000, height=1150)
+        server.load(page, "see_what_a_word_does", SHOW)
+        page.run(
+            "(() => { const { rootGraph } = comfyAPI.app.app;"
+            f"rootGraph.nodes.filter(({{ id }}) => {LAST_OF_ONE} < id && id <= {LAST})"
+            ".forEach((node) => rootGraph.remove(node)); })()"
+        )
+        shorten(page, 300 + list(MODES).index(mode), {})
+        name_view(page, SHOW, "attention", VIEW)
+        entry = finished(server, page, queue(server, page))
+        assert entry["status"]["status_str"] == "success", entry["status"]
+        (remembered,) = (data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached")
+        served.append(str(SHOW) in remembered)
+        page.wait(f"document.querySelector('{CAT}') && document.querySelector('{VIEW} .ci-frame img').naturalWidth > 0")
+        assert page.run(f"document.querySelector('{VIEW} .ci-message').hidden")
+        page.point(CAT)
+        page.wait(f"document.querySelector('{VIEW} .ci-tag')")
+        assert overlay(page)["shades"] > 20
+        page.photograph(pictures / f"{mode}-remembered{'-gone' * gone}.png")
+        page.close()
+    assert served == [False, True, False]
 
 
 @pytest.mark.parametrize("mode", MODES)

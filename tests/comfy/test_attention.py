@@ -188,6 +188,45 @@ def test_a_latent_orders_the_graph_as_well(run_graph):
     assert run.kept["images"].shape == (20, 384, 512, 3)
 
 
+def test_a_remembered_result_whose_files_are_gone_is_made_anew(run_graph, comfyui):
+    nodes = graph(sampler={"seed": 31})
+    first = run_graph(nodes)
+    assert first.status == "success", first.error
+    again = run_graph(nodes)
+    assert again.executed == []
+    assert report(again) == report(first), "the page is told all the same"
+    file = Path(comfyui.folder_paths.get_temp_directory(), report(first)["atlas"]["filename"])
+    file.unlink()
+    mended = run_graph(nodes)
+    assert mended.executed == ["a"]
+    whole, before = report(mended), report(first)
+    assert Path(file.parent, whole["atlas"]["filename"]).exists()
+    assert {**whole, "atlas": 0, "pictures": 0} == {**before, "atlas": 0, "pictures": 0}
+    assert run_graph(nodes).executed == [], "once is enough"
+
+
+@pytest.fixture
+def remembers_all(comfyui, monkeypatch):
+    """ComfyUI remembers the results of many runs, as it does by default where there is memory for it."""
+    limits = {"lru": 100, "ram": 0.0, "ram_inactive": 0.0}
+    many = comfyui.execution.CacheType.LRU
+    monkeypatch.setattr(
+        type(comfyui), "executor", lambda self: self.execution.PromptExecutor(self.server, many, limits)
+    )
+
+
+def test_a_remembered_picture_is_not_shown_with_the_maps_of_another(remembers_all, run_graph):
+    for seed in (32, 33):
+        assert run_graph(graph(sampler={"seed": seed})).status == "success"
+    # The recorder holds the last sampling alone.
+    back = run_graph(graph(sampler={"seed": 32}, show={"words": "cat"}))
+    assert "s" not in back.executed
+    assert back.status == "error"
+    assert "another one since" in back.error["exception_message"]
+    last = run_graph(graph(sampler={"seed": 33}, show={"words": "cat"}))
+    assert (last.status, last.executed) == ("success", ["a"]), last.error
+
+
 def test_attend_image_sees_a_picture_that_exists(run_graph, comfyui):
     nodes = {
         "m": {"class_type": f"{PREFIX}LoadDemoModel", "inputs": {}},
