@@ -301,6 +301,18 @@ def test_what_cannot_be_says_what_to_do(world: World) -> None:
         world.node(concept=foreign)
 
 
+@torch.inference_mode()
+def test_it_says_what_the_hard_path_reads_and_that_a_lora_is_missing(world: World) -> None:
+    from contextual_inversion.nodes.dual_path import DualPathNode
+
+    for lora in (world.concept.lora, None):
+        concept = Concept("thing", "dog", world.concept.vectors, lora=lora, hard_token="dog")
+        sockets = (world.sockets.model, world.sockets.clip, concept, SOFT)
+        said = DualPathNode.execute(*sockets, 0.5, "soft", 0.0, 1.0).ui.as_dict()["text"][0]
+        assert repr(HARD) in said
+        assert ("has no LoRA for the model: both paths have its weights" in said) is (lora is None)
+
+
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [

@@ -213,6 +213,13 @@ def test_pictures_of_any_kind_and_size():
     assert square_picture(torch.rand(16, 900, 4), 64).shape == (3, 64, 64)
 
 
+@pytest.mark.parametrize("empty", [torch.full((64, 64, 3), 0.5), torch.zeros(64, 64, 4)])
+def test_a_picture_of_nothing_in_particular_gives_a_word_all_the_same(empty):
+    concept = predicted(given=empty)
+    assert all(torch.isfinite(value).all() for value in (*concept.vectors.values(), *concept.lora.values()))
+    assert concept.hard_token.isalpha()
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
