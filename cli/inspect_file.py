@@ -1,4 +1,4 @@
-"""`contextual-inversion inspect FILE`: what an embedding, bundle or LoRA file holds, and what its word does."""
+"""`contextual-inversion inspect FILE`: what is in an embedding, bundle, LoRA or network, and what its word does."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ..core.files import describe
+from ..core.files import ConceptFileError, describe, describe_network
 
 if TYPE_CHECKING:
     from ..core.inspection.diagnosis import Diagnosis
@@ -31,6 +31,8 @@ def main(
 ) -> dict[str, object]:
     """Say what is in an embedding, LoRA or bundle file: its word, vectors, layers and where it came from.
 
+    Of a contextualizer or tuning-encoder: which model it belongs to, its size, and how it was trained.
+
     With --model also what its word does to a prompt: sim1, sim2 and SKL against its class word and, with --against,
     against another word for the same thing (plain textual inversion, say); its norm and its nearest vocabulary words.
 
@@ -48,6 +50,14 @@ def main(
         plot: Where to draw the figures as a PNG.
         table: Where to write them as Markdown.
     """
+    network = describe_network(file)
+    if network is not None:
+        if model is not None:
+            raise ConceptFileError(
+                f"{file.name} is a {network['kind']}: there is no word in it to look at with --model"
+            )
+        print("\n".join(network_report(network)))
+        return network
     contents = describe(file)
     print("\n".join(report(contents)))
     if model is None:
@@ -100,6 +110,15 @@ def report(contents: dict[str, Any]) -> list[str]:
     for key, value in {**contents["provenance"], **contents["other_metadata"]}.items():
         text = value if isinstance(value, str) else json.dumps(value)
         lines.append(f"  {key}: {text if len(text) <= 100 else text[:97] + '...'}")
+    return lines
+
+
+def network_report(contents: dict[str, Any]) -> list[str]:
+    """The description of a network's file as lines for people."""
+    lines = [f"{contents['file']}: {contents['kind']}, {contents['numbers']:,} numbers, {contents['bytes']:,} bytes"]
+    for label, key in (("belongs to", "belongs_to"), ("shape", "shape")):
+        lines.append(f"  {label}: {json.dumps(contents[key])}")
+    lines += [f"  {key}: {json.dumps(value)}" for key, value in (contents["provenance"] or {}).items()]
     return lines
 
 

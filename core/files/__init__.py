@@ -7,6 +7,7 @@ from .embedding import check_widths, load_embedding, save_embedding
 from .errors import ConceptFileError, LearnedNothingError
 from .learned import check_learned
 from .names import inside, safe_name
+from .networks import describe_network
 
 __all__ = [
     "ConceptFileError",
@@ -15,6 +16,7 @@ __all__ = [
     "check_learned",
     "check_widths",
     "describe",
+    "describe_network",
     "inside",
     "kind_of",
     "load_bundle",

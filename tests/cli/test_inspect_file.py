@@ -1,12 +1,19 @@
 """`contextual-inversion inspect`: says what is there, and one clear sentence where nothing is."""
 
 import json
+from pathlib import Path
 
+import pytest
 import torch
+from safetensors import safe_open
 
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.concept import Concept
 from contextual_inversion.core.files import save_bundle, save_embedding
+from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
+from contextual_inversion.core.models.tiny import load, load_tiny
+
+WEIGHTS = Path(load.__file__).parent / "weights"
 
 
 def small_concept() -> Concept:
@@ -38,6 +45,26 @@ def test_an_embedding_has_no_lora(tmp_path, capsys):
     assert "embedding" in told
     assert "float16" in told
     assert "LoRA" not in told
+
+
+@pytest.mark.parametrize(("kind", "trained"), [("contextualizer", "masked_tokens"), ("tuning_encoder", "contrastive")])
+def test_a_network_is_told_with_its_model_and_training(kind, trained, tmp_path, capsys):
+    path = WEIGHTS / f"{kind}.safetensors"
+    assert main(["inspect", str(path), "--json", str(tmp_path / "figures.json")]) == 0
+    told, figures = capsys.readouterr().out, json.loads((tmp_path / "figures.json").read_text())
+    fingerprint = load_tiny_encoder_fingerprint()
+    assert fingerprint in told
+    assert fingerprint in json.dumps(figures["belongs_to"])
+    assert trained in told
+    with safe_open(path, "pt") as file:
+        assert figures["numbers"] == sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118
+    assert main(["inspect", str(path), "--model", "tiny"]) == 1
+    assert "no word is in it" in capsys.readouterr().err
+
+
+def load_tiny_encoder_fingerprint() -> str:
+    (encoder,) = DiffusersModel.from_tiny(load_tiny()).text_encoders.values()
+    return encoder.fingerprint
 
 
 def test_what_is_no_concept_is_one_sentence(tmp_path, capsys):
