@@ -22,16 +22,18 @@ JUDGED = ("fidelity", "recognised", "composed", "similarity")
 def run_quality_trial(model: DiffusersModel, method: Method, name: str, seed: int) -> Trial:
     """Train once and judge what was learned after each of `STEPS`, with pictures of one thing in a held-out place.
 
-    `course` has the figures of every step and the seconds of training until there; the others are those of the last.
+    `course` has the figures of every step and the seconds of training until there, of the processor where the model is
+    on it, so that they hold beside other work; the other figures are those of the last step.
     """
     subject = world.CONCEPTS[name]
     references, _, class_word = world.concept_images(name, PICTURES, seed=seed)
     kept: dict[int, tuple[Concept, float]] = {}
-    started = time.perf_counter()
+    clock = time.process_time if model.device.type == "cpu" else time.perf_counter
+    started = clock()
     with training(model, method, name, class_word, references, seed) as run:
         for event in run:
             if isinstance(event, Step) and event.step in STEPS:
-                kept[event.step] = run.concept, time.perf_counter() - started
+                kept[event.step] = run.concept, clock() - started
     prompts = [prompt for prompt in held_out_prompts(subject.background) if not prompt.second and not prompt.style]
     seeds = [1000 * seed + index for index in range(len(prompts))]
     course: list[dict[str, float]] = []

@@ -68,6 +68,16 @@ class RefineConcept(io.ComfyNode):
                     optional=True,
                     tooltip="The paper's second stage goes without one; CoRe may be added.",
                 ),
+                io.Int.Input(
+                    "least_rank",
+                    default=0,
+                    min=0,
+                    max=128,
+                    optional=True,
+                    tooltip="T-LoRA: the rank that learns where the noise is strongest, growing to the whole rank "
+                    "where there is none, so that layout and background are learned less. The result is an ordinary "
+                    "LoRA. 0: the whole rank learns everywhere.",
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(
@@ -98,6 +108,7 @@ class RefineConcept(io.ComfyNode):
         continue_interrupted: bool,
         masks: torch.Tensor | None = None,
         regularizer: Regularization | None = None,
+        least_rank: int = 0,
     ) -> io.NodeOutput:
         require_place(preview_every, preview_prompt, "the word")
         adapted, method = ComfyModel(model, clip, vae), REFINED[train]
@@ -112,6 +123,7 @@ class RefineConcept(io.ComfyNode):
             name=concept.name.rpartition("/")[2],
             vectors=concept.length,
             rank=rank if METHODS[method].rank else 0,
+            least_rank=least_rank or None,
             seed=seed,
             preview_every=preview_every,
             preview_prompt=preview_prompt,

@@ -190,7 +190,8 @@ def test_second_stage_and_repair(run_graph: object, refined: str) -> None:
     keep = {"word": ("train", 0), "refined": ("refine", 0), "loss": ("refine", 1)}
     keep |= {"repaired": ("repair", 0), "pictures": ("repair", 1), "losses": ("repair", 2), "none": ("repair", 3)}
     keep |= {"picture": ("decode", 0)}
-    graph = {**training(), **refinement(train=refined), **repairing(), **sampling(["repair", 0])}
+    least = 1 if refined == "LoRA" else 0
+    graph = {**training(), **refinement(train=refined, least_rank=least), **repairing(), **sampling(["repair", 0])}
     run = run_graph(graph, keep=keep)
     assert run.status == "success", run.error
     word, refined_concept, repaired = (run.kept[name] for name in ("word", "refined", "repaired"))
@@ -198,6 +199,7 @@ def test_second_stage_and_repair(run_graph: object, refined: str) -> None:
     assert not torch.equal(word.vectors["clip_l"], repaired.vectors["clip_l"])
     assert all(torch.equal(repaired.lora[key], value) for key, value in refined_concept.lora.items())
     assert any(key.endswith(".diff") for key in refined_concept.lora) == (refined == "all weights")
+    assert refined_concept.provenance["settings"]["least_rank"] == (least or None)
     assert len(run.kept["loss"]["loss"]) == 3
     assert set(run.kept["losses"]) >= {"loss", "core/embedding", "core/attention"}
     before, after = run.kept["pictures"]
