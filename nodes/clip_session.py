@@ -26,5 +26,5 @@ def encoder_session(clip: Any) -> Iterator[dict[str, ComfyTextEncoder]]:
 
 
 def _encoders(clip: Any, patcher: Any) -> dict[str, ComfyTextEncoder]:
-    found = text_encoders(patcher, clip.tokenizer, layer=clip.layer_idx, pooled=None, ready=lambda: None)
+    found = text_encoders(patcher, clip.tokenizer, layer=clip.layer_idx)
     return {encoder.name: encoder for encoder in found}

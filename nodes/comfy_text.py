@@ -105,9 +105,15 @@ class ComfyTextEncoder:
 
 
 def text_encoders(
-    patcher: Any, tokenizer: Any, *, layer: int | None, pooled: str | None, ready: Callable[[], None]
+    patcher: Any,
+    tokenizer: Any,
+    *,
+    layer: int | None = None,
+    pooled: str | None = None,
+    ready: Callable[[], None] = lambda: None,
 ) -> list[ComfyTextEncoder]:
-    """The encoders of a CLIP's model, in the order of the UNet's context; `pooled` names the one that also pools.
+    """The encoders of a CLIP's model, in the order of the UNet's context; `pooled` names the one that also pools, and
+    `ready` loads what is not loaded already.
 
     Raises ValueError where a CLIP has none, or has encoders of another kind beside them (SD3, Flux).
     """

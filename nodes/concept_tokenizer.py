@@ -17,8 +17,7 @@ from .comfy_text import text_encoders
 
 def encoder_widths(clip: Any) -> dict[str, int]:
     """Width of the input embeddings of each text encoder of a CLIP. Raises ValueError where it is no CLIP of SD."""
-    encoders = text_encoders(clip.patcher, clip.tokenizer, layer=None, pooled=None, ready=lambda: None)
-    return {encoder.name: encoder.width for encoder in encoders}
+    return {encoder.name: encoder.width for encoder in text_encoders(clip.patcher, clip.tokenizer)}
 
 
 def with_concept(clip: Any, concept: Concept) -> Any:

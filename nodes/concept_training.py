@@ -54,10 +54,8 @@ def train_concept(
     start = partial(train, model, images, regularizers=regularizers, masks=masks, initial=initial)
     tensors = (images, masks, *(starting[name] for name in sorted(starting)))
     work = Resumable(settings.name, start, settings, facts, tensors)
-    if not continue_interrupted:
-        work.forget()
     reporter = Reporter(node_id, settings.steps)
-    finished = report_resumable(work, reporter, stop=work.stop)
+    finished = report_resumable(work, reporter, continue_interrupted, stop=work.stop)
     return io.NodeOutput(finished.concept, loss_map(finished.losses), ui={OUTPUT: [reporter.view.whole()]})
 
 

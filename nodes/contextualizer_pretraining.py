@@ -171,9 +171,8 @@ class PretrainContextualizer(io.ComfyNode):
                 "settings": settings.identity(),
             }
             work = Resumable("contextualizer", partial(pretrain_contextualizer, encoder, source), settings, facts)
-            if not continue_interrupted:
-                work.forget()
-            finished = report_resumable(work, Reporter(cls.hidden.unique_id, settings.steps, conclusion))
+            reporter = Reporter(cls.hidden.unique_id, settings.steps, conclusion)
+            finished = report_resumable(work, reporter, continue_interrupted)
         return io.NodeOutput(finished.contextualizer, loss_map(finished.losses), finished.held_out.summary())
 
 

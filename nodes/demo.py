@@ -10,6 +10,7 @@ from ..core.world.companions import COMPANIONS, companion_for, specific_prompts
 from ..core.world.concepts import CONCEPTS, concept_images
 from ..core.world.scenes import BACKGROUNDS
 from . import demo_model, inputs
+from .pictures import as_images
 from .sockets import CATEGORY, PREFIX
 
 OWN_BACKGROUND = "the concept's own"
@@ -95,6 +96,5 @@ class DemoImages(io.ComfyNode):
         place = None if background == OWN_BACKGROUND else background
         beside = None if companion == ALONE else companion_for(concept, companion)
         pictures, masks, class_word = concept_images(concept, count, seed, place, beside)
-        images = torch.from_numpy(pictures.astype(np.float32) / 255)
         subjects = torch.from_numpy(np.stack([mask.subject for mask in masks]).astype(np.float32))
-        return io.NodeOutput(images, subjects, class_word, "\n".join(specific_prompts(concept, beside)))
+        return io.NodeOutput(as_images(pictures), subjects, class_word, "\n".join(specific_prompts(concept, beside)))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
-import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..core.concept import Concept
 from ..core.files import check_widths
@@ -19,6 +17,7 @@ from ..core.inspection.world_evaluation import context_probes
 from ..core.models.protocol import ImageSize
 from . import inputs
 from .comfy_model import ComfyModel
+from .pictures import as_images, preview
 from .sockets import CATEGORY, PREFIX, ConceptSocket
 
 BUILT_IN = {"concept_world": context_probes, "places": place_probes}
@@ -118,9 +117,8 @@ class DiagnoseConcept(io.ComfyNode):
             guidance=guidance,
             seed=seed,
         )
-        table, picture = markdown(found), torch.from_numpy(plot(found).astype(np.float32) / 255)[None]
-        shown = ui.PreviewImage(picture, cls=cls).as_dict() | ui.PreviewText(table).as_dict()
-        return io.NodeOutput(table, picture, json.dumps(found.figures(), indent=2), ui=shown)
+        table, picture = markdown(found), as_images(plot(found))
+        return io.NodeOutput(table, picture, json.dumps(found.figures(), indent=2), ui=preview(cls, picture, table))
 
 
 def chosen_probes(built_in: str, own: str) -> list[ContextProbe]:

@@ -4,41 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import comfy.sd1_clip
-import folder_paths
 import numpy as np
 import torch
 from comfy.utils import ProgressBar
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..core.concept import PLACEHOLDER
-from ..core.inspection.evaluation import (
-    BUNDLED,
-    CLIP,
-    DINO,
-    ClipEncoder,
-    DinoEncoder,
-    Evaluator,
-    bundled_clip,
-    encoders_in,
-    load_clip,
-    load_dino,
-    on_device,
-)
-from ..core.inspection.evaluation.loading import DINO_FAMILIES, find_encoder
+from ..core.inspection.evaluation import BUNDLED, CLIP, DINO, Evaluator, encoders_in, on_device
+from ..core.inspection.evaluation.loading import DINO_FAMILIES
 from ..core.inspection.evaluation.pictures import as_bytes
 from ..core.inspection.evaluation.report import markdown_table, measure_means
 from ..core.inspection.evaluation.sheets import COLUMNS, evaluation_sheet
+from .evaluation_encoders import AUTO, FOLDER, NONE, bytes_of, chosen_clip, chosen_dino, folders
+from .pictures import as_images, preview
 from .sockets import CATEGORY, PREFIX
 
-AUTO, NONE = "auto", "none"
-FOLDER = "clip_vision"
-"""ComfyUI's model folder in which folders of CLIP and DINO are looked for."""
 ROOM = 2
 """Memory to make free for the encoders, in multiples of their weights."""
 
@@ -70,14 +53,14 @@ class EvaluateConcept(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "clip",
-                    options=[AUTO, BUNDLED, NONE, *encoders_in(_folders(), ("clip",))],
+                    options=[AUTO, BUNDLED, NONE, *encoders_in(folders(), ("clip",))],
                     default=AUTO,
                     tooltip=f"A CLIP in a folder of models/{FOLDER}. auto: {CLIP}, which the papers use. bundled: the "
                     "demo model's own, for its drawn world only. none: without CLIP-T and CLIP-I.",
                 ),
                 io.Combo.Input(
                     "dino",
-                    options=[AUTO, NONE, *encoders_in(_folders(), DINO_FAMILIES)],
+                    options=[AUTO, NONE, *encoders_in(folders(), DINO_FAMILIES)],
                     default=AUTO,
                     tooltip=f"A DINO in a folder of models/{FOLDER}. auto: {DINO}, which the papers use. none: "
                     "without DINO.",
@@ -148,15 +131,9 @@ class EvaluateConcept(io.ComfyNode):
             scores = evaluator.score(pictures, captions, known, shown, progress)
         table, data = told(evaluator, lines, captions, scores)
         sheet = sheet_of(real, pictures, lines, captions, scores)
-        image = torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)[None]
-        preview = {**ui.PreviewImage(image, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
-        return io.NodeOutput(table, json.dumps(data, indent=2, ensure_ascii=False), image, ui=preview)
-
-
-def bytes_of(evaluator: Evaluator) -> int:
-    """What the encoders' weights take."""
-    weights = (p for encoder in evaluator.encoders for module in encoder.modules() for p in module.parameters())
-    return sum(weight.numel() * weight.element_size() for weight in weights)
+        image = as_images(np.asarray(sheet))
+        text = json.dumps(data, indent=2, ensure_ascii=False)
+        return io.NodeOutput(table, text, image, ui=preview(cls, image, table))
 
 
 def prompt_lines(prompts: str, class_word: str) -> list[str]:
@@ -229,42 +206,3 @@ def of_prompt(scores: dict[str, np.ndarray], captions: Sequence[str], line: str)
     """The scores of one prompt's pictures."""
     own = np.asarray([caption == line for caption in captions])
     return {key: values[own] for key, values in scores.items()}
-
-
-def chosen_clip(choice: str) -> ClipEncoder | None:
-    """What the node's `clip` names. Raises EncoderNotFoundError, saying which file goes where."""
-    if choice == NONE:
-        return None
-    if choice == BUNDLED:
-        return _bundled()
-    return _kept_clip(*_version(CLIP if choice == AUTO else choice))
-
-
-def chosen_dino(choice: str) -> DinoEncoder | None:
-    """What the node's `dino` names. Raises EncoderNotFoundError, saying which file goes where."""
-    return None if choice == NONE else _kept_dino(*_version(DINO if choice == AUTO else choice))
-
-
-def _folders() -> list[Path]:
-    return [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
-
-
-def _version(name: str) -> tuple[str, int]:
-    """The name and when its files were last written, so that a replaced model is read again."""
-    folder = find_encoder(name, _folders())
-    return name, max(file.stat().st_mtime_ns for file in folder.iterdir() if file.is_file())
-
-
-@lru_cache(maxsize=1)
-def _bundled() -> ClipEncoder:
-    return bundled_clip(str(Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer"))
-
-
-@lru_cache(maxsize=1)
-def _kept_clip(name: str, version: int) -> ClipEncoder:
-    return load_clip(name, _folders())
-
-
-@lru_cache(maxsize=1)
-def _kept_dino(name: str, version: int) -> DinoEncoder:
-    return load_dino(name, _folders())

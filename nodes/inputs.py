@@ -33,6 +33,22 @@ def seed(tooltip: str) -> Any:
     )
 
 
+def word_name() -> Any:
+    return io.String.Input(
+        "name",
+        default="my-word",
+        tooltip="What you will type: <name> or embedding:name. Letters, digits and _ - . + are allowed.",
+    )
+
+
+def concept_model() -> list[Any]:
+    """The model that an earlier training made a concept for, and its CLIP."""
+    return [
+        io.Model.Input("model", tooltip="The model that the concept was trained on. It stays as it is."),
+        io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
+    ]
+
+
 def continue_interrupted() -> Any:
     return io.Boolean.Input(
         "continue_interrupted",

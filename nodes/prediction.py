@@ -30,11 +30,7 @@ def prediction_inputs() -> list[Any]:
         io.Model.Input("model", tooltip="The model that the encoder was trained for. It stays as it is."),
         io.Clip.Input("clip", tooltip="Its text encoder."),
         io.Vae.Input("vae", tooltip="Its autoencoder."),
-        io.String.Input(
-            "name",
-            default="my-word",
-            tooltip="What you will type: <name> or embedding:name. Letters, digits and _ - . + are allowed.",
-        ),
+        inputs.word_name(),
         io.String.Input(
             "class_word",
             default="",

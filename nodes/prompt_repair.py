@@ -30,8 +30,7 @@ class OptimizeForPrompt(io.ComfyNode):
             description="Repairs one prompt in which a word swallows the rest: ten steps on both losses of CoRe, "
             "without any picture. The concept that comes out is for this prompt alone.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that the concept was trained on. It stays as it is."),
-                io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
+                *inputs.concept_model(),
                 io.Vae.Input("vae", tooltip="Its autoencoder, for the pictures before and after."),
                 ConceptSocket.Input("concept", tooltip=f"A word from TrainConcept or LoadConcept. {concept}"),
                 io.String.Input(

@@ -28,8 +28,7 @@ class RefineConcept(io.ComfyNode):
             description="CoRe's second stage: the word stays as it is, and the model learns how the thing looks when "
             "it is said. The model that comes in is not changed; ApplyConcept applies what was learned to a copy.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that the concept was trained on. It stays as it is."),
-                io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
+                *inputs.concept_model(),
                 io.Vae.Input("vae", tooltip="Its autoencoder, to look at the pictures with."),
                 io.Image.Input("images", tooltip="The pictures that the concept was trained on."),
                 ConceptSocket.Input("concept", tooltip="A word from TrainConcept or LoadConcept. It stays as it is."),

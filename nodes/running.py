@@ -62,8 +62,15 @@ def report(events: Any, reporter: Reporter, stop: Callable[[str], None] | None =
     return reporter.finished
 
 
-def report_resumable(work: Resumable, reporter: Reporter, stop: Callable[[str], None] | None = None) -> Any:
-    """As `report`, of work whose steps so far wait in a checkpoint when it is cancelled or an error ends it."""
+def report_resumable(
+    work: Resumable, reporter: Reporter, go_on: bool, stop: Callable[[str], None] | None = None
+) -> Any:
+    """As `report`, of work whose steps so far wait in a checkpoint when it is cancelled or an error ends it.
+
+    Where it is not to `go_on` from such steps, they are removed first.
+    """
+    if not go_on:
+        work.forget()
     try:
         finished = report(work.events(), reporter, stop)
     except comfy.model_management.InterruptProcessingException:

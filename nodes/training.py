@@ -52,11 +52,7 @@ class TrainConcept(io.ComfyNode):
                     tooltip="The ordinary word for what is in the pictures, or a phrase: dog, teapot, wooden toy. The "
                     "new word starts from it, and a regularizer compares with it.",
                 ),
-                io.String.Input(
-                    "name",
-                    default="my-word",
-                    tooltip="What you will type: <name> or embedding:name. Letters, digits and _ - . + are allowed.",
-                ),
+                inputs.word_name(),
                 io.Combo.Input(
                     "train",
                     options=list(TRAINED),

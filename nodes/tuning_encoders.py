@@ -148,9 +148,8 @@ class PretrainTuningEncoder(io.ComfyNode):
         facts = [str(cls.hidden.unique_id), adapted.fingerprint, looking.fingerprint, source.state()]
         start = partial(pretrain_encoder, adapted, looking, source, known=known_words(adapted))
         work = Resumable("tuning-encoder", start, settings, [*facts, settings.identity()])
-        if not continue_interrupted:
-            work.forget()
-        finished = report_resumable(work, Reporter(cls.hidden.unique_id, settings.steps, conclusion))
+        reporter = Reporter(cls.hidden.unique_id, settings.steps, conclusion)
+        finished = report_resumable(work, reporter, continue_interrupted)
         path = save_tuning_encoder(finished.encoder, root, free)
         return io.NodeOutput(finished.encoder, loss_map(finished.losses), name_in(root, path))
 
