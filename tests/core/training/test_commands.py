@@ -69,7 +69,9 @@ def test_any_method_then_the_second_stage_then_a_repair(folder, tmp_path, monkey
     assert ("prior/diffusion" in made["losses"]) == (method != "xti")
     bundle = made["bundle"]
     if method == "xti":
-        refined = command.main(folder, out=tmp_path / "two", method="refine", initial=made["bundle"], **keywords)
+        stage = {"method": "refine", "initial": made["bundle"], "least_rank": 1}
+        refined = command.main(folder, out=tmp_path / "two", **stage, **keywords)
+        assert refined["provenance"]["settings"]["least_rank"] == 1
         before, after = (load_concept(one["bundle"], widths={"clip_l": 32}) for one in (made, refined))
         assert torch.equal(before.layer_vectors["clip_l"], after.layer_vectors["clip_l"])
         assert after.lora
