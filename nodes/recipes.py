@@ -8,7 +8,7 @@ from typing import Any
 from ..core.models.protocol import TextToImageModel
 from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset
 from ..core.training.settings import TrainSettings
-from .inputs import AUTO, chosen
+from . import inputs
 
 AS_RECIPE = "as the recipe"
 
@@ -17,7 +17,7 @@ RECIPES = {**PRESETS, DEMO.name: DEMO}
 
 def recipe_names(*methods: str) -> list[str]:
     """What a node offers, the default first; with `methods` only recipes for these."""
-    return [AUTO, *(name for name, recipe in RECIPES.items() if not methods or recipe.method in methods)]
+    return [inputs.AUTO, *(name for name, recipe in RECIPES.items() if not methods or recipe.method in methods)]
 
 
 def recipe_for(name: str, model: TextToImageModel, method: str = "ti") -> Preset:
@@ -25,7 +25,7 @@ def recipe_for(name: str, model: TextToImageModel, method: str = "ti") -> Preset
 
     A recipe of another method keeps its numbers and trains `method`.
     """
-    if name != AUTO:
+    if name != inputs.AUTO:
         chosen = RECIPES[name]
         return replace(chosen, values={**chosen.values, "method": method})
     widest = max(encoder.width for encoder in model.text_encoders.values())
@@ -46,7 +46,7 @@ def train_settings(recipe: Preset, *, norm_mode: str | None, numbers: dict[str, 
     `norm_mode` is the regularizer's, `AS_RECIPE` where it leaves that to the recipe, None where there is none: CoRe's
     window belongs to CoRe, so plain textual inversion goes without. Raises ValueError for what `TrainSettings` refuses.
     """
-    own = recipe.settings(**others, **chosen(**numbers))
+    own = recipe.settings(**others, **inputs.chosen(**numbers))
     if norm_mode is None:
         return replace(own, norm_mode="none") if own.norm_mode == "core_window" else own
     return own if norm_mode == AS_RECIPE else replace(own, norm_mode=norm_mode)

@@ -20,8 +20,10 @@ STOPPED = "stopped and kept"
 
 
 class Reporter:
-    """Call it with every event of a training or a pretraining. `finished` is the last one, and `conclusion` what is
-    said of it: of a training, what was learned or why it ended early."""
+    """Call it with every event of a training or a pretraining; `finished` is the last one.
+
+    `conclusion` says what came of it. Without one that is what a training learned, or why it ended early.
+    """
 
     def __init__(self, node_id: str, total_steps: int, conclusion: Callable[[Any], str] | None = None) -> None:
         self.node_id = node_id
