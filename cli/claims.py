@@ -15,6 +15,7 @@ from typing import Any
 
 from ..core.models.diffusers_adapter import DiffusersModel
 from .paper_tables import Parts, gathered, methods_table, papers_table, provenance
+from .tables import has_tables, rewrite_in_one, rewrite_tables, table_figure, table_header, table_row
 from .trials import Method, Trial, cached_trial, demo_model, method_key, run_trial
 
 DEVELOPMENT = ("crested-bird", "goblet")
@@ -36,8 +37,6 @@ MEASURES = {
     "to_both": "the word draws both",
     "seconds": "seconds",
 }
-START, END = "<!-- {}: begin -->", "<!-- {}: end -->"
-"""Around the tables of a part in a document."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,7 @@ def as_markdown(part: Part, found: dict[str, Any]) -> list[str]:
     for name, label in labels.items():
         own = [trial for trial in trials if trial["method"] == name]
         means = [sum(trial[key] for trial in own) / len(own) for key in shown]
-        lines.append(table_row(label, *map(_figure, means)))
+        lines.append(table_row(label, *map(table_figure, means)))
     if part.more is not None:
         lines += ["", *part.more(part.methods, trials)]
     for treated, control in part.pairs:
@@ -235,23 +234,9 @@ def as_markdown(part: Part, found: dict[str, Any]) -> list[str]:
     lines += ["", "<details><summary>Every trial</summary>", ""]
     lines += table_header("method", "concept", "seed", *(MEASURES[key] for key in shown))
     for trial in trials:
-        values = (_figure(trial[key]) for key in shown)
+        values = (table_figure(trial[key]) for key in shown)
         lines.append(table_row(labels[trial["method"]], trial["concept"], str(trial["seed"]), *values))
     return [*lines, "", "</details>"]
-
-
-def _figure(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3f}"
-
-
-def table_header(*names: str) -> list[str]:
-    """The two lines that open a Markdown table."""
-    return [table_row(*names), table_row(*["---"] * len(names))]
-
-
-def table_row(*cells: str) -> str:
-    """A line of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
 
 
 SUMMARIES = {"papers": papers_table, "method-figures": methods_table}
@@ -262,25 +247,5 @@ def write_summaries(documents: Sequence[Path], parts: Parts) -> None:
     """Every summary anew in each document that has its marks."""
     for name, table in SUMMARIES.items():
         for path in documents:
-            if START.format(name) in path.read_text(encoding="utf-8"):
+            if has_tables(path, name):
                 rewrite_tables(path, name, table(parts))
-
-
-def rewrite_in_one(documents: Sequence[Path], part: str, lines: Sequence[str]) -> None:
-    """The tables of `part` in the document that has its marks. Raises ValueError where none has."""
-    holding = [path for path in documents if START.format(part) in path.read_text(encoding="utf-8")]
-    rewrite_tables((holding or documents)[0], part, lines)
-
-
-def rewrite_tables(path: Path, part: str, lines: Sequence[str]) -> None:
-    """Put `lines` between the two marks of `part` in the document at `path`; what people wrote around them stays.
-
-    Raises ValueError where the document does not hold both marks, in that order.
-    """
-    start, end = START.format(part), END.format(part)
-    text = path.read_text(encoding="utf-8")
-    before, found, rest = text.partition(start)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"{path} needs the lines {start} and {end} around the tables of {part}")
-    path.write_text("\n".join([before + start, *lines, "", end + after]), encoding="utf-8")

@@ -14,8 +14,9 @@ from ..core.models.protocol import fingerprint
 from ..core.networks.tuning_encoder import Identity, Shape, TuningEncoder
 from ..core.world import concepts as world
 from .bench_tuning_encoder import sd15_shape
-from .claims import DEVELOPMENT, MEASURES, Part, compare, rewrite_tables, run_cells, table_header, table_row
+from .claims import DEVELOPMENT, MEASURES, Part, compare, run_cells
 from .encoder_ways import RANK_PAIRS, RANK_WAYS, RANKS, WAY_PAIRS, WAYS, EncoderTrial, Way, loaded
+from .tables import rewrite_tables, table_header, table_row
 from .trials import demo_model
 
 SHOWN = {

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .tables import table_header, table_row
+
 NOT_YET = "not measured yet"
 Parts = Mapping[str, Mapping[str, Any]]
 """The parts of a report of `claims`, by name."""
@@ -94,11 +96,11 @@ def gathered(folder: Path, report: Mapping[str, Any]) -> dict[str, dict[str, Any
 
 def papers_table(parts: Parts) -> list[str]:
     """Every row with what we see: means, paired difference with its interval, and whether its sign is the paper's."""
-    lines = ["| table | what | paper says | we see | pairs | |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = table_header("table", "what", "paper says", "we see", "pairs", "")
     for row in ROWS:
         seen = _comparison(parts, row)
         cells = [row.table, row.what, row.paper, *((NOT_YET, "", "") if seen is None else _seen(row, seen))]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(table_row(*cells))
     return [*lines, *provenance(parts, sorted({row.part for row in ROWS}))]
 
 
@@ -107,12 +109,12 @@ def methods_table(parts: Parts) -> list[str]:
     recognised."""
     trials = [trial for name in ("methods", "mlm") for trial in parts.get(name, {}).get("trials", [])]
     additions = {"": "alone", "_core": "+ CoRe", "_mlm": "+ MLM", "_core_mlm": "+ CoRe + MLM"}
-    lines = [f"| method | {' | '.join(additions.values())} |", f"| --- {'| --- ' * len(additions)}|"]
+    lines = table_header("method", *additions.values())
     for kind, label in LABELS.items():
         # The part "mlm" calls its arms by what is added to textual inversion.
         names = [[kind + added, *([added.removeprefix("_")] if kind == "ti" else [])] for added in additions]
         cells = [_reached(trials, own) for own in names]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+        lines.append(table_row(label, *cells))
     return [*lines, *provenance(parts, ["methods", "mlm"])]
 
 

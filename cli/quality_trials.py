@@ -11,7 +11,7 @@ from ..core.inspection.world_evaluation import draw, score
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.training.events import Step
 from ..core.world import concepts as world
-from .claims import table_header, table_row
+from .tables import table_header, table_row
 from .trials import PICTURES, Method, Trial, held_out_prompts, training
 
 STEPS = (25, 50, 100, 200)

@@ -8,9 +8,10 @@ import pytest
 
 from contextual_inversion.cli import claims, quality_trials
 from contextual_inversion.cli.claim_parts import KINDS, NORM_MODES, PARTS
-from contextual_inversion.cli.claims import END, START, cell_name
+from contextual_inversion.cli.claims import cell_name
 from contextual_inversion.cli.paper_tables import LABELS, NOT_YET, ROWS, gathered, methods_table, papers_table
 from contextual_inversion.cli.quality_trials import first_reaching, reached_table, run_quality_trial
+from contextual_inversion.cli.tables import END, START
 from contextual_inversion.cli.trials import Method, demo_model, method_key
 from contextual_inversion.core.training.presets import DEMO, demo_preset
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from contextual_inversion.cli.claims import END, START, Part, as_markdown, compare, rewrite_tables
+from contextual_inversion.cli.claims import Part, as_markdown, compare
 from contextual_inversion.cli.main import main
+from contextual_inversion.cli.tables import END, START, rewrite_tables
 from contextual_inversion.cli.trials import Method, cached_trial
 from contextual_inversion.core.files import load_embedding
 from contextual_inversion.core.training.presets import DEMO
