@@ -50,7 +50,7 @@ export function rangeSlider({ label, describe, moved, settled }) {
     track.style.setProperty("--to", last / most);
     // At the far end both thumbs lie on each other: the one that can still move is on top.
     ends.first.style.zIndex = first === most ? 2 : 1;
-    said.textContent = describe(first, last);
+    said.textContent = said.title = describe(first, last);
     for (const end of Object.values(ends)) end.setAttribute("aria-valuetext", said.textContent);
   }
 

@@ -21,15 +21,21 @@ _losses = 0
 
 
 def viewer_data(
-    cls: type[io.ComfyNode], maps: AttentionMaps, words: list[PromptWord], prompt: str, pictures: torch.Tensor | None
+    cls: type[io.ComfyNode],
+    maps: AttentionMaps,
+    words: list[PromptWord],
+    prompt: str,
+    layers: list[int],
+    pictures: torch.Tensor | None,
 ) -> dict[str, Any]:
-    """The interactive viewer's data; its pictures go to ComfyUI's temp folder."""
+    """The interactive viewer's data; its pictures go to ComfyUI's temp folder. It has all layers and begins with those
+    of the size of `layers`."""
     sheet = atlas(maps, words)
     # In the middle of each byte's range, since ComfyUI rounds down.
     grey = (sheet.pixels.float() + 0.5)[None] / 255
     (saved,) = _saved(grey, "contextual_inversion_atlas", None)
     under = [] if pictures is None else _saved(pictures, "contextual_inversion_picture", cls)
-    return {**description(maps, words, sheet, prompt), "atlas": saved, "pictures": under}
+    return {**description(maps, words, sheet, prompt, layers), "atlas": saved, "pictures": under}
 
 
 def lost_results() -> int:

@@ -64,9 +64,9 @@ class ShowAttention(io.ComfyNode):
                 io.Combo.Input(
                     "resolution",
                     options=[ALL, *SIDES],
-                    default=ALL,
+                    default="16 cells",
                     tooltip="Only layers whose maps are of this size, or nearest to it. 16 cells are what papers show "
-                    "for 512-pixel pictures.",
+                    "for 512-pixel pictures; the coarsest layers hardly tell one place from another.",
                 ),
                 io.Float.Input(
                     "start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="From this share of the sampling on."
@@ -176,7 +176,9 @@ class ShowAttention(io.ComfyNode):
             masked = normalised(_heat(maps, chosen(found, mask_words), options))
         tiles = word_pictures(heat, [word.text for word in drawn], pictures, overlay, captions)
         return io.NodeOutput(
-            tiles, mask_of(masked, mask_threshold), ui={UI_KEY: [viewer_data(cls, maps, found, prompt, pictures)]}
+            tiles,
+            mask_of(masked, mask_threshold),
+            ui={UI_KEY: [viewer_data(cls, maps, found, prompt, options["layers"], pictures)]},
         )
 
 

@@ -69,17 +69,24 @@ def most_cells(maps: AttentionMaps, words: int) -> int:
     return side
 
 
-def description(maps: AttentionMaps, words: Sequence[PromptWord], sheet: Atlas, prompt: str) -> dict[str, Any]:
-    """What a viewer must know beside the atlas' pixels, as plain JSON data."""
+def description(
+    maps: AttentionMaps, words: Sequence[PromptWord], sheet: Atlas, prompt: str, layers: Sequence[int]
+) -> dict[str, Any]:
+    """What a viewer must know beside the atlas' pixels, as plain JSON data. It begins with the size of the maps of
+    `layers` where they have one in common, else with all layers."""
+    # As recorded, which the atlas may hold smaller.
+    sizes = [f"{group.height} x {group.width}" for group in maps.groups]
+    first, *others = dict.fromkeys(sizes[layer] for layer in layers)
     groups = [
-        {"label": group.label, "depth": group.depth, "height": height, "width": width}
-        for group, (height, width) in zip(maps.groups, sheet.sizes, strict=True)
+        {"label": group.label, "depth": group.depth, "size": size, "height": height, "width": width}
+        for group, size, (height, width) in zip(maps.groups, sizes, sheet.sizes, strict=True)
     ]
     return {
         "version": VERSION,
         "prompt": prompt,
         "words": [{"text": w.text, "kind": w.kind, "positions": list(w.positions)} for w in words],
         "groups": groups,
+        "size": None if others else first,
         "bins": [{"from": start, "to": end} for start, end in maps.bins],
         "tile": {"height": sheet.height, "width": sheet.width, "columns": sheet.columns},
         "scale": list(sheet.scale),

@@ -43,6 +43,10 @@ class AttentionMaps:
     def tokens(self) -> int:
         return int(self.values[0].shape[2])
 
+    def of_image(self, index: int) -> AttentionMaps:
+        """The same for one image alone."""
+        return replace(self, values=tuple(v[:, index : index + 1] for v in self.values))
+
     def for_prompt(self, tokens: int) -> AttentionMaps:
         """The same for a prompt of `tokens` positions: a context repeated for batching is folded back.
 
@@ -61,16 +65,18 @@ class AttentionMaps:
     def layers_of(self, part: str | None = None, side: int | None = None) -> list[int]:
         """Indices of the groups in `part` of the UNet whose longer side is nearest to `side`; all where None.
 
-        Raises ValueError where the part has no cross-attention.
+        Of the whole UNet it is the nearest side that a layer on the way down or up has: a picture larger than usual
+        would otherwise be seen through the middle alone. Raises ValueError where the part has no cross-attention.
         """
         found = [i for i, group in enumerate(self.groups) if part in (None, group.part)]
         if not found:
             raise ValueError(f"this model has no cross-attention in its {part} part")
         if side is None:
             return found
-        # In octaves: 8 and 32 are equally far from 16; then the finer one.
         sides = {i: max(self.groups[i].height, self.groups[i].width) for i in found}
-        nearest = min(sides.values(), key=lambda one: (max(one, side) / min(one, side), -one))
+        outer = [sides[i] for i in found if self.groups[i].part != "middle"] or list(sides.values())
+        # In octaves: 8 and 32 are equally far from 16; then the finer one.
+        nearest = min(outer, key=lambda one: (max(one, side) / min(one, side), -one))
         return [i for i in found if sides[i] == nearest]
 
 

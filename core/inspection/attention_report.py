@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..maths.statistics import paired_bootstrap
 from ..models.protocol import Conditioning, ImageSize, TextToImageModel
 from ..models.text import encode_prompts
 from ..world.captions import BACKGROUND_PHRASES
@@ -33,7 +34,18 @@ class Asked:
     words: str
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Shares:
+    """What `over_chance` says of every scene, (N, 4): of the layers that are shown, of all together, of each by itself
+    and of each timestep in the former; and the subject's part of the picture, (N,)."""
+
+    shown: torch.Tensor
+    every: torch.Tensor
+    layers: dict[str, torch.Tensor]
+    timesteps: dict[int, torch.Tensor]
+    area: torch.Tensor
+
+
 def attention_report(
     model: TextToImageModel,
     scenes: int = 100,
@@ -45,54 +57,83 @@ def attention_report(
 ) -> dict[str, Any]:
     """The share of the subject word's map that lies inside the subject's mask, and of the background word's outside.
 
-    Each rendered scene is noised to every timestep and looked at once with "a photo of a {} in the snow". Without
-    `concept` the subjects are ordinary ones, called by their class; with it they are that held-out concept, called by
-    the learned `vectors`, or by its class word where there are none. "over_chance" is the share divided by that of an
-    even map (the area), its mean over scenes; 1 is blind. The figures at the top are those of the layers whose maps are
-    16 x 16 or nearest to it, which METHODS.md section 4 shows; also of `all_layers` together, of each of `layers` by
-    itself, and of each timestep in the former.
+    "over_chance" is the share divided by that of an even map (the area), its mean over scenes with its 95 % bootstrap
+    interval; 1 is blind. The figures at the top are those of the layers whose maps are 16 x 16 or nearest to it, which
+    METHODS.md section 4 shows; also of `all_layers` together, of each of `layers` by itself, and of each timestep in
+    the former. The arguments are those of `scene_shares`, which raises.
+    """
+    shares = scene_shares(model, scenes, vectors, concept=concept, timesteps=timesteps, seed=seed)
+    return {
+        **summary(shares.shown),
+        "all_layers": summary(shares.every),
+        "layers": [{"layer": label, **summary(values)} for label, values in shares.layers.items()],
+        "timesteps": [{"timestep": timestep, **summary(values)} for timestep, values in shares.timesteps.items()],
+        "subject_area": float(shares.area.mean()),
+        "scenes": scenes,
+        "concept": concept,
+        "filled_with": "vectors" if vectors is not None else "class words",
+        "seed": seed,
+    }
 
-    Raises ValueError where vectors come without their concept.
+
+@torch.no_grad()
+def scene_shares(
+    model: TextToImageModel,
+    scenes: int,
+    vectors: Mapping[str, torch.Tensor] | None = None,
+    *,
+    concept: str | None = None,
+    timesteps: Sequence[int] = TIMESTEPS,
+    seed: int = 0,
+) -> Shares:
+    """Each rendered scene is noised to every timestep and looked at once with "a photo of a {} in the snow".
+
+    Without `concept` the subjects are ordinary ones, called by their class; with it they are that held-out concept,
+    called by the learned `vectors`, or by its class word where there are none. Raises ValueError where vectors come
+    without their concept, or there are fewer than two scenes.
     """
     if vectors is not None and concept is None:
         raise ValueError("say which held-out concept the vectors are for: concept='goblet', say")
+    if scenes < 2:
+        raise ValueError("ask for two scenes at least; of one there is no interval")
     asked = questions(scenes, seed, concept)
     drawn = [render(one.scene) for one in asked]
     masks = torch.from_numpy(np.stack([mask.subject for _, mask in drawn])).float()
-    whole: list[torch.Tensor] = []
-    every: list[torch.Tensor] = []
-    by_layer: list[list[torch.Tensor]] = []
-    by_timestep: list[list[torch.Tensor]] = []
-    labels: list[str] = []
+    parts: list[Shares] = []
     with model.session():
         for start in range(0, scenes, BATCH):
             part = slice(start, min(start + BATCH, scenes))
             pictures = torch.from_numpy(np.stack([picture for picture, _ in drawn[part]]))
             maps = attended(model, pictures, asked[part], vectors, timesteps, seed + start)
             pairs = [word_pair(model, one.probe, vectors, None if vectors else one.words) for one in asked[part]]
-            labels = [f"{group.label} ({group.layers[0]})" for group in maps.groups]
-            inside, shown = masks[part], maps.layers_of(side=SIDE)
-            whole.append(over_chance(maps, pairs, inside, layers=shown))
-            every.append(over_chance(maps, pairs, inside))
-            by_layer.append([over_chance(maps, pairs, inside, layers=[g]) for g in range(len(maps.groups))])
-            by_timestep.append([over_chance(maps, pairs, inside, layers=shown, steps=stretch) for stretch in maps.bins])
-    return {
-        **_means(torch.cat(whole)),
-        "all_layers": _means(torch.cat(every)),
-        "layers": [
-            {"layer": label, **_means(torch.cat(values))}
-            for label, values in zip(labels, zip(*by_layer, strict=True), strict=True)
-        ],
-        "timesteps": [
-            {"timestep": timestep, **_means(torch.cat(values))}
-            for timestep, values in zip(sorted(timesteps, reverse=True), zip(*by_timestep, strict=True), strict=True)
-        ],
-        "subject_area": float(masks.mean()),
-        "scenes": scenes,
-        "concept": concept,
-        "filled_with": "vectors" if vectors is not None else "class words",
-        "seed": seed,
-    }
+            parts.append(shares_of(maps, pairs, masks[part], sorted(timesteps, reverse=True)))
+    return Shares(
+        shown=torch.cat([one.shown for one in parts]),
+        every=torch.cat([one.every for one in parts]),
+        layers={label: torch.cat([one.layers[label] for one in parts]) for label in parts[0].layers},
+        timesteps={t: torch.cat([one.timesteps[t] for one in parts]) for t in parts[0].timesteps},
+        area=masks.mean(dim=(1, 2)),
+    )
+
+
+def shares_of(
+    maps: AttentionMaps, pairs: Sequence[tuple[list[int], list[int]]], inside: torch.Tensor, timesteps: Sequence[int]
+) -> Shares:
+    """Of some pictures. `maps` has a bin for each of `timesteps`."""
+    shown = maps.layers_of(side=SIDE)
+    return Shares(
+        shown=over_chance(maps, pairs, inside, layers=shown),
+        every=over_chance(maps, pairs, inside),
+        layers={
+            f"{group.label} ({group.layers[0]})": over_chance(maps, pairs, inside, layers=[index])
+            for index, group in enumerate(maps.groups)
+        },
+        timesteps={
+            timestep: over_chance(maps, pairs, inside, layers=shown, steps=stretch)
+            for timestep, stretch in zip(timesteps, maps.bins, strict=True)
+        },
+        area=inside.mean(dim=(1, 2)),
+    )
 
 
 def questions(scenes: int, seed: int, concept: str | None = None) -> list[Asked]:
@@ -152,7 +193,7 @@ def over_chance(
     found = []
     for index, pair in enumerate(pairs):
         mask = inside[index]
-        heat = word_maps(maps, pair, layers=layers, steps=steps, size=tuple(mask.shape))[index].cpu()
+        (heat,) = word_maps(maps.of_image(index), pair, layers=layers, steps=steps, size=tuple(mask.shape)).cpu()
         subject, background = share(heat[0], mask), share(heat[1], 1 - mask)
         found.append(torch.stack([subject, subject / mask.mean(), background, background / (1 - mask).mean()]))
     return torch.stack(found)
@@ -163,13 +204,24 @@ def share(heat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (heat * mask).sum() / heat.sum()
 
 
-def _means(values: torch.Tensor) -> dict[str, float]:
+def summary(values: torch.Tensor, groups: Sequence[Hashable] | None = None) -> dict[str, Any]:
+    """Means over scenes (N, 4) with 95 % bootstrap intervals of those over chance; `groups` (say, each scene's concept)
+    are drawn before the scenes in them."""
     inside, ratio, outside, outside_ratio = values.double().mean(dim=0).tolist()
+    of_subject, of_background = (interval(values[:, at], groups) for at in (1, 3))
     return {
         "subject_inside": inside,
         "subject_over_chance": ratio,
+        "subject_over_chance_interval": of_subject,
         "subject_twice_chance": float((values[:, 1] >= 2).double().mean()),
         "background_outside": outside,
         "background_over_chance": outside_ratio,
+        "background_over_chance_interval": of_background,
         "background_better_than_chance": float((values[:, 3] > 1).double().mean()),
     }
+
+
+def interval(values: torch.Tensor, groups: Sequence[Hashable] | None = None) -> list[float]:
+    """The ends of the 95 % bootstrap interval of the mean of values (N,)."""
+    found = paired_bootstrap(values.numpy(), np.zeros(len(values)), groups=groups)
+    return [found.low, found.high]

@@ -86,9 +86,26 @@ export function peak(map) {
 /** The smallest value of a map. */
 export const lowest = (map) => map.data.reduce((one, other) => Math.min(one, other), Infinity);
 
-/** Groups of layers from the picture's side of the network to its middle: their indices by depth. */
-export function byDepth(groups) {
-  return groups.map((_, index) => index).sort((a, b) => groups[a].depth - groups[b].depth || a - b);
+/** Groups of layers in the order in which the network runs them, those of one size or, where `size` is null, all: their indices. */
+export function byDepth(groups, size = null) {
+  const indices = groups.map((_, index) => index).sort((a, b) => groups[a].depth - groups[b].depth || a - b);
+  return size === null ? indices : indices.filter((index) => groups[index].size === size);
+}
+
+/** What to call the groups of `byDepth`: "down", or "16 x 16, down" where sizes differ, with a number where several are alike. */
+export function layerNames(groups, size = null) {
+  const names = byDepth(groups, size).map((index) => (size === null ? groups[index].label : groups[index].label.split(", ").at(-1)));
+  const seen = new Map();
+  return names.map((name) => {
+    seen.set(name, (seen.get(name) ?? 0) + 1);
+    return names.filter((other) => other === name).length > 1 ? `${name} ${seen.get(name)}` : name;
+  });
+}
+
+/** The sizes of maps that there are, the finest first. */
+export function sizes(groups) {
+  const finer = (one, other) => other.height * other.width - one.height * one.width;
+  return [...new Set([...groups].sort(finer).flatMap(({ size }) => size ?? []))];
 }
 
 /** The indices low..high, both within the length; everything where the range is null. */
@@ -108,17 +125,19 @@ export function clamped(range, length) {
 /**
  * The decoded atlas: gives the mean map of a word over chosen layers and steps, and remembers it.
  *
- * `choice` is { image, layers, steps }: `layers` a range in the order of `byDepth`, `steps` a range of bins.
+ * `choice` is { image, size, layers, steps }: `layers` a range in the order of `byDepth` for that size, `steps` a range
+ * of bins.
  */
 export class Atlas {
   constructor(report, pixels, width) {
     if (!(pixels.length >= report.tile.width * report.tile.height * tileCount(report)))
       throw new Error("the atlas is smaller than its tiles");
-    Object.assign(this, { report, pixels, width, order: byDepth(report.groups), known: new Map() });
+    Object.assign(this, { report, pixels, width, known: new Map() });
   }
 
   map(word, choice) {
-    const layers = span(choice.layers, this.order.length).map((place) => this.order[place]);
+    const order = byDepth(this.report.groups, choice.size);
+    const layers = span(choice.layers, order.length).map((place) => order[place]);
     const steps = span(choice.steps, this.report.bins.length);
     const key = JSON.stringify([word, choice.image, layers, steps]);
     if (!this.known.has(key)) {

@@ -1,6 +1,6 @@
 /** What a person chose in the viewer, in a form that survives a new prompt and a reload of the page. */
 
-export const DEFAULTS = { pins: [], layers: null, steps: null, image: 0, common: false, special: false };
+export const DEFAULTS = { pins: [], size: null, layers: null, steps: null, image: 0, common: false, special: false };
 
 /** The choice as kept in a node's properties, with the defaults for whatever is missing or not what it should be. */
 export function restored(kept) {
@@ -9,6 +9,7 @@ export function restored(kept) {
   const pin = (value) => typeof value?.text === "string" && Number.isInteger(value.nth) && Number.isInteger(value.colour);
   return {
     pins: Array.isArray(given.pins) ? given.pins.filter(pin) : [],
+    size: typeof given.size === "string" ? given.size : null,
     layers: range(given.layers),
     steps: range(given.steps),
     image: Number.isInteger(given.image) && given.image > 0 ? given.image : 0,

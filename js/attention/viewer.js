@@ -3,12 +3,13 @@
 import { element, rangeSlider } from "../elements.js";
 import { loadAtlas } from "./atlas_file.js";
 import { blend, css, freeColour, PALETTE, readableOn } from "./colours.js";
-import { byDepth, clamped, lowest, peak, resized } from "./maps.js";
+import { byDepth, clamped, layerNames, lowest, peak, resized, sizes } from "./maps.js";
 import { indexOf, nameOf, restored } from "./state.js";
 import { placed } from "./tags.js";
 import { WordList } from "./words.js";
 
 const SIDE = 320; // cells of the longer side that maps are drawn with
+const ALL_SIZES = "all";
 const AGAIN = "The maps of the last run are gone. Queue again to see them.";
 const BEFORE = "Queue the graph, then point at a word to see where it acts.";
 
@@ -100,7 +101,13 @@ export class AttentionViewer {
     for (const [turner, name] of [[this.before, "Image before"], [this.after, "Image after"]]) turner.setAttribute("aria-label", name);
     this.which = element("output", { class: "ci-said" });
     this.turner = element("span", { class: "ci-turner" }, this.before, this.which, this.after);
-    return element("div", { class: "ci-buttons" }, this.common, this.special, this.unpin, this.turner);
+    this.size = element("select", {
+      class: "ci-button",
+      title: "Cells of the maps. The coarsest layers hardly tell one place from another",
+      "aria-label": "Size of maps",
+      change: () => this.choose({ size: this.size.value, layers: null }),
+    });
+    return element("div", { class: "ci-buttons" }, this.size, this.common, this.special, this.unpin, this.turner);
   }
 
   say(text) {
@@ -135,7 +142,22 @@ export class AttentionViewer {
   }
 
   choice() {
-    return { image: this.image(), layers: this.state.layers, steps: this.state.steps };
+    return { image: this.image(), size: this.chosenSize(), layers: this.state.layers, steps: this.state.steps };
+  }
+
+  /** The size of maps that was chosen, else the node's own choice; null for all. */
+  chosenSize() {
+    const { groups, size = null } = this.report;
+    if (this.state.size === ALL_SIZES) return null;
+    return sizes(groups).find((one) => one === this.state.size) ?? size;
+  }
+
+  drawSizes() {
+    const found = sizes(this.report.groups);
+    const option = (value, text) => element("option", { value, text });
+    this.size.replaceChildren(...found.map((size) => option(size, `${size} cells`)), option(ALL_SIZES, "All sizes"));
+    this.size.value = this.chosenSize() ?? ALL_SIZES;
+    this.size.hidden = found.length < 2;
   }
 
   /** The words that are looked at: the one pointed at alone, else all that are pinned. */
@@ -150,7 +172,9 @@ export class AttentionViewer {
     if (!this.report) return;
     const { report, state } = this;
     this.words.draw(this.pins(), state.special);
-    this.layers.set(report.groups.length, clamped(state.layers, report.groups.length));
+    this.drawSizes();
+    const layers = byDepth(report.groups, this.chosenSize()).length;
+    this.layers.set(layers, clamped(state.layers, layers));
     this.steps.set(report.bins.length, clamped(state.steps, report.bins.length));
     this.common.setAttribute("aria-pressed", state.common);
     this.special.setAttribute("aria-pressed", state.special);
@@ -268,10 +292,9 @@ export class AttentionViewer {
 
   sayLayers([first, last]) {
     if (!this.report) return "";
-    const { groups } = this.report;
-    const order = byDepth(groups);
-    if (first === 0 && last === groups.length - 1) return "all";
-    const [from, to] = [groups[order[first]].label, groups[order[last]].label];
+    const names = layerNames(this.report.groups, this.chosenSize());
+    if (first === 0 && last === names.length - 1) return "all";
+    const [from, to] = [names[first], names[last]];
     return first === last ? from : `${from} – ${to}`;
   }
 

@@ -11,9 +11,9 @@ REPORT = {
     "images": 2,
     "bins": [{"from": 0.0, "to": 0.5}, {"from": 0.5, "to": 1.0}],
     "groups": [
-        {"label": "8 x 8, down", "depth": 0.0, "height": 6, "width": 8},
-        {"label": "4 x 4, up", "depth": 1.0, "height": 3, "width": 4},
-        {"label": "4 x 4, middle", "depth": 0.5, "height": 3, "width": 4},
+        {"label": "6 x 8, down", "size": "6 x 8", "depth": 0.0, "height": 6, "width": 8},
+        {"label": "3 x 4, up", "size": "3 x 4", "depth": 1.0, "height": 3, "width": 4},
+        {"label": "3 x 4, middle", "size": "3 x 4", "depth": 0.5, "height": 3, "width": 4},
     ],
     "words": [
         {"text": text, "kind": "word", "positions": [i]} for i, text in enumerate(["a", "cat", "on", "a", "mat"])
@@ -57,16 +57,25 @@ def test_a_tile_is_where_row_major_order_puts_it(page):
     assert page.run("maps.tileCount(report)") == len(every)
 
 
-@pytest.mark.parametrize("layers", [None, [0, 0], [1, 2]])
+# By depth the groups are 0, 2, 1; those of 3 x 4 are 2, 1.
+LAYERS = [
+    (None, None, [0, 1, 2]),
+    (None, [0, 0], [0]),
+    (None, [1, 2], [2, 1]),
+    ("3 x 4", None, [2, 1]),
+    ("3 x 4", [1, 1], [1]),
+    ("6 x 8", [0, 2], [0]),
+]
+
+
+@pytest.mark.parametrize(("size", "layers", "groups"), LAYERS)
 @pytest.mark.parametrize("steps", [None, [1, 1]])
-def test_a_map_is_the_mean_over_the_chosen_layers_and_steps(page, layers, steps):
+def test_a_map_is_the_mean_over_the_chosen_layers_and_steps(page, size, layers, groups, steps):
     random = np.random.default_rng(0)
     rows = math.ceil(np.prod(SHAPE) / REPORT["tile"]["columns"])
     atlas = random.integers(0, 256, (rows * 6, REPORT["tile"]["columns"] * 8))
     scale = random.uniform(0.01, 1, int(np.prod(SHAPE)))
     image, word = 1, 3
-    # By depth the groups are 0, 2, 1.
-    groups = {None: [0, 1, 2], (0, 0): [0], (1, 2): [2, 1]}[layers and tuple(layers)]
     maps = []
     for group in groups:
         for step in [0, 1] if steps is None else [1]:
@@ -76,7 +85,7 @@ def test_a_map_is_the_mean_over_the_chosen_layers_and_steps(page, layers, steps)
             maps.append(atlas[row * 6 : row * 6 + height, column * 8 : column * 8 + width] / 255 * scale[index])
     largest = np.max([one.shape for one in maps], 0)
     wanted = np.mean([linear(one, *largest) for one in maps], 0)
-    choice = json.dumps({"image": image, "layers": layers, "steps": steps})
+    choice = json.dumps({"image": image, "size": size, "layers": layers, "steps": steps})
     given = page.run(
         f"(() => {{ const whole = {{ ...report, scale: {json.dumps(scale.tolist())} }};"
         f"const atlas = new maps.Atlas(whole, Uint8Array.from({json.dumps(atlas.ravel().tolist())}), {atlas.shape[1]});"
@@ -84,6 +93,14 @@ def test_a_map_is_the_mean_over_the_chosen_layers_and_steps(page, layers, steps)
     )
     assert given[:2] == list(wanted.shape)
     np.testing.assert_allclose(given[2], wanted.ravel(), rtol=1e-5)
+
+
+def test_layers_have_names_of_their_own(page):
+    assert page.run("maps.sizes(report.groups)") == ["6 x 8", "3 x 4"]
+    assert page.run("maps.layerNames(report.groups)") == ["6 x 8, down", "3 x 4, middle", "3 x 4, up"]
+    assert page.run("maps.layerNames(report.groups, '3 x 4')") == ["middle", "up"]
+    twice = page.run("maps.layerNames([...report.groups, ...report.groups], '6 x 8')")
+    assert twice == ["down 1", "down 2"]
 
 
 def test_the_overlay_covers_most_where_the_map_is_strongest(page):
@@ -119,7 +136,7 @@ def test_pins_follow_their_word_through_another_prompt(page):
 
 
 @pytest.mark.parametrize(
-    "kept", ["null", "7", "{ pins: 3, layers: ['a', 1], image: -2, common: 'yes' }", "{ pins: [null] }"]
+    "kept", ["null", "7", "{ pins: 3, size: 4, layers: ['a', 1], image: -2, common: 'yes' }", "{ pins: [null] }"]
 )
 def test_a_broken_choice_becomes_the_default(page, kept):
     assert page.run(f"state.restored({kept})") == page.run("state.DEFAULTS")

@@ -4,7 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from contextual_inversion.core.inspection.attention import AttentionRecorder
+from contextual_inversion.core.inspection.attention_atlas import atlas, description
+from contextual_inversion.core.prompts.words import PromptWord
 
 WORDS = ["a", "red", "castle", "on", "grass"]
 SIDE = 8
@@ -137,6 +142,93 @@ def test_one_chip_is_in_the_tab_order_and_keys_walk(page):
     assert pinned(page) == ["a", "grass"]
     page.key("Escape")
     assert pinned(page) == page.run("window.kept.pins") == []
+
+
+SIZES = """{ ...report, images: 1, size: "8 x 8", groups: ["8 x 8", "4 x 4"].map((size, depth) =>
+    ({ ...report.groups[0], label: `${size}, up`, size, depth })) }"""
+"""The maps of the two images as those of one, in layers of two sizes."""
+
+
+def test_the_size_that_the_node_shows_comes_first_and_another_is_kept(page):
+    page.run(f"make(null, {SIZES})")
+    options = "[...viewer.size.options].map((option) => option.value)"
+    assert page.run(options) == ["8 x 8", "4 x 4", "all"]
+    page.point(chip("castle"))
+    assert strongest(page) == peaks(0)[WORDS.index("castle")]
+    assert page.run("viewer.layers.element.hidden"), "one layer is nothing to choose from"
+    page.run("viewer.size.value = '4 x 4'; viewer.size.dispatchEvent(new Event('change'))")
+    assert page.run("window.kept.size") == "4 x 4"
+    assert strongest(page) == peaks(1)[WORDS.index("castle")]
+    page.run(f"make(window.kept, {SIZES})")
+    assert page.run("viewer.size.value") == "4 x 4"
+    page.run("viewer.size.value = 'all'; viewer.size.dispatchEvent(new Event('change'))")
+    assert not page.run("viewer.layers.element.hidden")
+    assert page.run("viewer.layers.element.querySelector('output').textContent") == "all"
+    # A size that the next picture does not have is not asked for in vain.
+    page.run(f"make({{ size: '5 x 5' }}, {SIZES})")
+    assert page.run("viewer.size.value") == "8 x 8"
+    page.run("make(null, report)")
+    assert page.run("viewer.size.hidden")
+
+
+def sdxl_layers() -> list[str]:
+    """The 70 cross-attention layers of SDXL in forward order."""
+    blocks = [("down_blocks.1", 2, 2), ("down_blocks.2", 2, 10), ("mid_block", 1, 10)]
+    blocks += [("up_blocks.0", 3, 10), ("up_blocks.1", 3, 2)]
+    return [
+        f"{block}.attentions.{i}.transformer_blocks.{j}.attn2"
+        for block, attentions, depth in blocks
+        for i in range(attentions)
+        for j in range(depth)
+    ]
+
+
+def test_a_wide_picture_of_sdxl(page, static, pictures):
+    """832 x 1216 pixels: 70 layers in two sizes, neither of them square; the last word's map is a spot at the left."""
+    _, folder = static
+    layers = sdxl_layers()
+    assert len(layers) == 70
+    recorder = AttentionRecorder(bins=2)
+    recorder.begin(layers)
+    for index, name in enumerate(layers):
+        height, width = (52, 76) if name.startswith(("down_blocks.1", "up_blocks.1")) else (26, 38)
+        maps = torch.full((1, len(WORDS) + 1, height, width), 1e-3)
+        maps[0, -1, height // 4, width // 8] = 0.5
+        for stretch in range(2):
+            recorder.add("prompt", index, stretch, maps)
+    recorder.finish()
+    found = recorder.maps()
+    words = [PromptWord(text, "word", (place + 1,)) for place, text in enumerate(WORDS)]
+    sheet = atlas(found, words)
+    Image.fromarray(sheet.pixels.numpy()).save(folder / "sdxl.png")
+    Image.new("RGB", (1216, 832), (70, 90, 110)).save(folder / "wide.png")
+    file = {"subfolder": "", "type": "temp"}
+    told = description(found, words, sheet, " ".join(WORDS), found.layers_of(side=16))
+    told |= {"atlas": {"filename": "sdxl.png", **file}, "pictures": [{"filename": "wide.png", **file}]}
+    page.run(f"make(null, {json.dumps(told)})")
+    page.wait("document.querySelector('.ci-frame img').naturalWidth > 0")
+    assert page.run("[...viewer.size.options].map((option) => option.value)") == ["18 x 26", "13 x 19", "all"]
+    assert page.run("viewer.size.value") == "13 x 19"
+    box = page.run("(() => { const b = viewer.frame.getBoundingClientRect(); return b.width / b.height; })()")
+    assert box == pytest.approx(1216 / 832, rel=0.01)
+    page.point(chip("grass"))
+    page.wait("document.querySelector('.ci-tag')")
+    left, top = page.run(
+        "(({ style }) => [parseFloat(style.left), parseFloat(style.top)])(document.querySelector('.ci-peak'))"
+    )
+    assert (left, top) == (pytest.approx(100 / 8, abs=3), pytest.approx(100 / 4, abs=4))
+    # Every block has a place on the slider and a name of its own.
+    page.run("viewer.size.value = 'all'; viewer.size.dispatchEvent(new Event('change'))")
+    said = page.run(
+        "(() => { const ends = viewer.layers.element.querySelectorAll('input'); const texts = [];"
+        "for (let at = 0; at <= Number(ends[0].max); at++) { for (const end of ends) end.value = at;"
+        "ends[0].dispatchEvent(new Event('input'));"
+        "texts.push(viewer.layers.element.querySelector('output').textContent); } return texts; })()"
+    )
+    assert len(said) == len(set(said)) == 11
+    assert said[:3] == ["18 x 26, down 1", "18 x 26, down 2", "13 x 19, down 1"]
+    assert said[-1] == "18 x 26, up 3"
+    page.photograph(pictures / "sdxl-wide.png")
 
 
 def test_missing_files_are_said(page):

@@ -146,6 +146,7 @@ def test_words_masks_and_choices(run_graph, comfyui):
     run = run_graph(nodes, keep=keep)
     assert run.status == "success", run.error
     words = {w["text"]: w for w in report(run)["words"]}
+    assert report(run)["size"] is None, "layers of several sizes"
     assert len(words["gear"]["positions"]) == 2
     assert len(words["surrealistically"]["positions"]) > 1
     assert run.kept["images"].shape == (6, 96, 128, 3)
@@ -156,6 +157,7 @@ def test_words_masks_and_choices(run_graph, comfyui):
     nodes["a"]["inputs"].update(words="gear", mask_words="", mask_threshold=0.5, layers="up", resolution="16 cells")
     run = run_graph(nodes, keep=keep)
     assert run.executed == ["a"]
+    assert report(run)["size"] == "12 x 16", "the viewer begins with the layers that are drawn"
     assert run.kept["images"].shape == (2, 96, 128, 3)
     assert set(run.kept["masks"].unique().tolist()) == {0.0, 1.0}
     assert not torch.equal(run.kept["masks"], (soft >= 0.5).float())

@@ -207,6 +207,8 @@ def test_a_word_is_the_mean_of_tokens_layers_and_steps() -> None:
     assert torch.equal(common.amax((1, 2, 3)), torch.ones(3))
     torch.testing.assert_close(common[:, 0] / common[:, 1], both[:, 0] / both[:, 1])
     assert maps.layers_of(side=16) == [0]
+    assert maps.layers_of(side=3) == [0], "not the middle alone"
+    assert maps.layers_of("middle", side=16) == [1]
     assert maps.layers_of("middle") == [1]
 
 
@@ -216,7 +218,10 @@ def test_the_atlas_holds_every_map(monkeypatch: pytest.MonkeyPatch, limit: int) 
     monkeypatch.setattr("contextual_inversion.core.inspection.attention_atlas.SMALLEST", 1)
     maps, words = example(), [PromptWord("one", "word", (1,)), PromptWord("two", "word", (2, 3))]
     sheet = atlas(maps, words)
-    told = description(maps, words, sheet, "one two")
+    told = description(maps, words, sheet, "one two", [0])
+    assert [group["size"] for group in told["groups"]] == ["4 x 6", "2 x 3"]
+    assert told["size"] == "4 x 6"
+    assert description(maps, words, sheet, "one two", [0, 1])["size"] is None
     pixels, number = sheet.pixels.numpy() / 255, 0
     if limit == 200:
         assert max(sheet.height, sheet.width) < 6
