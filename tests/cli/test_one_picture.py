@@ -20,15 +20,16 @@ from contextual_inversion.cli.claims import Part
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.files import load_concept, save_bundle
 from contextual_inversion.core.files.tuning_encoder import load_tuning_encoder
+from contextual_inversion.core.inspection.world_evaluation import SIZE
+from contextual_inversion.core.maths.schedule import add_noise, at_timesteps, prediction_target
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.image_encoder import ImageEncoder
 from contextual_inversion.core.models.lora import from_lora
 from contextual_inversion.core.models.low_rank import apply_deltas
-from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.text import encode_prompts
 from contextual_inversion.core.models.tiny import load_tiny
-from contextual_inversion.core.training.predict import predict_concept
-from contextual_inversion.core.world.concepts import concept_images
+from contextual_inversion.core.training.predict import observed, predict_concept
+from contextual_inversion.core.world.concepts import CONCEPTS, concept_images
 from contextual_inversion.core.world.scenes import IMAGE_SIZE
 
 WIDTHS = {"clip_l": 128}
@@ -102,12 +103,11 @@ def test_stock_diffusers_draws_the_same_picture_with_the_bundle(encoder, tmp_pat
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
-    size = ImageSize(IMAGE_SIZE, IMAGE_SIZE)
 
     def drawn(vectors):
         with torch.no_grad():
             prompts = [
-                model.conditioning(encode_prompts(model, [text], vectors=vectors), size).context
+                model.conditioning(encode_prompts(model, [text], vectors=vectors), SIZE).context
                 for text in ("a photo of a {} in the snow", "")
             ]
         options = {"height": IMAGE_SIZE, "width": IMAGE_SIZE, "num_inference_steps": 2, "output_type": "np"}
@@ -124,6 +124,34 @@ def test_stock_diffusers_draws_the_same_picture_with_the_bundle(encoder, tmp_pat
     pipeline.disable_lora()
     np.testing.assert_array_equal(drawn(bundle.vectors), plain)
     assert np.abs(plain - memory).max() > 0.01
+
+
+def test_the_bundled_encoder_knows_more_of_a_picture_than_its_nearest_word():
+    """Of concepts that it never saw, on average: the denoising error of the picture with what it predicts, against the
+    prompt with the nearest real word. That it belongs to the bundled model, `predict_concept` sees to."""
+    model, (images, network) = encoder_trials.demo_model(), encoder_ways.loaded(None)
+    errors = []
+    for name in CONCEPTS:
+        picture = torch.from_numpy(concept_images(name, 1, seed=1)[0][0]) / 255
+        concept = predict_concept(model, images, network, picture)
+        latents, _ = observed(model, images, picture, IMAGE_SIZE)
+        word = denoising_error(model, latents, words=concept.hard_token)
+        with apply_deltas(model, from_lora(model, concept.lora)):
+            errors.append((word, denoising_error(model, latents, vectors=concept.vectors)))
+    word, predicted = np.mean(errors, axis=0)
+    assert predicted < 0.95 * word
+
+
+@torch.no_grad()
+def denoising_error(model, latents, **slot):
+    """Of a picture under "a photo of a ...", the mean over timesteps."""
+    times = torch.arange(60, 1000, 120)
+    latents = latents.expand(len(times), -1, -1, -1)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    alpha_bar = at_timesteps(model.schedule.alpha_bar, times)
+    context = model.conditioning(encode_prompts(model, ["a photo of a {}"], **slot), SIZE).expand(len(times))
+    found = model.predict(add_noise(latents, noise, alpha_bar), times, context)
+    return float((found - prediction_target(model.schedule.prediction_type, latents, noise, alpha_bar)).square().mean())
 
 
 def test_mistakes_say_what_to_do(encoder, picture, capsys, monkeypatch):

@@ -26,7 +26,7 @@ def encoder_file(comfyui):
     """A tuning-encoder for the bundled model that has learned nothing, but whose LoRA is not zero."""
     with torch.inference_mode(False):
         pretraining, prediction = pack("core.training.encoder_pretraining"), pack("core.training.prediction")
-        images = pack("nodes.tuning_encoders").image_encoder_of(None)
+        images = pack("nodes.clip_vision").image_encoder_of(None)
         demo = pack("nodes.demo_model")
         model = pack("nodes.comfy_model").ComfyModel(demo.load_model_patcher(), demo.load_clip(), demo.load_vae())
         recipes = pack("core.training.encoder_recipes")
@@ -155,11 +155,17 @@ def test_an_encoder_of_another_model_is_refused_by_both_names(run_graph, encoder
     assert "the UNet differs" in message
 
 
-def test_a_small_pretraining_writes_a_file_that_predicts(run_graph, comfyui):
-    prompt = graph()
+def pretraining(**changes: object) -> dict:
+    """PretrainTuningEncoder's entry, with few and small steps."""
     given = {"world_pictures": 3, "size": "auto (for this model)", "rank": 2, "steps": 2, "batch": 2, "seed": 0}
     given |= {"learning_rate": 0.0, "contrastive_weight": 0.01, "name": "from-graph", "continue_interrupted": True}
-    prompt["encoder"] = call("PretrainTuningEncoder", model=["model", 0], clip=["model", 1], vae=["model", 2], **given)
+    sockets = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2]}
+    return call("PretrainTuningEncoder", **sockets, **given | changes)
+
+
+def test_a_small_pretraining_writes_a_file_that_predicts(run_graph, comfyui):
+    prompt = graph()
+    prompt["encoder"] = pretraining()
     run = run_graph(prompt, keep={"concept": ("predict", 0), "loss": ("encoder", 1), "file": ("encoder", 2)})
     assert run.status == "success", run.error
     assert len(run.kept["loss"]["loss"]) == 2
@@ -169,10 +175,39 @@ def test_a_small_pretraining_writes_a_file_that_predicts(run_graph, comfyui):
     }
 
 
-def test_the_workflow_runs_from_its_file(run_ui_workflow, encoder_file, repository):
+def test_a_cancelled_pretraining_goes_on_from_its_checkpoint(run_graph, comfyui, monkeypatch):
+    import comfy.model_management
+
+    reporter = pack("nodes.reporting").Reporter
+    reports, started, cancel = reporter.__call__, [], True
+
+    def report(self: object, event: object) -> None:
+        reports(self, event)
+        if hasattr(event, "first_step"):
+            started.append(event.first_step)
+        if cancel and type(event).__name__ == "CheckpointSaved":
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(reporter, "__call__", report)
+    prompt = {"model": call("LoadDemoModel"), "encoder": pretraining()}
+    keep = {"loss": ("encoder", 1)}
+    kept = comfyui.base / "user" / "contextual_inversion" / "checkpoints"
+    stopped = run_graph(prompt, keep=keep)
+    assert stopped.status == "interrupted", stopped.error
+    assert len(list(kept.glob("tuning-encoder-*/*.safetensors"))) == 1
+    cancel = False
+    run = run_graph(prompt, keep=keep)
+    assert run.status == "success", run.error
+    assert started == [0, 2]
+    assert len(run.kept["loss"]["loss"]) == 2
+    assert any("pretrained in 2 steps" in data["text"] for data in run.events("progress_text"))
+    assert run.events("contextual_inversion.training")[-1]["ended"]
+    assert list(kept.glob("tuning-encoder-*")) == []
+
+
+def test_the_workflow_runs_from_its_file_with_the_bundled_encoder(run_ui_workflow, repository):
     path = repository / "workflows" / "one_picture_one_word.json"
     short = {
-        f"{PREFIX}LoadTuningEncoder": {"file": FILE},
         f"{PREFIX}TunePredictedConcept": {"steps": 2, "batch": 2},
         "KSampler": {"steps": 2},
     }
