@@ -155,12 +155,12 @@ def test_an_encoder_of_another_model_is_refused_by_both_names(run_graph, encoder
     assert "the UNet differs" in message
 
 
-def pretraining(**changes: object) -> dict:
+def pretraining() -> dict:
     """PretrainTuningEncoder's entry, with few and small steps."""
     given = {"world_pictures": 3, "size": "auto (for this model)", "rank": 2, "steps": 2, "batch": 2, "seed": 0}
     given |= {"learning_rate": 0.0, "contrastive_weight": 0.01, "name": "from-graph", "continue_interrupted": True}
     sockets = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2]}
-    return call("PretrainTuningEncoder", **sockets, **given | changes)
+    return call("PretrainTuningEncoder", **sockets, **given)
 
 
 def test_a_small_pretraining_writes_a_file_that_predicts(run_graph, comfyui):
