@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
+from ..core.models.diffusers_flexible import flexible
+from ..core.models.dual_path import DualPath, paths_in
 from ..core.models.low_rank import LowRankDelta, apply_deltas
+from ..core.models.protocol import Conditioning
 from ..core.networks.hypernetwork import targets_of
 from ..core.networks.tuning_encoder import PRESETS, Identity, Shape, TuningEncoder
 
@@ -32,7 +35,7 @@ SD15: dict[str, Any] = {
 }
 
 
-def tuning_memory(*, gradient_checkpointing: bool = True) -> dict[str, float]:
+def tuning_memory(*, gradient_checkpointing: bool = True, two_paths: bool = False) -> dict[str, float]:
     """GB by part for 12 tuning steps at batch 4 and 512 px in half precision, and their sum.
 
     The largest kept activation counts twice: the backward pass holds its gradient beside it.
@@ -41,7 +44,7 @@ def tuning_memory(*, gradient_checkpointing: bool = True) -> dict[str, float]:
     shape = sd15_shape(unet)
     with torch.device("meta"):
         encoder = TuningEncoder(Identity("sd15", "", {}, ""), shape)
-    kept, largest, factors = _kept(unet, shape, gradient_checkpointing)
+    kept, largest, factors = _kept(unet, shape, gradient_checkpointing, two_paths)
     weights = sum(value.numel() for value in unet.parameters())
     parts = {
         "unet": weights * 2,
@@ -59,10 +62,10 @@ def tuning_memory(*, gradient_checkpointing: bool = True) -> dict[str, float]:
 
 def tuning_memory_figures() -> dict[str, float]:
     """Keys for `bench`."""
-    plain, checkpointed = (tuning_memory(gradient_checkpointing=on) for on in (False, True))
     return {
-        "sd15_tuning_gb": plain["total"],
-        "sd15_tuning_checkpointed_gb": checkpointed["total"],
+        f"sd15_tuning{paths}{kept}_gb": tuning_memory(gradient_checkpointing=bool(kept), two_paths=bool(paths))["total"]
+        for paths in ("", "_dual")
+        for kept in ("", "_checkpointed")
     }
 
 
@@ -72,7 +75,7 @@ def sd15_shape(unet: Any = None) -> Shape:
     return Shape(1280, 17, MAPS, targets_of(layers), {"clip_l": CONTEXT}, PRESETS["sd"])
 
 
-def _kept(unet: Any, shape: Shape, checkpointing: bool) -> tuple[int, int, int]:
+def _kept(unet: Any, shape: Shape, checkpointing: bool, two_paths: bool) -> tuple[int, int, int]:
     """Bytes that a step keeps for its backward pass, the largest piece, and how many numbers are tuned."""
     own = {value.untyped_storage()._cdata for value in unet.parameters()}
     seen: dict[int, Any] = {}
@@ -93,9 +96,16 @@ def _kept(unet: Any, shape: Shape, checkpointing: bool) -> tuple[int, int, int]:
     context = torch.zeros(BATCH, 77, CONTEXT, device="meta", dtype=torch.float16, requires_grad=True)
     latents = torch.zeros(BATCH, 4, SIDE, SIDE, device="meta", dtype=torch.float16)
     with ExitStack() as stack:
-        stack.enter_context(apply_deltas(_Layers(unet), deltas))
+        if two_paths:
+            crosses = [name for name, _ in unet.named_modules() if name.endswith(".attn2")]
+            stack.enter_context(flexible(unet))
+            stack.enter_context(paths_in(linear_layers(unet), crosses, DualPath(Conditioning(context), deltas)))
+        else:
+            stack.enter_context(apply_deltas(_Layers(unet), deltas))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(note, lambda value: value))
-        unet(latents, torch.zeros(BATCH, device="meta"), encoder_hidden_states=context)
+        unet(
+            latents, torch.zeros(BATCH, device="meta"), encoder_hidden_states=context.detach() if two_paths else context
+        )
     sizes = [storage.nbytes() for storage in seen.values()]
     return sum(sizes), max(sizes), sum(one.a.numel() + one.b.numel() for one in deltas.values())
 
@@ -103,7 +113,7 @@ def _kept(unet: Any, shape: Shape, checkpointing: bool) -> tuple[int, int, int]:
 def probabilities(value: torch.Tensor) -> bool:
     """Whether these are attention probabilities: a GPU's fused attention keeps none of them, the meta device's does."""
     pixels = {SIDE**2 // 4**level for level in range(4)}
-    heads = value.ndim >= 3 and value.shape[-3] in range(HEADS, BATCH * HEADS + 1, HEADS)  # no map is as narrow
+    heads = value.ndim >= 3 and value.shape[-3] in range(HEADS, 2 * BATCH * HEADS + 1, HEADS)  # no map is as narrow
     return heads and value.shape[-2] in pixels and value.shape[-1] in {*pixels, 77}
 
 

@@ -31,11 +31,12 @@ def test_two_paths_at_true_size():
 
 def test_predicting_and_tuning_stay_under_the_limit_at_true_size():
     plain, checkpointed = (tuning_memory(gradient_checkpointing=on) for on in (False, True))
-    for parts in (plain, checkpointed):
+    dual = tuning_memory(gradient_checkpointing=False, two_paths=True)
+    for parts in (plain, checkpointed, dual):
         assert parts["total"] == pytest.approx(
             sum(value for key, value in parts.items() if key not in ("total", "limit"))
         )
         assert parts["total"] < LIMIT_GB
-    assert checkpointed["kept_for_backward"] < plain["kept_for_backward"]
+    assert checkpointed["kept_for_backward"] < plain["kept_for_backward"] < dual["kept_for_backward"]
     # SD 1.5's UNet has 859,520,964 weights.
     assert plain["unet"] == 2 * 859_520_964 / 1e9
