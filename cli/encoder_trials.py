@@ -14,7 +14,7 @@ from ..core.models.protocol import fingerprint
 from ..core.networks.tuning_encoder import Identity, Shape, TuningEncoder
 from ..core.world import concepts as world
 from .bench_tuning_encoder import sd15_shape
-from .claims import DEVELOPMENT, MEASURES, Part, compare, run_cells
+from .claims import DEVELOPMENT, MEASURES, Part, commit, compare, run_cells
 from .encoder_ways import RANK_PAIRS, RANK_WAYS, RANKS, WAY_PAIRS, WAYS, EncoderTrial, Way, loaded
 from .tables import rewrite_tables, table_header, table_row
 from .trials import demo_model
@@ -66,7 +66,8 @@ def main(
             f"Unknown: {', '.join(unknown) or 'none'}"
         )
     _, network = loaded(encoder)
-    folder = folder / f"{demo_model().fingerprint}-{digest(network)}"
+    model = demo_model().fingerprint
+    folder = folder / f"{model}-{digest(network)}"
     names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
     trial = EncoderTrial(encoder, prompts)
     chosen = [PARTS[name] for name in parts]
@@ -78,7 +79,8 @@ def main(
         for way in part.methods
     }
     done = dict(tqdm(run_cells(cells, folder, workers), total=len(cells), desc="trials", unit="trial"))
-    report: dict[str, Any] = {"encoder": network.provenance, "prompts": prompts, "parts": {}}
+    facts = {"commit": commit(), "model": model, "encoder": network.provenance, "prompts": prompts}
+    report: dict[str, Any] = {**facts, "parts": {}}
     for part in chosen:
         trials = [
             {**done[f"{way.key(prompts)}-{name}-{seed}"], "method": way.name}
