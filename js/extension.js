@@ -53,7 +53,7 @@ function panelOf(node) {
     const stop = () => stopTraining(node);
     const panel = new TrainingPanel({ address, stop, keep: (state) => keep(node, state) });
     panel.restore(kept(node));
-    addView(node, "training", panel.element, 260);
+    addView(node, "training", panel.element, 280);
     const [width, height] = node.computeSize();
     node.setSize([Math.max(width, node.size[0], 360), Math.max(height, node.size[1])]);
     panels.set(node, panel);
