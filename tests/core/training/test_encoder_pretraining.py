@@ -97,6 +97,16 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
         run(steps=6, given=GivenPictures(pictures(5)), resume=tmp_path)
 
 
+def test_closing_the_stream_keeps_the_work(tmp_path):
+    whole = run(steps=4, cache=0)
+    events = pretrain_encoder(model(), images(), source(), settings(steps=4, cache=0, checkpoint_dir=tmp_path))
+    with events:
+        next(event for event in events if getattr(event, "step", None) == 3)
+    (kept,) = tmp_path.iterdir()
+    assert "3" in kept.name
+    assert same(run(steps=4, cache=0, resume=tmp_path), whole)
+
+
 def test_gradient_checkpointing_changes_nothing():
     kept, again = run(steps=2), run(steps=2, gradient_checkpointing=True)
     for name, value in kept.encoder.state_dict().items():
