@@ -11,7 +11,7 @@ from ..core.maths.norms import NormMode
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.training.presets import DEMO
 from .claims import Part
-from .companion_trials import run_companion_trial
+from .companion_trials import run_companion_trial, run_neutral_companion_trial
 from .quality_trials import reached_table, run_quality_trial
 from .trials import Method, combined, core_inversion, mlm_inversion, plain_inversion
 
@@ -91,6 +91,11 @@ def companion_part(model: DiffusersModel) -> Part:
     return Part("companions", (plain_inversion(model), mlm_inversion(model)), (("mlm", "ti"),), run_companion_trial)
 
 
+def neutral_companion_part(model: DiffusersModel) -> Part:
+    """The same where the word does not begin as its class word."""
+    return replace(companion_part(model), name="companions-neutral", trial=run_neutral_companion_trial)
+
+
 def methods_part(model: DiffusersModel) -> Part:
     """Every method without and with each regularizer, against itself without."""
     choices = list(product((False, True), repeat=2))
@@ -139,6 +144,7 @@ PARTS: dict[str, Callable[[DiffusersModel], Part]] = {
     "mlm": mlm_part,
     "mlm-sweep": mlm_sweep,
     "companions": companion_part,
+    "companions-neutral": neutral_companion_part,
     "methods": methods_part,
     "norm-modes": norm_modes_part,
     "ablation": ablation_part,

@@ -16,18 +16,21 @@ from .trials import PICTURES, Method, Trial, held_out_prompts, learn
 
 PLAIN = 12
 """Pictures of the prompt that was trained on."""
+NEUTRAL = "picture"
+"""A word that means neither of the two things."""
 
 
-def run_companion_trial(model: DiffusersModel, method: Method, name: str, seed: int) -> Trial:
+def run_companion_trial(model: DiffusersModel, method: Method, name: str, seed: int, start: str | None = None) -> Trial:
     """Train on `PICTURES` pictures that hold the concept and its companion, then ask for the word alone.
 
-    Regularizers get the list of prompts for this concept. Judged are `PLAIN` pictures of the trained prompt and one of
-    each held-out place.
+    The word begins as `start`, or as its class word. Regularizers get the list of prompts for this concept. Judged are
+    `PLAIN` pictures of the trained prompt and one of each held-out place.
     """
     subject, companion = world.CONCEPTS[name], companion_of(name)
     pictures, _, class_word = world.concept_images(name, PICTURES, seed=seed, companion=companion)
     started = time.perf_counter()
-    concept = learn(model, method, name, class_word, pictures, seed, prompts=specific_prompts(name, companion))
+    prompts_of_it = specific_prompts(name, companion)
+    concept = learn(model, method, name, start or class_word, pictures, seed, prompts=prompts_of_it)
     seconds = time.perf_counter() - started
     places = [prompt for prompt in held_out_prompts(subject.background) if prompt.second is None]
     prompts = [*[EvaluationPrompt("a photo of a {}")] * PLAIN, *places]
@@ -39,13 +42,18 @@ def run_companion_trial(model: DiffusersModel, method: Method, name: str, seed: 
         "method": method.name,
         "concept": name,
         "companion": f"{companion.colour} {companion.shape}",
-        "class_word": class_word,
+        "class_word": start or class_word,
         "seed": seed,
         **score(drawn[PLAIN:], places, subject, references).figures(),
         **{f"to_{key}": value for key, value in targets.figures().items() if isinstance(value, float)},
         "seconds": seconds,
     }
     return Trial(concept, drawn, prompts, figures)
+
+
+def run_neutral_companion_trial(model: DiffusersModel, method: Method, name: str, seed: int) -> Trial:
+    """As `run_companion_trial`, but the word begins as `NEUTRAL`, so nothing but training says which thing is meant."""
+    return run_companion_trial(model, method, name, seed, NEUTRAL)
 
 
 def companion_of(name: str) -> SecondObject:
