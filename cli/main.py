@@ -28,6 +28,7 @@ COMMANDS = {
     "transplant": ("transplant", "find which positions of a prompt carry a word, and which swallow the prompt"),
     "evaluate": ("evaluate", "measure pictures with CLIP-T, CLIP-I and DINO, on the DreamBench protocol"),
     "inspect": ("inspect_file", "say what is in a file, and with --model what its word does to a prompt"),
+    "learned-attention": ("learned_attention", "measure where words learned by TI, CoRe and MLM look"),
     "attention-report": ("attention_report", "measure whether words look at the right place of rendered scenes"),
 }
 
