@@ -17,8 +17,8 @@ from .trials import Method, combined, core_inversion, mlm_inversion, plain_inver
 
 LAMBDAS = (1e-5, 1e-4, 5e-4, 1e-3)
 """The manuscript's range (METHODS.md 2.6), for an encoder of width 768."""
-SCALED = (0.03, 0.1, 0.3)
-"""What that becomes on the narrow encoder of the bundled model."""
+SCALED = (0.03,)
+"""What that becomes on the narrow encoder of the bundled model; stronger ones lose the subject (docs/claims.md)."""
 RHOS = (0.15, 0.5, 0.9)
 RATES = (1e-2, 2e-2, 4e-2)
 """Learning rates of plain textual inversion, from where it obeys to where it swallows the prompt."""
