@@ -53,9 +53,7 @@ def main(
     network = describe_network(file)
     if network is not None:
         if model is not None:
-            raise ConceptFileError(
-                f"{file.name} is a {network['kind']}: there is no word in it to look at with --model"
-            )
+            raise ConceptFileError(f"{file.name} is a {network['kind']}: no word is in it for --model to look at")
         print("\n".join(network_report(network)))
         return network
     contents = describe(file)
