@@ -6,7 +6,8 @@ there while autograd's own hooks count what it keeps for the backward pass.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -102,12 +103,24 @@ def _kept(unet: Any, shape: Shape, checkpointing: bool, two_paths: bool) -> tupl
             stack.enter_context(paths_in(linear_layers(unet), crosses, DualPath(Conditioning(context), deltas)))
         else:
             stack.enter_context(apply_deltas(_Layers(unet), deltas))
+        stack.enter_context(half_attention())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(note, lambda value: value))
         unet(
             latents, torch.zeros(BATCH, device="meta"), encoder_hidden_states=context.detach() if two_paths else context
         )
     sizes = [storage.nbytes() for storage in seen.values()]
     return sum(sizes), max(sizes), sum(one.a.numel() + one.b.numel() for one in deltas.values())
+
+
+@contextmanager
+def half_attention() -> Iterator[None]:
+    """Unfused attention computes in half precision as well, as ComfyUI has it and as fused attention looks outside."""
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def probabilities(value: torch.Tensor) -> bool:

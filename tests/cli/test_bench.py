@@ -24,9 +24,12 @@ def test_the_peak_is_of_what_lives_at_a_time(device):
 
 
 def test_two_paths_at_true_size():
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
     found = sd15_dual_path()
+    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
     assert 1 < found["sd15_dual_over_plain_operations"] < 1.35
-    assert 0 < found["sd15_plain_pass_gb"] < found["sd15_dual_pass_gb"] < 2 * found["sd15_plain_pass_gb"]
+    # The peak of a pass is outside of attention, where two paths are one row more.
+    assert 0 < found["sd15_plain_pass_gb"] <= found["sd15_dual_pass_gb"] < 1.5 * found["sd15_plain_pass_gb"]
 
 
 def test_predicting_and_tuning_stay_under_the_limit_at_true_size():
