@@ -18,7 +18,7 @@ from ..core.training.core_regularizer import CoReRegularizer
 from ..core.training.settings import Precision, TrainSettings, UNetPasses
 from .bench_attention import attention_cost
 from .bench_dual_path import dual_path_cost, sd15_dual_path
-from .bench_mlm import mlm_figures, sd15_text_encoder
+from .bench_mlm import mlm_figures, sd15_text_encoder, true_mlm_cost
 from .bench_tuning_encoder import tuning_memory_figures
 from .interleaved import step_figures
 
@@ -52,7 +52,8 @@ def main(
         passes: CoRe's UNet pass in one batch with the main pass, or after it.
         precision: What the UNet computes in.
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
-        true_size: Also sample over two paths with a UNet of Stable Diffusion 1.5's true size: 4 GB, minutes on a CPU.
+        true_size: Also sample over two paths and train with MLM at Stable Diffusion 1.5's true size: 16 GB, and half
+            an hour on a CPU.
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     subject = _model(model, place)
@@ -88,7 +89,7 @@ def main(
         **tuning_memory_figures(),
     }
     if true_size:
-        figures |= true_dual_path_cost(place)
+        figures |= true_dual_path_cost(place) | true_mlm_cost(_wide(place, 320))
     print(
         f"TI {figures['ti_step_s'] * 1e3:.1f} ms a step, CoRe {figures['core_step_s'] * 1e3:.1f} ms: "
         f"{figures['core_over_ti']:.2f} times; peak {figures['peak_mb']:.0f} MB\n"

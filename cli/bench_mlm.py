@@ -64,6 +64,22 @@ def mlm_figures(
     }
 
 
+def true_mlm_cost(
+    subject: TextToImageModel, *, side: int = 512, batch: int = 4, turns: int = 3, steps: int = 1
+) -> dict[str, Any]:
+    """Keys "sd15_mlm_paper_over_ti" and "sd15_mlm_short_over_ti": as `mlm_figures`, for a model of Stable Diffusion
+    1.5's true size, which needs 16 GB in single precision, and pictures of `side` pixels."""
+    settings = TrainSettings("dog", steps=steps * turns + 1, batch=batch, log_every=steps, resolution=side)
+    pictures = torch.rand(batch, side, side, 3, generator=torch.Generator().manual_seed(0))
+    figures: dict[str, Any] = {}
+    for preset in ("paper", "short"):
+        psis = random_contextualizers(subject, preset)
+        mlm = MLMRegularizer(psis, prompts(subject), weight=1.0, beside_class=False)
+        measured = step_figures(f"sd15_mlm_{preset}", subject, settings, pictures, mlm, turns=turns, steps=steps)
+        figures |= measured[0]
+    return figures
+
+
 def prompts(subject: TextToImageModel) -> RichPrompts:
     """Rich prompts of the length that the model is made for."""
     widest = max(encoder.width for encoder in subject.text_encoders.values())
@@ -77,12 +93,12 @@ def sd15_text_encoder() -> Any:
     return CLIPTextModelWithProjection(CLIPTextConfig(**SD15_TEXT)).requires_grad_(False).eval()
 
 
-def random_contextualizers(subject: TextToImageModel) -> list[Contextualizer]:
-    """One of the right size for every text encoder."""
+def random_contextualizers(subject: TextToImageModel, preset: str | None = None) -> list[Contextualizer]:
+    """One for every text encoder, of the right size where no `preset` is given."""
     made = []
     for encoder in subject.text_encoders.values():
-        preset = PRESETS["paper" if encoder.width >= 768 else "tiny"]
-        psi = Contextualizer(EncoderIdentity.of(encoder), preset)
+        size = preset or ("paper" if encoder.width >= 768 else "tiny")
+        psi = Contextualizer(EncoderIdentity.of(encoder), PRESETS[size])
         made.append(initialise(psi, encoder.table(), torch.Generator().manual_seed(0)))
     return made
 

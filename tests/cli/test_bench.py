@@ -6,7 +6,10 @@ import torch
 pytest.importorskip("diffusers")
 
 from contextual_inversion.cli.bench_dual_path import peak_bytes, sd15_dual_path
+from contextual_inversion.cli.bench_mlm import true_mlm_cost
 from contextual_inversion.cli.bench_tuning_encoder import LIMIT_GB, tuning_memory
+from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
+from contextual_inversion.core.models.tiny import load_tiny
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -30,6 +33,13 @@ def test_two_paths_at_true_size():
     assert 1 < found["sd15_dual_over_plain_operations"] < 1.35
     # The peak of a pass is outside of attention, where two paths are one row more.
     assert 0 < found["sd15_plain_pass_gb"] <= found["sd15_dual_pass_gb"] < 1.5 * found["sd15_plain_pass_gb"]
+
+
+def test_mlm_is_measured_with_both_networks():
+    found = true_mlm_cost(DiffusersModel.from_tiny(load_tiny()), side=64, batch=1, turns=2)
+    assert 1 < found["sd15_mlm_short_over_ti_operations"] < found["sd15_mlm_paper_over_ti_operations"]
+    assert found["sd15_mlm_short_over_ti"] > 0
+    assert found["sd15_mlm_paper_over_ti_processor_time"] > 0
 
 
 def test_predicting_and_tuning_stay_under_the_limit_at_true_size():
