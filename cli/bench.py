@@ -89,7 +89,7 @@ def main(
         **tuning_memory_figures(),
     }
     if true_size:
-        figures |= true_dual_path_cost(place) | true_mlm_cost(_wide(place, 320))
+        figures |= true_size_costs(_wide(place, 320))
     print(
         f"TI {figures['ti_step_s'] * 1e3:.1f} ms a step, CoRe {figures['core_step_s'] * 1e3:.1f} ms: "
         f"{figures['core_over_ti']:.2f} times; peak {figures['peak_mb']:.0f} MB\n"
@@ -99,10 +99,11 @@ def main(
     return figures
 
 
-def true_dual_path_cost(device: torch.device) -> dict[str, Any]:
-    """Keys "sd15_dual_over_plain": two paths against one at Stable Diffusion 1.5's true size, on latents of 32 x 32."""
-    model = _wide(device, 320)
-    return dual_path_cost(model, side=_side(model), steps=1, repetitions=2, prefix="sd15_")
+def true_size_costs(model: TextToImageModel) -> dict[str, Any]:
+    """Keys "sd15_...", of a model of Stable Diffusion 1.5's true size: two paths against one on latents of 32 x 32, and
+    steps with MLM at 512 pixels."""
+    dual = dual_path_cost(model, side=_side(model), steps=1, repetitions=2, prefix="sd15_")
+    return dual | true_mlm_cost(model)
 
 
 def _model(name: str | Path, device: torch.device) -> TextToImageModel:

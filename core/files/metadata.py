@@ -85,16 +85,22 @@ def write_network_facts(kind: str, content: Mapping[str, Any]) -> dict[str, str]
     return {"format": "pt", KEY: json.dumps(facts, allow_nan=False, sort_keys=True)}
 
 
+def network_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The table under our key; empty where there is none."""
+    try:
+        facts = json.loads(metadata[KEY])
+    except (KeyError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
 def read_network_facts(path: Path, metadata: Mapping[str, str], kind: str, command: str) -> dict[str, Any]:
     """What `write_network_facts` wrote. `command` makes such files.
 
     Raises ConceptFileError where the file is of another kind or of a newer version.
     """
-    try:
-        facts = json.loads(metadata[KEY])
-    except (KeyError, ValueError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict) or facts.get("kind") != kind:
+    facts = network_facts(metadata)
+    if facts.get("kind") != kind:
         raise ConceptFileError(f"{path.name} is no {kind.replace('_', '-')}; make one with `{command}`")
     version = facts.get("version")
     if type(version) is not int or not 1 <= version <= VERSION:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from .metadata import KEY
+from .metadata import network_facts
 from .reading import read_header
 
 BELONGS_TO = {"contextualizer": "encoder", "tuning_encoder": "identity"}
@@ -22,18 +21,16 @@ def describe_network(path: Path | str) -> dict[str, Any] | None:
     """
     path = Path(path)
     header = read_header(path)
-    try:
-        facts = json.loads(header.metadata.get(KEY, "null"))
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(facts, dict) or facts.get("kind") not in BELONGS_TO:
+    facts = network_facts(header.metadata)
+    kind = str(facts.get("kind"))
+    if kind not in BELONGS_TO:
         return None
     return {
         "file": path.name,
         "bytes": path.stat().st_size,
-        "kind": facts["kind"].replace("_", "-"),
+        "kind": kind.replace("_", "-"),
         "numbers": sum(math.prod(entry.shape) for entry in header.tensors.values()),
-        "belongs_to": facts.get(BELONGS_TO[facts["kind"]]),
+        "belongs_to": facts.get(BELONGS_TO[kind]),
         "shape": facts.get("shape"),
         "provenance": facts.get("provenance"),
     }

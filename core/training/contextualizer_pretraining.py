@@ -6,9 +6,7 @@ what one process would, and a resumed run what an uninterrupted one would.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,6 +24,7 @@ from .events import CheckpointSaved, Started, Step
 from .held_out import HeldOut, held_out_accuracy
 from .history import History
 from .masking import MaskedBatch, caption_row, mask_rows, masked_inputs, nameable_ids
+from .pretraining_loop import Stopwatch, pretraining_steps
 from .schedules import LearningRateSchedule, learning_rate_factor
 
 PretrainingMode = Literal["non_padding", "masked"]
@@ -127,28 +126,11 @@ def pretrain_contextualizer(
         raise ValueError(f"{processes.size} processes cannot share a batch of {settings.batch} evenly")
     training = _Pretraining(encoder, captions, settings, processes)
     before = training.restore(resume) if resume is not None else 0.0
-    started = time.perf_counter()
-    saved = training.done
-    try:
-        yield Started(training.done, settings.steps, sum(value.numel() for value in training.parameters))
-        for batch in training.batches():
-            training.step(batch)
-            last = training.done == settings.steps
-            checkpoint = settings.checkpoint_dir is not None and (
-                last or training.done % settings.checkpoint_every == 0
-            )
-            report = last or checkpoint or training.done % settings.log_every == 0
-            yield Step(training.done, settings.steps, training.report() if report else None)
-            if checkpoint and processes.first:
-                saved = training.done
-                yield CheckpointSaved(training.done, training.save(before + time.perf_counter() - started))
-    except GeneratorExit:  # stopped by whoever listens, always between two steps
-        if settings.checkpoint_dir is not None and processes.first and training.done > saved:
-            with suppress(RuntimeError):  # what is no longer finite is not worth going on from
-                training.report()
-                training.save(before + time.perf_counter() - started)
-        raise
-    yield training.finish(before + time.perf_counter() - started)
+    seconds = Stopwatch(before)
+    yield Started(training.done, settings.steps, sum(value.numel() for value in training.parameters))
+    steps = (training.step(batch) for batch in training.batches())
+    yield from pretraining_steps(training, steps, settings, first=processes.first, seconds=seconds)
+    yield training.finish(seconds())
 
 
 class _Pretraining:

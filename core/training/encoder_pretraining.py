@@ -6,9 +6,7 @@ what one process would, and a resumed run what an uninterrupted one would.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +38,7 @@ from .encoder_pictures import PictureSource
 from .events import CheckpointSaved, Preview, Started, Step
 from .history import History
 from .prediction import PREDICTION_TEMPLATE, Observer, deltas_of, predicted_conditioning, worded_conditioning
+from .pretraining_loop import Stopwatch, pretraining_steps
 from .schedules import LearningRateSchedule, learning_rate_factor
 from .square_pictures import square_picture
 from .stream import EventStream
@@ -166,27 +165,18 @@ def _pretrain(
     with model.session(gradient_checkpointing=settings.gradient_checkpointing):
         training = _Pretraining(model, images, pictures, settings, processes, known)
         before = training.restore(resume) if resume is not None else 0.0
-        started, saved = time.perf_counter(), training.done
-        try:
-            yield Started(training.done, settings.steps, training.encoder.numbers)
-            while training.done < settings.steps:
-                training.step()
-                done, last = training.done, training.done == settings.steps
-                checkpoint = settings.checkpoint_dir is not None and (last or done % settings.checkpoint_every == 0)
-                report = last or checkpoint or done % settings.log_every == 0
-                yield Step(done, settings.steps, training.report() if report else None)
-                if checkpoint and processes.first:
-                    saved = done
-                    yield CheckpointSaved(done, training.save(before + time.perf_counter() - started))
-                if settings.preview_every and processes.first and done % settings.preview_every == 0:
-                    yield training.preview()
-        except GeneratorExit:  # stopped by whoever listens, always between two steps
-            if settings.checkpoint_dir is not None and processes.first and training.done > saved:
-                with suppress(RuntimeError):  # what is no longer finite is not worth going on from
-                    training.report()
-                    training.save(before + time.perf_counter() - started)
-            raise
-        yield training.finish(before + time.perf_counter() - started)
+        seconds = Stopwatch(before)
+        yield Started(training.done, settings.steps, training.encoder.numbers)
+
+        def previews() -> list[Preview]:
+            due = settings.preview_every and processes.first and training.done % settings.preview_every == 0
+            return [training.preview()] if due else []
+
+        steps = (training.step() for _ in range(training.done, settings.steps))
+        yield from pretraining_steps(
+            training, steps, settings, first=processes.first, seconds=seconds, previews=previews
+        )
+        yield training.finish(seconds())
 
 
 class _Pretraining:
