@@ -201,6 +201,6 @@ def listen(page, number: str) -> tuple[list, list]:
             continue
         event = json.loads(message)
         events.append((event["type"], event["data"]))
-        ended = ("execution_success", "execution_error", "execution_interrupted")
-        if event["type"] in ended and event["data"]["prompt_id"] == number:
+        # Sent once the prompt is in the history; "execution_success" comes before that.
+        if event["type"] == "executing" and event["data"] == {"node": None, "prompt_id": number}:
             return events, lines
