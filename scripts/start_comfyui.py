@@ -13,10 +13,8 @@ import urllib.request
 import webbrowser
 from pathlib import Path
 
-import comfy_requirements
-from find_comfyui import FETCHED, REPOSITORY, find_comfyui
+from find_comfyui import REPOSITORY, find_comfyui
 
-FETCHED_VERSION = "0.33.0"
 PACK_FOLDER = "contextual-inversion"
 GRAPH = "train_a_word"
 
@@ -28,7 +26,7 @@ def main() -> int:
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     options, passed_on = parser.parse_known_args()
 
-    comfyui = find_comfyui() or fetch_comfyui()
+    comfyui = the_comfyui()
     folder = link_pack(comfyui / "custom_nodes")
     # The page opens a pack's graph by the name of the pack's folder.
     address = f"http://127.0.0.1:{options.port}"
@@ -50,23 +48,16 @@ def main() -> int:
         return 0
 
 
-def fetch_comfyui() -> Path:
-    """Fetches ComfyUI's sources with comfy-cli and installs what they need beside our own packages."""
-    if os.environ.get("COMFYUI_PATH"):
-        raise SystemExit(f"COMFYUI_PATH is {os.environ['COMFYUI_PATH']!r}, but no ComfyUI is there")
-    print(f"No ComfyUI found; fetching version {FETCHED_VERSION} into {FETCHED}", flush=True)
-    comfy = Path(sys.executable).with_name("comfy")
-    # --cpu only answers its question about the kind of PyTorch, which is not installed.
-    without = ["--cpu", "--skip-manager", "--skip-torch-or-directml", "--skip-requirement"]
-    install = [comfy, "--skip-prompt", "--workspace", FETCHED, "install", "--version", FETCHED_VERSION, *without]
-    # Without VIRTUAL_ENV comfy-cli would make an environment of its own in there.
-    environment = {**os.environ, "DO_NOT_TRACK": "1", "VIRTUAL_ENV": sys.prefix}
-    result = subprocess.run(install, env=environment, check=False)
-    found = find_comfyui()
-    if result.returncode or found is None:
-        raise SystemExit("ComfyUI could not be fetched. Get it yourself, then: make comfy COMFYUI_PATH=...")
-    comfy_requirements.main()
-    return found
+def the_comfyui() -> Path:
+    """Where ComfyUI is; ends with what to do where none is found."""
+    if found := find_comfyui():
+        return found
+    if named := os.environ.get("COMFYUI_PATH"):
+        raise SystemExit(f"COMFYUI_PATH is {named!r}, but no ComfyUI is there")
+    raise SystemExit(
+        "No ComfyUI found. Say where yours is: make comfy COMFYUI_PATH=/folder/of/ComfyUI\n"
+        "To get one, `pip install comfy-cli` and `comfy install`: it goes to ~/comfy/ComfyUI, where this looks too."
+    )
 
 
 def link_pack(custom_nodes: Path) -> str:
