@@ -134,10 +134,16 @@ class TrainingRun(Iterator[Event]):
                 class_word=self.settings.class_word,
                 vectors=dict(word.vectors),
                 layer_vectors=layers,
-                latents=self.bank.kept() if self.settings.keep_latents else None,
+                latents=self._kept_latents(),
                 lora=None if self.weights is None else self.weights.lora(self.learner.learned_weights()),
                 provenance=self._provenance(),
             )
+
+    def _kept_latents(self) -> torch.Tensor | None:
+        """What was kept before stays with the concept, so that its prompts can be repaired after a second stage too."""
+        if self.settings.keep_latents:
+            return self.bank.kept()
+        return getattr(self._initial, "latents", None)
 
     def _run(self) -> Iterator[Event]:
         with ExitStack() as stack:

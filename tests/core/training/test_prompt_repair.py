@@ -74,6 +74,14 @@ def test_latents_are_kept_only_where_wanted_and_survive_the_file(run, tmp_path):
     assert torch.equal(back.vectors["clip_l"], kept.vectors["clip_l"])
 
 
+def test_a_second_stage_leaves_the_latents_with_the_concept(run):
+    first = concept(run)
+    refined = run(StubModel(), initial=first, method="refine", steps=2).concept
+    assert torch.equal(refined.latents, first.latents)
+    anew = run(StubModel(), initial=first, method="refine", steps=2, keep_latents=True, seed=1).concept
+    assert anew.latents.shape == first.latents.shape
+
+
 def test_the_same_seed_gives_the_same_words(run):
     start = concept(run)
     first, again = (losses([start], steps=4)[0][0].vectors["clip_l"] for _ in range(2))
