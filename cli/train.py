@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from ..core.concept import Concept
 from ..core.files import LearnedNothingError, load_concept, safe_name, save_bundle, save_embedding
 from ..core.files.contextualizer import load_contextualizer
+from ..core.inspection.evaluation import pictures as files_of_pictures
+from ..core.inspection.evaluation.pictures import ENDINGS, BrokenPictureError, mask_of
 from ..core.maths.mlm import RHO
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.protocol import TextToImageModel
@@ -36,7 +38,6 @@ from ..core.training.regularizer import Regularizer
 from ..core.training.settings import Precision, TrainSettings
 from ..core.training.trainer import TrainingRun, resolution_for, train
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 DEFAULT = next(iter(PRESETS))
 
 
@@ -80,6 +81,7 @@ def main(
     mlm_rho: float = RHO,
     mlm_batch: int = 25,
     least_rank: int | None = None,
+    skip_broken: bool = False,
 ) -> dict[str, Any]:
     """Train a word on your own pictures: an embedding file, a bundle, previews and checkpoints.
 
@@ -126,12 +128,13 @@ def main(
         mlm_batch: MLM's prompts a step.
         least_rank: Of a LoRA, the rank that learns at the noisiest timestep (T-LoRA); the whole rank at every one if
             not given.
+        skip_broken: Leave out, and name, pictures and masks that are broken, empty or missing, instead of stopping.
     """
     recipe = recipe_for(preset, method, model)
     start = None if initial is None else load_concept(initial)
     if recipe.method.startswith("refine") and start is None:
         raise ValueError(f"{recipe.method} refines a concept: give its bundle with --initial")
-    files = picture_files(pictures)
+    files, images, shown, skipped = read_pictures(picture_files(pictures), masks, skip_broken)
     name = safe_name(name or re.sub(r"[^A-Za-z0-9_.+-]+", "_", pictures.resolve().name))  # before hours of training
     subject = load_model(model, device)
     given = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "vectors": vectors}
@@ -165,7 +168,6 @@ def main(
                 batch=mlm_batch,
             )
         )
-    images = [read_picture(file) for file in files]
     prior = float(recipe.prior) if prior_weight is None else prior_weight
     if prior > 0:
         side = resolution_for(subject, settings, checked_pictures(images))
@@ -176,13 +178,14 @@ def main(
         images,
         settings,
         regularizers=regularizers,
-        masks=None if masks is None else [read_mask(masks, file) for file in files],
+        masks=shown,
         resume=settings.checkpoint_dir if resume else None,
         initial=start,
     )
     with run:
         finished = follow(run, settings, out, events)
-    return {**figures(finished), "pictures": [file.name for file in files], **save(finished.concept, out)}
+    told = {"pictures": [file.name for file in files], "skipped": skipped}
+    return {**figures(finished), **told, **save(finished.concept, out)}
 
 
 def recipe_for(preset: str | None, method: str | None, model: str | Path) -> Preset:
@@ -313,28 +316,47 @@ def load_model(name: str | Path, device: str | None) -> TextToImageModel:
 
 def picture_files(folder: Path) -> list[Path]:
     """Pictures of a folder in the order of their names. Raises FileNotFoundError where there are none."""
-    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in PICTURES)
+    files = files_of_pictures.picture_files(folder)
     if not files:
-        raise FileNotFoundError(f"no pictures ({', '.join(PICTURES)}) in {folder}")
+        raise FileNotFoundError(f"no pictures ({', '.join(ENDINGS)}) in {folder}")
     return files
 
 
+def read_pictures(
+    files: Sequence[Path], masks: Path | None = None, skip_broken: bool = False
+) -> tuple[list[Path], list[torch.Tensor], list[torch.Tensor] | None, list[str]]:
+    """The files that can be used, their pictures and, with a folder of `masks`, their masks; and what was left out.
+
+    Raises BrokenPictureError that names the first file which is broken, or whose mask is missing, broken or empty;
+    with `skip_broken` only where nothing is left.
+    """
+    used, images, shown, skipped = [], [], [], []
+    for file in files:
+        try:
+            image = read_picture(file)
+            mask = None if masks is None else read_mask(masks, file)
+        except BrokenPictureError as error:
+            if not skip_broken:
+                raise BrokenPictureError(f"{error}; --skip-broken trains without it") from error
+            print(f"left out: {error}")
+            skipped.append(str(error))
+            continue
+        used.append(file)
+        images.append(image)
+        shown.append(mask)
+    if not used:
+        raise BrokenPictureError(f"no picture can be used: {'; '.join(skipped)}")
+    return used, images, None if masks is None else shown, skipped
+
+
 def read_picture(file: Path) -> torch.Tensor:
-    """(H, W, 3) in [0, 1], turned as the camera says; transparency on white."""
-    picture = ImageOps.exif_transpose(Image.open(file))
-    if picture.mode in ("RGBA", "LA", "P"):
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)
+    """(H, W, 3) in [0, 1], turned as the camera says; transparency on white. Raises BrokenPictureError."""
+    return torch.from_numpy(files_of_pictures.read_picture(file).astype(np.float32) / 255)
 
 
 def read_mask(folder: Path, picture: Path) -> torch.Tensor:
-    """(H, W) in [0, 1] from the mask of the same name. Raises FileNotFoundError where there is none."""
-    found = [file for file in picture_files(folder) if file.stem == picture.stem]
-    if not found:
-        raise FileNotFoundError(f"no mask named {picture.stem} in {folder}")
-    return torch.from_numpy(
-        np.array(ImageOps.exif_transpose(Image.open(found[0])).convert("L"), dtype=np.float32) / 255
-    )
+    """(H, W) in [0, 1] from the mask of the same name. Raises BrokenPictureError, also for none or an empty one."""
+    return torch.from_numpy(files_of_pictures.read_mask(mask_of(picture, folder)))
 
 
 def write_preview(preview: Preview, folder: Path) -> Sequence[Path]:

@@ -12,6 +12,7 @@ from stub_model import StubModel
 from contextual_inversion.cli import bench, bench_mlm, optimize
 from contextual_inversion.cli import train as command
 from contextual_inversion.core.files import load_concept
+from contextual_inversion.core.inspection.evaluation import BrokenPictureError
 from contextual_inversion.core.prompts.rich import ListedPrompts
 from contextual_inversion.core.training.core_regularizer import CoReWeights
 from contextual_inversion.core.training.presets import DEMO, PRESETS
@@ -94,8 +95,32 @@ def test_the_command_says_what_is_wrong(folder, tmp_path):
         command.main(folder, class_word="dog", name="../evil")
     (tmp_path / "masks").mkdir()
     Image.new("L", (90, 70)).save(tmp_path / "masks" / "b.png")
-    with pytest.raises(FileNotFoundError, match="no mask named a"):
+    with pytest.raises(BrokenPictureError, match=r"no mask a\.png in"):
         command.main(folder, class_word="dog", masks=tmp_path / "masks")
+
+
+def test_a_broken_picture_in_the_middle_is_named_and_skipped_only_if_asked(folder, tmp_path):
+    whole = (folder / "a.png").read_bytes()
+    (folder / "aa.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "ab.png").write_bytes(b"")
+    keywords = {"class_word": "dog", "steps": 2, "batch": 2, "core": False, "resolution": 64, "out": tmp_path / "out"}
+    with pytest.raises(BrokenPictureError, match=r"my thing/aa\.png cannot be read.*--skip-broken"):
+        command.main(folder, **keywords)
+    assert not (tmp_path / "out").exists()
+    result = command.main(folder, skip_broken=True, **keywords)
+    assert result["pictures"] == ["a.png", "b.jpg"]
+    assert [note.partition(" cannot")[0].rpartition("/")[2] for note in result["skipped"]] == ["aa.png", "ab.png"]
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.new("L", (90, 70)).save(masks / "a.png")
+    Image.new("L", (90, 70), 255).save(masks / "b.png")
+    with pytest.raises(BrokenPictureError, match=r"masks/a\.png is empty"):
+        command.main(folder, masks=masks, **keywords)
+    result = command.main(folder, masks=masks, skip_broken=True, **keywords)
+    assert result["pictures"] == ["b.jpg"]
+    Image.new("L", (90, 70)).save(masks / "b.png")
+    with pytest.raises(BrokenPictureError, match="no picture can be used"):
+        command.main(folder, masks=masks, skip_broken=True, **keywords)
 
 
 def test_a_recipe_is_named_or_the_methods_and_the_bundled_model_has_its_own():
