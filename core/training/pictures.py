@@ -123,6 +123,8 @@ def _checked_masks(
     for number, (mask, picture) in enumerate(zip(singles, pictures, strict=True), 1):
         if mask.shape != picture.shape[1:]:
             raise ValueError(f"mask {number} is {tuple(mask.shape)}, its picture {tuple(picture.shape[1:])}")
+        if not bool((mask > 0).any()):
+            raise ValueError(f"mask {number} is empty: it leaves nothing of its picture to learn from; is it inverted?")
     return [mask.detach().to("cpu", torch.float32).clamp(0, 1)[None].clone() for mask in singles]
 
 

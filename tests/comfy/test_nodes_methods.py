@@ -214,7 +214,7 @@ def test_second_stage_and_repair(run_graph: object, refined: str) -> None:
     ("changes", "message"),
     [
         ({"class_word": " ", "train": "DreamBooth, LoRA"}, "needs a class word"),
-        ({"masks": "empty"}, "masks leave something"),
+        ({"masks": "empty"}, "mask 1 is empty"),
     ],
 )
 def test_bad_input_is_said_clearly(run_graph: object, changes: dict, message: str) -> None:

@@ -168,9 +168,17 @@ def test_masked_pixels_teach_nothing():
         assert torch.equal(one, other)
 
 
-def test_all_masked_is_learned_nothing_in_spite_of_weight_decay(run):
+def test_no_gradient_is_learned_nothing_in_spite_of_weight_decay(run):
     with pytest.raises(LearnedNothingError, match="length only"):
-        run(StubModel(), masks=torch.zeros(3, 64, 64))
+        run(StubModel(), diffusion_weight=0.0)
+
+
+def test_an_empty_mask_is_named_before_anything_is_trained(run):
+    masks, model = torch.ones(3, 64, 64), StubModel()
+    masks[1] = 0
+    with pytest.raises(ValueError, match="mask 2 is empty"):
+        run(model, masks=masks)
+    assert not model.predictions
 
 
 def test_a_vector_that_did_not_move_is_an_error(run):
