@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..core.concept import Concept
-from ..core.inspection.world_evaluation import SAMPLING_STEPS, SIZE, as_training_images, draw, sampled, score
+from ..core.inspection.world_evaluation import SAMPLING_STEPS, SIZE, as_training_images, draw, sampled
 from ..core.maths.low_rank import low_rank_approximation
 from ..core.maths.similarity import unit
 from ..core.models.dual_path import DualPath, DualPathModel
@@ -34,7 +34,7 @@ from ..core.training.tuning import MOST_STEPS, TuneSettings, tune
 from ..core.world import concepts as world
 from ..core.world.prompts import EvaluationPrompt
 from .predict import chosen_encoder
-from .trials import Trial, held_out_prompts
+from .trials import Trial, held_out_prompts, judge
 
 ALPHA = 0.5
 RATES = {"lora_learning_rate": 3e-3, "vector_learning_rate": 1e-2}
@@ -150,20 +150,14 @@ class EncoderTrial:
         concept = word(model, images, network, way, name, class_word, picture, seed)
         cost = footprint.stop()
         asked = spread(held_out_prompts(subject.background), self.prompts)
-        seeds = [1000 * seed + index for index in range(len(asked))]
         drawing: Callable[..., np.ndarray] = draw_dual if way.dual else draw
-        drawn = drawing(model, [prompt.text for prompt in asked], seeds, concept=concept)
-        near = [EvaluationPrompt("a photo of a {}")] * PLAIN
-        plain = drawing(
-            model, [one.text for one in near], [1000 * seed + 500 + i for i in range(PLAIN)], concept=concept
-        )
+        drawn, found = judge(partial(drawing, model, concept=concept), asked, subject, references, seed, PLAIN)
         figures = {
             "method": way.name,
             "concept": name,
             "class_word": class_word,
             "seed": seed,
-            **score(drawn, asked, subject, references).figures(),
-            "plain_prompt": score(plain, near, subject, references).figures(),
+            **found,
             "hard_token": " ".join(HardWords(model, network.known)(concept.vectors)),
             "nearness": nearness(model, network, concept),
             "norm": float(next(iter(concept.vectors.values())).norm(dim=-1).mean()),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ..core.concept import Concept
-from ..core.inspection.world_evaluation import draw, score
+from ..core.inspection.world_evaluation import draw
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.training.events import Step
 from ..core.world import concepts as world
 from .tables import table_header, table_row
-from .trials import PICTURES, Method, Trial, held_out_prompts, training
+from .trials import PICTURES, Method, Trial, held_out_prompts, judge, training
 
 STEPS = (25, 50, 100, 200)
 """Where a training is judged."""
@@ -35,12 +36,10 @@ def run_quality_trial(model: DiffusersModel, method: Method, name: str, seed: in
             if isinstance(event, Step) and event.step in STEPS:
                 kept[event.step] = run.concept, clock() - started
     prompts = [prompt for prompt in held_out_prompts(subject.background) if not prompt.second and not prompt.style]
-    seeds = [1000 * seed + index for index in range(len(prompts))]
     course: list[dict[str, float]] = []
     for step, (concept, seconds) in kept.items():
         # After the training: while it goes on, the model has the weights that learn.
-        pictures = draw(model, [prompt.text for prompt in prompts], seeds, concept=concept)
-        found = score(pictures, prompts, subject, references).figures()
+        pictures, found = judge(partial(draw, model, concept=concept), prompts, subject, references, seed)
         course.append({"step": step, "seconds": seconds, **{key: found[key] for key in JUDGED}})
     figures = {
         "method": method.name,

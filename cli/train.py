@@ -30,7 +30,7 @@ from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_s
 from ..core.training.core_regularizer import CoReRegularizer, recommended_weights
 from ..core.training.events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from ..core.training.methods import method_called
-from ..core.training.mlm_regularizer import recommended_mlm
+from ..core.training.mlm_regularizer import XTI_BATCH, recommended_mlm
 from ..core.training.pictures import checked_pictures
 from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset
 from ..core.training.prior import PriorPreservation
@@ -79,7 +79,7 @@ def main(
     mlm_prompts: str = "rich objects",
     mlm_weight: float | None = None,
     mlm_rho: float = RHO,
-    mlm_batch: int = 25,
+    mlm_batch: int | None = None,
     least_rank: int | None = None,
     skip_broken: bool = False,
 ) -> dict[str, Any]:
@@ -123,9 +123,9 @@ def main(
         events: File for one JSON line an event.
         mlm: Add MLM with these contextualizer files, one for each text encoder; "bundled" for the tiny model's.
         mlm_prompts: MLM's prompts: a rich or built-in set, or a text file with one prompt a line.
-        mlm_weight: lambda of the MLM loss; chosen by the model's text encoder if not given.
+        mlm_weight: lambda of the MLM loss; chosen by the model's text encoder and the method if not given.
         mlm_rho: Probability that MLM masks a token.
-        mlm_batch: MLM's prompts a step.
+        mlm_batch: MLM's prompts a step; 25, or 12 for XTI, if not given.
         least_rank: Of a LoRA, the rank that learns at the noisiest timestep (T-LoRA); the whole rank at every one if
             not given.
         skip_broken: Leave out, and name, pictures and masks that are broken, empty or missing, instead of stopping.
@@ -164,8 +164,9 @@ def main(
                 contextualizers(mlm),
                 prompt_set(mlm_prompts).drawn,
                 weight=mlm_weight,
+                method=settings.method,
                 rho=mlm_rho,
-                batch=mlm_batch,
+                batch=mlm_batch or (XTI_BATCH if settings.method.startswith("xti") else 25),
             )
         )
     prior = float(recipe.prior) if prior_weight is None else prior_weight

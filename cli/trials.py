@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +120,13 @@ def run_trial(
     concept = learn(model, method, name, class_word, references, seed, watch)
     seconds = time.perf_counter() - started
     prompts = list(prompts or held_out_prompts(subject.background))
-    seeds = [1000 * seed + index for index in range(len(prompts))]
-    pictures = draw(model, [prompt.text for prompt in prompts], seeds, concept=concept)
-    near = [EvaluationPrompt("a photo of a {}")] * PLAIN
-    plain = draw(
-        model, [prompt.text for prompt in near], [1000 * seed + 500 + i for i in range(PLAIN)], concept=concept
-    )
+    pictures, found = judge(partial(draw, model, concept=concept), prompts, subject, references, seed, PLAIN)
     figures = {
         "method": method.name,
         "concept": name,
         "class_word": class_word,
         "seed": seed,
-        **score(pictures, prompts, subject, references).figures(),
-        "plain_prompt": score(plain, near, subject, references).figures(),
+        **found,
         **diagnosis(model, concept, seed),
         "norm": float(next(iter(concept.vectors.values())).norm(dim=-1).mean()),
         "seconds": seconds,
@@ -139,6 +134,26 @@ def run_trial(
         "mlm": method.mlm,
     }
     return Trial(concept, pictures, prompts, figures)
+
+
+def judge(
+    drawing: Callable[[Sequence[str], Sequence[int]], np.ndarray],
+    prompts: Sequence[EvaluationPrompt],
+    subject: world.Concept,
+    references: np.ndarray,
+    seed: int,
+    plain: int = 0,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """What `drawing` makes of templates and seeds: a picture for each prompt and what they show; under "plain_prompt"
+    what `plain` pictures of the prompt that was trained on show, where any are asked for."""
+    seeds = [1000 * seed + index for index in range(len(prompts))]
+    pictures = drawing([prompt.text for prompt in prompts], seeds)
+    figures: dict[str, Any] = score(pictures, prompts, subject, references).figures()
+    if plain:
+        near = [EvaluationPrompt("a photo of a {}")] * plain
+        drawn = drawing([prompt.text for prompt in near], [1000 * seed + 500 + index for index in range(plain)])
+        figures["plain_prompt"] = score(drawn, near, subject, references).figures()
+    return pictures, figures
 
 
 def diagnosis(model: DiffusersModel, concept: Concept, seed: int) -> dict[str, float]:
