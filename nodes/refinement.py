@@ -133,7 +133,7 @@ class RefineConcept(io.ComfyNode):
             settings,
             images=images,
             masks=masks,
-            regularizers=regularization.make(adapted),
+            regularizers=regularization.make(adapted, method),
             initial=concept,
             continue_interrupted=continue_interrupted,
         )

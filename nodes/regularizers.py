@@ -146,7 +146,7 @@ class CoReRegularizerNode(io.ComfyNode):
         return io.NodeOutput((regularizer or NO_REGULARIZATION).adding(maker, rescale_mode))
 
 
-def make_core(model: TextToImageModel, *, weights: CoReWeights | None, **options: Any) -> CoReRegularizer:
+def make_core(model: TextToImageModel, _: str, *, weights: CoReWeights | None, **options: Any) -> CoReRegularizer:
     """CoRe with `weights`, or with those recommended for the model where they are None."""
     chosen = recommended_weights(model) if weights is None else weights
     return CoReRegularizer(embedding_weight=chosen.embedding, attention_weight=chosen.attention, **options)
@@ -172,9 +172,10 @@ class MLMRegularizerNode(io.ComfyNode):
                     "weights",
                     options=[AUTO, PAPER_WEIGHTS, STRONG, CUSTOM],
                     default=AUTO,
-                    tooltip="The weight does not carry over between models. auto: the paper's 0.0001 for Stable "
-                    "Diffusion, a larger one for the demo model. paper: 0.0001 always. strong: 0.0005, where prompts "
-                    "are ignored all the same. custom: the number below.",
+                    tooltip="The weight does not carry over between models. auto: the paper's for Stable Diffusion "
+                    "(0.0001; XTI 0.00025, Custom Diffusion and DreamBooth 0.0005), a larger one for the demo model. "
+                    "paper: 0.0001 always. strong: 0.0005, where prompts are ignored all the same. custom: the number "
+                    "below.",
                 ),
                 io.Float.Input(
                     "weight",
@@ -194,7 +195,9 @@ class MLMRegularizerNode(io.ComfyNode):
                     step=0.01,
                     tooltip="How probably a word is hidden (rho). The paper takes 0.15.",
                 ),
-                io.Int.Input("batch", default=25, min=1, max=512, tooltip="Prompts a step. The paper takes 25."),
+                io.Int.Input(
+                    "batch", default=25, min=1, max=512, tooltip="Prompts a step. The paper takes 25, for XTI 12."
+                ),
                 io.Boolean.Input(
                     "beside_class_word",
                     default=False,
@@ -246,12 +249,13 @@ class MLMRegularizerNode(io.ComfyNode):
 
 def make_mlm(
     model: TextToImageModel,
+    method: str,
     *,
     contextualizers: tuple[Contextualizer, ...],
     prompts: PromptSource,
     weight: float | None,
     **options: Any,
 ) -> MLMRegularizer:
-    """MLM with `weight`, or with the one recommended for the model where it is None."""
-    chosen = recommended_lambda(model) if weight is None else weight
+    """MLM with `weight`, or with the one recommended for model and method where it is None."""
+    chosen = recommended_lambda(model, method) if weight is None else weight
     return MLMRegularizer(contextualizers, prompts, weight=chosen, **options)

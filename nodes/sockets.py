@@ -26,7 +26,8 @@ TuningEncoderSocket = io.Custom("TUNING_ENCODER")
 LossMapSocket = io.Custom("LOSS_MAP")
 """ComfyUI's own: a dict whose "loss" is a list of numbers, one a step."""
 
-MakeRegularizer = Callable[[TextToImageModel], Regularizer]
+MakeRegularizer = Callable[[TextToImageModel, str], Regularizer]
+"""Of the model and the method (`METHODS`) that it is added to."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Regularization:
         """With one more recipe, whose norm rule counts where there was none before."""
         return Regularization((*self.makers, maker), norm_mode if self.norm_mode is None else self.norm_mode)
 
-    def make(self, model: TextToImageModel) -> tuple[Regularizer, ...]:
-        """A fresh regularizer from every recipe."""
-        return tuple(maker(model) for maker in self.makers)
+    def make(self, model: TextToImageModel, method: str = "ti") -> tuple[Regularizer, ...]:
+        """A fresh regularizer from every recipe, for a training of `method`."""
+        return tuple(maker(model, method) for maker in self.makers)
 
 
 NO_REGULARIZATION = Regularization()

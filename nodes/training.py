@@ -222,7 +222,7 @@ class TrainConcept(io.ComfyNode):
             **({} if rank < 0 else {"rank": rank}),
         )
         prior = float(chosen.prior) if prior_preservation < 0 else prior_preservation
-        regularizers = regularization.make(adapted)
+        regularizers = regularization.make(adapted, settings.method)
         if prior > 0:
             resolution = resolution_for(adapted, settings, checked_pictures(images[..., :3]))
             regularizers += (class_pictures(cls.hidden.unique_id, prior, prior_pictures, settings.batch, resolution),)

@@ -24,11 +24,24 @@ NARROW_LAMBDA = 0.03
 """For encoders narrower than Stable Diffusion's, such as the bundled tiny model's (docs/claims.md)."""
 
 
-def recommended_lambda(model: TextToImageModel) -> float:
+LAMBDAS = {
+    "xti": 2.5e-4,
+    "xti-blocks": 2.5e-4,
+    "custom-diffusion": 5e-4,
+    "dreambooth-lora": 5e-4,
+    "dreambooth": 5e-4,
+}
+"""METHODS.md 2.8 no. 5: the middle of what the paper tried with each method; `LAMBDA_MLM` for all others."""
+XTI_BATCH = 12
+"""METHODS.md 2.6: prompts a step where each is encoded once a vector; 25 otherwise."""
+
+
+def recommended_lambda(model: TextToImageModel, method: str = "ti") -> float:
     """lambda does not carry over between models: the paper's for encoders of Stable Diffusion's width (768 and more,
-    METHODS.md 2.6), a larger one for narrow encoders, whose gradient of the diffusion loss is larger."""
+    METHODS.md 2.8 no. 5, by the method that it is added to), a larger one for narrow encoders, whose gradient of the
+    diffusion loss is larger."""
     widest = max(encoder.width for encoder in model.text_encoders.values())
-    return LAMBDA_MLM if widest >= 768 else NARROW_LAMBDA
+    return LAMBDAS.get(method, LAMBDA_MLM) if widest >= 768 else NARROW_LAMBDA
 
 
 def recommended_mlm(
@@ -37,9 +50,10 @@ def recommended_mlm(
     prompts: PromptSource | None = None,
     *,
     weight: float | None = None,
+    method: str = "ti",
     **options: Any,
 ) -> MLMRegularizer:
-    """MLM at the lambda that suits `model` unless `weight` is given; `options` are `MLMRegularizer`'s.
+    """MLM at the lambda that suits `model` and `method` unless `weight` is given; `options` are `MLMRegularizer`'s.
 
     By default the bundled contextualizer, on ConceptWorld's rich prompts without the backgrounds that evaluation asks
     for: both belong to the bundled tiny model. The concept stands without its class word, as in this pack's training
@@ -50,7 +64,7 @@ def recommended_mlm(
 
         contextualizers = load_contextualizer()
     prompts = prompts or world_prompts(REGULARIZATION_BACKGROUNDS)
-    weight = recommended_lambda(model) if weight is None else weight
+    weight = recommended_lambda(model, method) if weight is None else weight
     return MLMRegularizer(contextualizers, prompts, **{"beside_class": False, **options}, weight=weight)
 
 
@@ -174,4 +188,4 @@ def frozen_copy(psi: Contextualizer, device: torch.device) -> Contextualizer:
         return copy.to(device).requires_grad_(False).eval()
 
 
-__all__ = ["MLMRegularizer", "frozen_copy", "recommended_lambda", "recommended_mlm"]
+__all__ = ["XTI_BATCH", "MLMRegularizer", "frozen_copy", "recommended_lambda", "recommended_mlm"]

@@ -205,6 +205,7 @@ def test_mlm_and_core_chain_both_ways(run_graph, small_vocabulary):
         assert {one.name for one in kept[chain].make(Model(768))} == {"core", "mlm"}
         assert kept[chain].norm_mode == "fixed_mean"
     assert kept["both"].make(Model(768))[1].weight == kept["paper"].make(Model(128))[0].weight == 1e-4
+    assert kept["both"].make(Model(768), "xti")[1].weight == 2.5e-4, "by what is trained"
     assert kept["strong"].make(Model(128))[0].weight == 5e-4
     assert kept["both"].make(Model(128))[1].weight > 1e-4
     types = kept["p"].rich.state()["types"]

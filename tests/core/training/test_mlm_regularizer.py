@@ -22,6 +22,7 @@ from contextual_inversion.core.prompts.rich import ListedPrompts, rich_prompts, 
 from contextual_inversion.core.prompts.tokens import input_embeddings, tokenize_prompt
 from contextual_inversion.core.training.core_regularizer import CoReRegularizer
 from contextual_inversion.core.training.masking import caption_row, mask_rows, masked_inputs, nameable_ids, prompt_row
+from contextual_inversion.core.training.methods import METHODS
 from contextual_inversion.core.training.mlm_regularizer import MLMRegularizer, recommended_lambda, recommended_mlm
 from contextual_inversion.core.training.prompts import PromptEncoder, StepView
 from contextual_inversion.core.training.word import Word
@@ -314,6 +315,16 @@ def test_settings_that_mean_nothing_are_errors(model, wrong):
         regularizer(model, **wrong)
     with pytest.raises(ValueError, match="one contextualizer"):
         MLMRegularizer([], PROMPTS)
+
+
+def test_lambda_is_that_of_the_method_on_stable_diffusions_encoders_alone():
+    """METHODS.md 2.8 no. 5."""
+    wide, narrow = (SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=width)}) for width in (768, 128))
+    found = {method: recommended_lambda(wide, method) for method in METHODS}
+    assert {one for one in found if found[one] == LAMBDA_MLM == 1e-4} == {"ti", "refine", "refine-all"}
+    assert found["xti"] == found["xti-blocks"] == 2.5e-4
+    assert found["custom-diffusion"] == found["dreambooth-lora"] == found["dreambooth"] == 5e-4
+    assert len({recommended_lambda(narrow, method) for method in METHODS}) == 1
 
 
 def test_the_recommended_one_suits_the_model_and_names_no_evaluated_background():
