@@ -132,6 +132,7 @@ def ablation_part(model: DiffusersModel) -> Part:
 def quality_part(model: DiffusersModel) -> Part:
     """How many steps and seconds each method needs to be as good as plain textual inversion ever is."""
     arms = [combined(model, kind, label, core=False, mlm=False) for kind, label in KINDS.items()]
+    arms.append(combined(model, "xti", KINDS["xti"], core=True, mlm=False))
     core = core_inversion(model)
     arms += [core, *(replace(core, name=name, label=label, changes=changes) for name, label, changes in FAST)]
     return Part("time-to-quality", tuple(arms), (), run_quality_trial, reached_table)
