@@ -21,7 +21,7 @@ from .attention_recording import observing
 from .comfy_attention import cross_attention_layers, diffusers_names, with_checkpointing, with_contexts, with_probe
 from .comfy_features import encoder_features
 from .comfy_text import differentiable_layers, text_encoders
-from .comfy_weights import base_weight, load, loaded, normal_tensors, plain_patcher
+from .comfy_weights import base_weight, load, loaded, normal_tensors, patches_digest, plain_patcher
 
 
 class ComfyModel:
@@ -72,6 +72,17 @@ class ComfyModel:
         keys = {"conv_in": "input_blocks.0.0", "conv_out": "out.2", "to_k": f"{last}.to_k"}
         tensors = {name: base_weight(self.patcher, f"diffusion_model.{key}.weight") for name, key in keys.items()}
         return fingerprint(tensors, prediction=self.schedule.prediction_type)
+
+    @cached_property
+    def applied(self) -> str:
+        """What a graph has done to the model, which `fingerprint` does not tell: LoRAs and merges, CLIPSetLastLayer,
+        another noise schedule; "" for a model as it was loaded."""
+        layers = [encoder.layer for encoder in self.text_encoders.values()]
+        parts = [patches_digest(patcher) for patcher in (self.patcher, self.clip_patcher)]
+        parts += [str(layers) if any(layer is not None for layer in layers) else ""]
+        if "model_sampling" in self.patcher.object_patches:
+            parts.append(fingerprint({"alpha_bar": self.schedule.alpha_bar}))
+        return "/".join(parts) if any(parts) else ""
 
     @property
     def device(self) -> torch.device:

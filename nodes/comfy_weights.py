@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,27 @@ def base_weight(patcher: Any, key: str) -> torch.Tensor:
     """A weight without the patcher's own patches, loaded or not."""
     backup = patcher.backup.get(key)
     return comfy.utils.get_attr(patcher.model, key) if backup is None else backup.weight
+
+
+def patches_digest(patcher: Any) -> str:
+    """16 hex digits of all weight patches (LoRAs, merges) on a patcher, by strength and content; "" without any."""
+    found = hashlib.blake2b(digest_size=8)
+    for key in sorted(patcher.patches, key=str):
+        _feed(found, [str(key), patcher.patches[key]])
+    return found.hexdigest() if patcher.patches else ""
+
+
+def _feed(found: Any, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        found.update(str(tuple(value.shape)).encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _feed(found, part)
+    elif hasattr(value, "weights"):  # ComfyUI's weight adapters
+        _feed(found, [type(value).__name__, value.weights])
+    else:  # a function says nothing that stays the same over restarts
+        found.update((type(value).__name__ if callable(value) else repr(value)).encode())
 
 
 def load(patchers: Sequence[Any], *, alone: bool) -> None:

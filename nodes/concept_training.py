@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from comfy_api.latest import io
@@ -45,7 +43,7 @@ def train_concept(
     facts = {
         "node": str(node_id),
         "model": model.fingerprint,
-        "patches": [_patches(model.patcher), _patches(model.clip_patcher)],
+        "applied": model.applied,
         "encoders": {name: encoder.fingerprint for name, encoder in model.text_encoders.items()},
         "settings": settings.identity(),
         "regularizers": [regularizer.state() for regularizer in regularizers],
@@ -57,8 +55,3 @@ def train_concept(
     reporter = Reporter(node_id, settings.steps)
     finished = report_resumable(work, reporter, continue_interrupted, stop=work.stop)
     return io.NodeOutput(finished.concept, loss_map(finished.losses), ui={OUTPUT: [reporter.view.whole()]})
-
-
-def _patches(patcher: Any) -> Mapping[str, list[tuple[float, float]]]:
-    """Which weights LoRA patches change, and how strongly."""
-    return {str(key): [(float(one[0]), float(one[2])) for one in patches] for key, patches in patcher.patches.items()}

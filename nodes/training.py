@@ -225,7 +225,8 @@ class TrainConcept(io.ComfyNode):
         regularizers = regularization.make(adapted, settings.method)
         if prior > 0:
             resolution = resolution_for(adapted, settings, checked_pictures(images[..., :3]))
-            regularizers += (class_pictures(cls.hidden.unique_id, prior, prior_pictures, settings.batch, resolution),)
+            drawn = {"pictures": prior_pictures, "batch": settings.batch, "resolution": resolution}
+            regularizers += (class_pictures(cls.hidden.unique_id, prior, applied=adapted.applied, **drawn),)
         return train_concept(
             cls.hidden.unique_id,
             adapted,
@@ -238,7 +239,7 @@ class TrainConcept(io.ComfyNode):
         )
 
 
-def class_pictures(node_id: str, weight: float, pictures: int, batch: int, resolution: int) -> PriorPreservation:
+def class_pictures(node_id: str, weight: float, **drawn: Any) -> PriorPreservation:
     """Prior preservation that draws its pictures where the page sees it and may cancel."""
 
     def progress(done: int, wanted: int) -> None:
@@ -248,8 +249,6 @@ def class_pictures(node_id: str, weight: float, pictures: int, batch: int, resol
     return PriorPreservation(
         checkpoints_root() / "class_pictures",
         weight=weight,
-        pictures=pictures,
-        batch=batch,
-        resolution=resolution,
         progress=progress,
+        **drawn,
     )

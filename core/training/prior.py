@@ -31,7 +31,8 @@ class PriorPreservation:
 
     They are drawn once, by the model as it came, and kept in `folder` under a name that says which model, words and
     numbers they belong to; where an interrupted run has left some, the rest is drawn. `batch` of them are looked at in
-    a step. Weight 0 costs nothing and changes nothing.
+    a step. `applied` is whatever else changes what the model draws, such as LoRAs on it. Weight 0 costs nothing and
+    changes nothing.
     """
 
     name = "prior"
@@ -49,6 +50,7 @@ class PriorPreservation:
         guidance: float = 7.5,
         seed: int = 0,
         progress: Progress | None = None,
+        applied: str = "",
     ) -> None:
         if weight < 0 or pictures < 1 or batch < 1 or steps < 1:
             raise ValueError(f"weight >= 0, pictures, batch and steps >= 1: {weight}, {pictures}, {batch}, {steps}")
@@ -57,6 +59,7 @@ class PriorPreservation:
         self.folder, self.weight, self.pictures, self.batch = folder, weight, pictures, batch
         self.prompt, self.resolution = prompt, resolution
         self.steps, self.guidance, self.seed, self.progress = steps, guidance, seed, progress
+        self.applied = applied
         self.latents: torch.Tensor | None = None
 
     def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
@@ -122,4 +125,5 @@ class PriorPreservation:
     def _key(self, model: TextToImageModel, class_word: str, side: int) -> str:
         facts = [model.fingerprint, class_word, self.prompt, side, self.steps, self.guidance, self.seed]
         facts += [encoder.fingerprint for encoder in model.text_encoders.values()]
+        facts += [self.applied] if self.applied else []
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -170,6 +170,27 @@ def test_a_loaded_lora_stays_in_force(pair: Pair) -> None:
         agree(picture(pair.comfy), both, 2e-4)
 
 
+@torch.inference_mode()
+def test_what_a_graph_did_to_a_model_is_told_by_content(pair: Pair) -> None:
+    """Two LoRAs of one strength are not the same model: neither may go on with the other's training."""
+    import comfy.sd
+
+    def applied(deltas: dict[str, LowRankDelta], strength: float = 1.0) -> str:
+        lora = to_lora(pair.comfy, deltas)
+        model, clip = comfy.sd.load_lora_for_models(pair.sockets.model, pair.sockets.clip, lora, strength, strength)
+        return type(pair.comfy)(model, clip, pair.sockets.vae).applied
+
+    one = low_rank(pair.diffusers)
+    name = next(iter(one))
+    other = {**one, name: LowRankDelta(one[name].a, one[name].b + 1e-3, one[name].scale)}
+    assert pair.comfy.applied == ""
+    assert applied(one) == applied(dict(one)) != ""
+    assert len({applied(one), applied(other), applied(one, 0.5)}) == 3
+    shallower = pair.sockets.clip.clone()
+    shallower.clip_layer(-1 if shallower.layer_idx == -2 else -2)
+    assert type(pair.comfy)(pair.sockets.model, shallower, pair.sockets.vae).applied != ""
+
+
 def test_hooks_are_gone_after_an_error(pair: Pair) -> None:
     modules = [*pair.sockets.model.model.modules(), *pair.sockets.clip.patcher.model.modules()]
     before = [len(part._forward_hooks) for part in modules]

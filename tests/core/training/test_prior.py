@@ -36,6 +36,8 @@ def test_class_pictures_are_drawn_once_and_an_interrupted_drawing_goes_on(tmp_pa
     assert len(list(tmp_path.iterdir())) == 1
     prior(tmp_path).prepare(StubModel(), "cat", 1)
     assert len(list(tmp_path.iterdir())) == 2
+    prior(tmp_path, applied="a LoRA").prepare(StubModel(), "cat", 1)
+    assert len(list(tmp_path.iterdir())) == 3, "a model that a LoRA changes draws other pictures"
 
 
 def test_weight_zero_is_the_training_without_bit_by_bit(run):
