@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,7 @@ def main(
     core_attention: float | None = None,
     seed: int = 0,
     device: str | None = None,
+    class_word: str = "",
 ) -> dict[str, Any]:
     """Repair one prompt with the concepts in it: both losses of CoRe, no picture, a picture before and after.
 
@@ -51,10 +53,12 @@ def main(
         core_attention: lambda of the context-attention loss; chosen likewise.
         seed: Seed of everything random.
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
+        class_word: The ordinary word for the thing, for files that do not say it.
     """
     subject = load_model(model, device)
     widths = {name: encoder.width for name, encoder in subject.text_encoders.items()}
-    given = [load_concept(path, widths=widths) for path in concepts]
+    loaded = [load_concept(path, widths=widths) for path in concepts]
+    given = [replace(one, class_word=one.class_word or class_word) for one in loaded]
     side = size or own_side(subject, given)
     weights = recommended_weights(subject)
     chosen = CoReWeights(

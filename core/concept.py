@@ -52,6 +52,15 @@ class Concept:
         """n, the number of token positions that the word takes."""
         return int(next(iter(self.vectors.values())).shape[0])
 
+    def require_class_word(self) -> str:
+        """The class word. Raises ValueError where it is not known, as in a file of another program."""
+        if not self.class_word.strip():
+            raise ValueError(
+                f"the concept {self.name!r} does not say its class word, the ordinary word for the thing: give it "
+                "where the concept is loaded"
+            )
+        return self.class_word
+
     def renamed(self, name: str) -> Concept:
         """The same concept under another name."""
         return replace(self, name=name)

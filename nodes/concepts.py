@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,13 @@ class LoadConcept(io.ComfyNode):
                     tooltip="Checks at once that the concept fits this text encoder. Needed for embeddings of models "
                     "with an unusual width.",
                 ),
+                io.String.Input(
+                    "class_word",
+                    default="",
+                    optional=True,
+                    tooltip="The ordinary word for the thing, such as dog. Needed for files of other programs, which "
+                    "do not say it, where the concept is refined or a prompt repaired. Empty: what the file says.",
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept, or TrainConcept to continue."),
@@ -158,11 +166,12 @@ class LoadConcept(io.ComfyNode):
         return version(saved_path, file)
 
     @classmethod
-    def execute(cls, file: str, clip: Any = None) -> io.NodeOutput:
+    def execute(cls, file: str, clip: Any = None, class_word: str = "") -> io.NodeOutput:
         path = saved_path(file)
         concept = load_concept(path, widths=None if clip is None else encoder_widths(clip))
         _, _, inner = file.partition("/")
         concept = concept.renamed(typeable(inner.removesuffix(ENDING)))
+        concept = replace(concept, class_word=class_word.strip() or concept.class_word)
         return io.NodeOutput(concept, f"embedding:{concept.name}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from .evaluation_encoders import AUTO, FOLDER, NONE, bytes_of, chosen_clip, chos
 from .pictures import as_images, preview
 from .sockets import CATEGORY, PREFIX
 
+NAMED = re.compile(r"embedding:\S+|<[^<>\s]+>")
+"""A new word as it is typed to draw it."""
 ROOM = 2
 """Memory to make free for the encoders, in multiples of their weights."""
 
@@ -137,10 +140,14 @@ class EvaluateConcept(io.ComfyNode):
 
 
 def prompt_lines(prompts: str, class_word: str) -> list[str]:
-    """The prompts, one a line, with the class word for "{}". Raises ValueError for no prompt or no class word."""
+    """The prompts, one a line, with the class word for "{}". Raises ValueError for no prompt, no class word, or a new
+    word by its name, which CLIP has never seen."""
     lines = [line.strip() for line in prompts.splitlines() if line.strip()]
     if not lines:
         raise ValueError("There is no prompt: write what the images were asked to show, one prompt a line.")
+    named = next((match[0] for line in lines if (match := NAMED.search(line))), None)
+    if named is not None:
+        raise ValueError(f"CLIP does not know {named}: write {PLACEHOLDER} where the new word stood in the prompts.")
     if any(PLACEHOLDER in line for line in lines) and not class_word.strip():
         raise ValueError(f"class_word is empty: CLIP needs an ordinary word where {PLACEHOLDER} stands in the prompts.")
     return [line.replace(PLACEHOLDER, class_word.strip()) for line in lines]

@@ -118,7 +118,7 @@ class RefineConcept(io.ComfyNode):
             norm_mode=regularization.norm_mode,
             # In this method the rate is that of the weights: nothing else moves.
             numbers={"steps": steps, "learning_rate": learning_rate, "weight_rate": learning_rate, "batch": batch},
-            class_word=concept.class_word,
+            class_word=concept.require_class_word(),
             name=concept.name.rpartition("/")[2],
             vectors=concept.length,
             rank=rank if METHODS[method].rank else 0,

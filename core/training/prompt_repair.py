@@ -73,7 +73,7 @@ def repair(
 
     Latents are those of the training pictures that the first concept kept; with `noise_side`, the side of the latents,
     or where it kept none, pure noise at late timesteps. The LoRAs of the concepts are in force and stay as they are.
-    Raises ValueError as `placed_prompt`, or where a concept does not fit the model.
+    Raises ValueError as `placed_prompt`, or where a concept does not fit the model or does not say its class word.
     """
     placed = placed_prompt(prompt, concepts)
     chosen = weights or recommended_weights(model)
@@ -87,7 +87,7 @@ def repair(
     if kept is not None and kept.shape[1] != model.latent_channels:
         raise ValueError(f"the latents kept with {concepts[0].name!r} are those of another autoencoder")
     settings = TrainSettings(
-        class_word=tuple(concepts[index].class_word for index in placed.concepts),
+        class_word=tuple(concepts[index].require_class_word() for index in placed.concepts),
         name=concepts[0].name,
         steps=steps,
         learning_rate=learning_rate,

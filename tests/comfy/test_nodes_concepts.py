@@ -242,6 +242,26 @@ def test_a_file_that_changed_is_loaded_again(run_graph, given):
     assert second.kept["concept"].length == 3
 
 
+def test_a_file_that_says_no_class_word_is_given_one(run_graph, given):
+    from dataclasses import replace
+
+    graph = given(thing=replace(concept(), class_word="")) | {"save": saved()}
+    graph["pictures"] = call("DemoImages", concept="castle", count=1, background="grass", seed=0)
+    assert run_graph(graph).status == "success"
+    settings = {"train": "LoRA", "recipe": "auto (for this model)", "steps": 1, "learning_rate": 0.001, "batch": 1}
+    settings |= {"rank": 1, "seed": 0, "preview_every": 0, "preview_prompt": "", "continue_interrupted": False}
+    sockets = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2], "concept": ["load", 0]}
+    graph["refine"] = call("RefineConcept", **sockets, images=["pictures", 0], **settings)
+    graph["load"] = call("LoadConcept", file="contextual_inversion/gizmo.safetensors", clip=["model", 1])
+    run = run_graph(graph, keep={"refined": ("refine", 0)})
+    assert run.status == "error"
+    assert "'gizmo' does not say its class word" in run.error["exception_message"]
+    graph["load"]["inputs"]["class_word"] = " house "
+    run = run_graph(graph, keep={"refined": ("refine", 0)})
+    assert run.status == "success", run.error
+    assert run.kept["refined"].class_word == "house"
+
+
 def test_pickles_and_strangers_are_not_opened(run_graph, given, comfyui):
     given()
     folder = comfyui.base / "models" / "embeddings"

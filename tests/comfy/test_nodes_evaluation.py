@@ -138,6 +138,8 @@ def test_a_copied_background_earns_nothing_on_foregrounds(run_graph, graph):
     ("inputs", "said"),
     [
         ({"prompts": "  \n"}, "There is no prompt"),
+        ({"prompts": "a {}\na <keep> at sea"}, "CLIP does not know <keep>: write {}"),
+        ({"prompts": "a embedding:my-word in the snow"}, "CLIP does not know embedding:my-word"),
         ({"prompts": "a\nb\nc"}, "4 images cannot be shared by 3 prompts"),
         ({"class_word": " "}, "class_word is empty"),
         ({"clip": "none"}, "needs CLIP or DINO"),

@@ -65,6 +65,12 @@ def test_a_prompt_without_its_concept_is_refused():
         placed_prompt("a <thing>", [thing, thing])
 
 
+def test_a_concept_that_says_no_class_word_is_named():
+    thing = Concept("thing", "", {"clip_l": torch.ones(1, 32)})
+    with pytest.raises(ValueError, match="'thing' does not say its class word"):
+        repair(StubModel(), [thing], PROMPT)
+
+
 def test_latents_are_kept_only_where_wanted_and_survive_the_file(run, tmp_path):
     kept = concept(run)
     assert kept.latents.shape == (3, 4, 8, 8)
