@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.models.protocol import TextToImageModel
+from ..core.training.methods import method_called
 from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset
 from ..core.training.settings import TrainSettings
 from . import inputs
@@ -23,10 +24,17 @@ def recipe_names(*methods: str) -> list[str]:
 def recipe_for(name: str, model: TextToImageModel, method: str = "ti") -> Preset:
     """The recipe called `name` for `method`, or the one that suits the model for `AUTO`.
 
-    A recipe of another method keeps its numbers and trains `method`.
+    A recipe of another method keeps its numbers and trains `method`. Raises ValueError where only one of the two is
+    about weights, whose rates are of another kind.
     """
     if name != inputs.AUTO:
         chosen = RECIPES[name]
+        theirs, ours = method_called(chosen.method), method_called(method)
+        if theirs.trains_weights != ours.trains_weights:
+            raise ValueError(
+                f"The recipe {name!r} is for {theirs.title}, and what is trained is {ours.title}: choose one of the two "
+                f"anew, or the recipe {inputs.AUTO!r}."
+            )
         return replace(chosen, values={**chosen.values, "method": method})
     widest = max(encoder.width for encoder in model.text_encoders.values())
     if widest >= 768:

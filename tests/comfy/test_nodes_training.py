@@ -291,6 +291,8 @@ def test_masks_reach_the_loss(run_graph):
         ({"name": "my word"}, "' '"),
         ({"name": "NUL"}, "reserved"),
         ({"preview_every": 2, "preview_prompt": "no place"}, "{}"),
+        ({"recipe": "Custom Diffusion (MLM paper)"}, "is for Custom Diffusion"),
+        ({"recipe": "Demo model", "train": "DreamBooth, LoRA"}, "what is trained is DreamBooth, LoRA"),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_it_starts(run_graph, comfyui, changes, said):
