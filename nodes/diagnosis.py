@@ -33,7 +33,11 @@ class DiagnoseConcept(io.ComfyNode):
             description="Why a prompt is ignored, in figures: sim1, sim2 and SKL of a learned word against its class "
             "word and against another word, the cosines of its neighbours, its norm and nearest words.",
             inputs=[
-                io.Model.Input("model", tooltip="The model that the concept was trained on."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that the concept was trained on, without it: a concept's LoRA comes into force "
+                    "here.",
+                ),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
                 ConceptSocket.Input("concept", tooltip="From TrainConcept or LoadConcept."),
                 ConceptSocket.Input(

@@ -32,8 +32,8 @@ def recipe_for(name: str, model: TextToImageModel, method: str = "ti") -> Preset
         theirs, ours = method_called(chosen.method), method_called(method)
         if theirs.trains_weights != ours.trains_weights:
             raise ValueError(
-                f"The recipe {name!r} is for {theirs.title}, and what is trained is {ours.title}: choose one of the two "
-                f"anew, or the recipe {inputs.AUTO!r}."
+                f"The recipe {name!r} is for {theirs.title}, and what is trained is {ours.title}: choose one of the "
+                f"two anew, or the recipe {inputs.AUTO!r}."
             )
         return replace(chosen, values={**chosen.values, "method": method})
     widest = max(encoder.width for encoder in model.text_encoders.values())

@@ -10,9 +10,12 @@ import torch
 
 from ..concept import Concept
 from ..maths.similarity import cosine, nearest_rows
+from ..models.lora import from_lora
+from ..models.low_rank import apply_deltas
 from ..models.protocol import ImageSize, TextEncoder, TextToImageModel
 from ..prompts.tokens import input_embeddings, tokenize_prompt
-from .diagnostics import ContextProbe, context_similarity
+from ..training.word import layer_vectors_of
+from .diagnostics import ContextProbe, context_similarity, seen_vectors
 from .symmetric_kl import skl_of_each
 
 NEIGHBOURS = 5
@@ -21,11 +24,19 @@ END_OF_WORD = "</w>"
 
 @dataclass(frozen=True)
 class Subject:
-    """What fills the prompts: a concept's `vectors` (encoder name -> (n, d)) or plain `words`."""
+    """What fills the prompts: a concept's `vectors` (encoder name -> (n, d)), with its `layers` and `lora` where it has
+    them, or plain `words`."""
 
     label: str
     vectors: Mapping[str, torch.Tensor] | None = None
     words: str | None = None
+    layers: Mapping[str, torch.Tensor] | None = None
+    lora: Mapping[str, torch.Tensor] | None = None
+
+    @classmethod
+    def of(cls, concept: Concept, label: str) -> Subject:
+        """All of a concept."""
+        return cls(label, concept.vectors, None, concept.layer_vectors, concept.lora)
 
 
 @dataclass(frozen=True)
@@ -93,17 +104,21 @@ def diagnose(
 ) -> Diagnosis:
     """Compare a concept with its class word and, if given, with an `other` concept (a plain textual inversion, say).
 
-    `images` pictures a prompt are sampled for SKL, with the same seeds for all subjects; 0 leaves SKL out.
+    `images` pictures a prompt are sampled for SKL, with the same seeds for all subjects; 0 leaves SKL out. A concept's
+    LoRA is in force for that concept alone; `model` is the one that it was trained on.
 
-    Raises ValueError where there is no class word, no probe, or a probe's word is not in its prompt.
+    Raises ValueError where there is no class word, no probe, a probe's word is not in its prompt, or a concept is of
+    another model.
     """
     class_word = class_word or concept.class_word
     if not class_word:
         raise ValueError("this concept does not say its class word: give the ordinary word for the thing")
-    subjects = [Subject(concept.name, vectors=concept.vectors)]
+    for one in filter(None, (concept, other)):
+        layer_vectors_of(one, model)
+    subjects = [Subject.of(concept, concept.name)]
     if other is not None:
         label = other.name if other.name != concept.name else f"{other.name} (other)"
-        subjects.append(Subject(label, vectors=other.vectors))
+        subjects.append(Subject.of(other, label))
     subjects.append(Subject(f"{class_word} (class word)", words=class_word))
     sampling = {"size": size, "images": images, "steps": steps, "guidance": guidance, "seed": seed}
     return Diagnosis(
@@ -121,15 +136,17 @@ def context_cosines(
     """CoRe's figure 2, left: cos(C*_i, C^cat_i) for each context token i of one filled template, BOS to the first EOT.
 
     1 everywhere for the class word itself; the tokens before the concept are 1 for any, since the encoder is causal.
+    Of a concept with vectors for every layer the mean over the layers.
     """
     rows = None if subject.vectors is None else int(subject.vectors[encoder.name].shape[0])
     ours = tokenize_prompt(encoder, template, rows=rows, words=subject.words)
     theirs = tokenize_prompt(encoder, template, words=class_word)
-    vectors = None if subject.vectors is None else subject.vectors[encoder.name]
-    outputs = encoder.encode(*input_embeddings(encoder, [ours], vectors)).tokens[0][list(ours.context)]
+    seen = seen_vectors(encoder.name, subject.vectors, subject.layers)
+    outputs = [encoder.encode(*input_embeddings(encoder, [ours], own)).tokens[0][list(ours.context)] for own in seen]
     reference = encoder.encode(*input_embeddings(encoder, [theirs], None)).tokens[0][list(theirs.context)]
+    cosines = torch.stack([cosine(output, reference) for output in outputs]).mean(0)
     names = [_readable(encoder, ours.ids[position]) for position in ours.context]
-    return tuple(zip(names, cosine(outputs, reference).tolist(), strict=True))
+    return tuple(zip(names, cosines.tolist(), strict=True))
 
 
 def embeddings(encoder: TextEncoder, vectors: torch.Tensor) -> tuple[Embedding, ...]:
@@ -166,22 +183,24 @@ def _figures(
     probes: Sequence[ContextProbe],
     sampling: Mapping[str, Any],
 ) -> SubjectFigures:
-    fill = {"vectors": subject.vectors, "words": subject.words}
+    fill = {"vectors": subject.vectors, "words": subject.words, "layers": subject.layers}
     images = sampling["images"]
-    each = skl_of_each(model, probes, **fill, **sampling).view(len(probes), images, 2).mean(1) if images else None
-    rows = []
-    for index, probe in enumerate(probes):
-        similarity = context_similarity(model, [probe], **fill)
-        pair = (None, None) if each is None else tuple(each[index].tolist())
-        rows.append(PromptFigures(probe.template, probe.word, *similarity, *pair))
-    keys = ["sim1", "sim2", *(["skl", "skl_normalised"] if images else [])]
     first = next(iter(model.text_encoders.values()))
+    with apply_deltas(model, from_lora(model, subject.lora) if subject.lora else {}):
+        each = skl_of_each(model, probes, **fill, **sampling).view(len(probes), images, 2).mean(1) if images else None
+        rows = []
+        for index, probe in enumerate(probes):
+            similarity = context_similarity(model, [probe], **fill)
+            pair = (None, None) if each is None else tuple(each[index].tolist())
+            rows.append(PromptFigures(probe.template, probe.word, *similarity, *pair))
+        cosines = context_cosines(first, probes[0].template, subject, class_word)
+    keys = ["sim1", "sim2", *(["skl", "skl_normalised"] if images else [])]
     found = [] if subject.vectors is None else list(subject.vectors.items())
     return SubjectFigures(
         label=subject.label,
         prompts=tuple(rows),
         means={key: sum(getattr(row, key) for row in rows) / len(rows) for key in keys},
-        cosines=context_cosines(first, probes[0].template, subject, class_word),
+        cosines=cosines,
         embeddings=tuple(one for name, value in found for one in embeddings(model.text_encoders[name], value)),
     )
 

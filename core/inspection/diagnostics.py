@@ -40,21 +40,33 @@ def context_similarity(
     *,
     vectors: Mapping[str, torch.Tensor] | None = None,
     words: str | None = None,
+    layers: Mapping[str, torch.Tensor] | None = None,
 ) -> ContextSimilarity:
     """METHODS.md 2.7 for a concept's `vectors`, or for plain `words` in its place (the class word, as a yardstick).
 
-    A concept of several positions speaks through its last one, which has seen the others. Raises ValueError where a
+    A concept of several positions speaks through its last one, which has seen the others. One with vectors for every
+    layer, `layers` (layers, n, d), is the mean over what each layer sees. Raises ValueError where a
     probe's word is not in its prompts, or there are no probes.
     """
     if not probes:
         raise ValueError("no probes: give at least one prompt with a context word")
     pairs = [
-        _similarity(encoder, probe, None if vectors is None else vectors[name], words)
+        _similarity(encoder, probe, own, words)
         for name, encoder in model.text_encoders.items()
+        for own in seen_vectors(name, vectors, layers)
         for probe in probes
     ]
     means = torch.tensor(pairs, dtype=torch.float64).mean(dim=0)
     return ContextSimilarity(float(means[0]), float(means[1]))
+
+
+def seen_vectors(
+    encoder: str, vectors: Mapping[str, torch.Tensor] | None, layers: Mapping[str, torch.Tensor] | None
+) -> Sequence[torch.Tensor | None]:
+    """The vectors (n, d) that a prompt is encoded with for the UNet: of each layer, or one for all; None for words."""
+    if layers is not None:
+        return layers[encoder].unbind(0)
+    return [None if vectors is None else vectors[encoder]]
 
 
 def word_position(encoder: TextEncoder, prompt: TokenizedPrompt, word: str) -> int:

@@ -34,6 +34,7 @@ def skl(
     *,
     vectors: Mapping[str, torch.Tensor] | None = None,
     words: str | None = None,
+    layers: Mapping[str, torch.Tensor] | None = None,
     size: ImageSize | None = None,
     images: int = 1,
     steps: int = 25,
@@ -41,7 +42,8 @@ def skl(
     seed: int = 0,
     batch: int = 20,
 ) -> SymmetricKL:
-    """METHODS.md 2.7 between the concept's map and its context word's, for `vectors` or for plain `words`.
+    """METHODS.md 2.7 between the concept's map and its context word's, for `vectors` or for plain `words`; `layers` as
+    in `encode_prompts`.
 
     `images` pictures of each probe's prompt are sampled (DDIM, picture i of all has seed `seed` + i). Only the
     conditional half of the last step is looked at, in the layers whose maps are 16 x 16 or nearest to it, averaged over
@@ -51,8 +53,8 @@ def skl(
     Raises ValueError where there are no probes or a probe's word is not in its prompt.
     """
     each = skl_of_each(
-        model, probes, vectors=vectors, words=words, size=size, images=images, steps=steps, guidance=guidance,
-        seed=seed, batch=batch,
+        model, probes, vectors=vectors, words=words, layers=layers, size=size, images=images, steps=steps,
+        guidance=guidance, seed=seed, batch=batch,
     )  # fmt: skip
     return SymmetricKL(*(float(value) for value in each.double().mean(dim=0)))
 
@@ -64,6 +66,7 @@ def skl_of_each(
     *,
     vectors: Mapping[str, torch.Tensor] | None = None,
     words: str | None = None,
+    layers: Mapping[str, torch.Tensor] | None = None,
     size: ImageSize | None = None,
     images: int = 1,
     steps: int = 25,
@@ -82,13 +85,14 @@ def skl_of_each(
         for start in range(0, len(asked), batch):
             part = asked[start : start + batch]
             templates = [probe.template for probe in part]
-            context = model.conditioning(encode_prompts(model, templates, vectors=vectors, words=words), size)
+            encodings = encode_prompts(model, templates, vectors=vectors, words=words, layers=layers)
+            context = model.conditioning(encodings, size)
             seeds = [seed + start + i for i in range(len(part))]
             maps = last_step_maps(model, context, empty, size, steps=steps, guidance=guidance, seeds=seeds)
-            layers = maps.layers_of(side=SIDE)
+            nearest = maps.layers_of(side=SIDE)
             for index, probe in enumerate(part):
                 pair = word_pair(model, probe, vectors, words)
-                one, other = word_maps(maps, pair, layers=layers)[index].flatten(1)
+                one, other = word_maps(maps, pair, layers=nearest)[index].flatten(1)
                 found.append(torch.stack([symmetric_kl(one, other), pixel_symmetric_kl(one, other)]).cpu())
     return torch.stack(found)
 

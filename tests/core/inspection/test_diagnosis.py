@@ -1,5 +1,7 @@
 """A diagnosis agrees with its parts, and the report on attention with what shares of areas must be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,8 @@ from contextual_inversion.core.inspection.probes import parse_probes, place_prob
 from contextual_inversion.core.inspection.symmetric_kl import skl, word_pair
 from contextual_inversion.core.maths.similarity import pixel_symmetric_kl, symmetric_kl
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
+from contextual_inversion.core.models.lora import to_lora
+from contextual_inversion.core.models.low_rank import LowRankDelta, text_layers
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.sampling import sample
 from contextual_inversion.core.models.text import encode_prompts
@@ -55,6 +59,32 @@ def test_a_word_against_itself(model: DiffusersModel) -> None:
     norms = found.vocabulary["clip_l"]
     assert norms["mean"] == pytest.approx(float(table.mean()), rel=1e-4)
     assert norms["percentile_5"] < norms["mean"] < norms["percentile_95"]
+
+
+def test_a_concept_is_diagnosed_with_all_that_it_learned(model: DiffusersModel) -> None:
+    """Equal vectors for all layers are one vector; other ones, and a LoRA, change the figures; the model stays."""
+    count, size = len(model.cross_attention_layers()), ImageSize(64, 64)
+    plain = Concept("twin", "cat", word(model, "cat"))
+    equal = {name: value.expand(count, -1, -1) for name, value in plain.vectors.items()}
+    generator = torch.Generator().manual_seed(0)
+    other = {name: value + 0.3 * torch.randn(value.shape, generator=generator) for name, value in equal.items()}
+    layers = {**dict(model.linear_layers()), **text_layers(model)}
+    deltas = {}
+    for name in [name for name in layers if name.endswith(("attn2.to_k", "q_proj"))]:
+        delta = LowRankDelta.initial(layers[name], 2, generator=generator)
+        deltas[name] = LowRankDelta(delta.a.detach(), torch.randn(delta.b.shape, generator=generator))
+    variants = {"plain": plain, "equal": replace(plain, layer_vectors=equal)}
+    variants |= {"other": replace(plain, layer_vectors=other), "lora": replace(plain, lora=to_lora(model, deltas))}
+    found = {key: diagnose(model, one, PROBES, images=1, steps=2, size=size).subjects for key, one in variants.items()}
+    for key, (ours, theirs) in found.items():
+        assert theirs.means == found["plain"][1].means, "the class word is that of the model as it came"
+        same = [ours.means[name] == pytest.approx(value, abs=1e-4) for name, value in found["plain"][0].means.items()]
+        assert all(same) if key in ("plain", "equal") else not any(same), key
+        cosines = [one for _, one in ours.cosines]
+        assert (min(cosines) == pytest.approx(1, abs=1e-5)) == (key in ("plain", "equal", "lora"))
+    fewer = replace(plain, layer_vectors={name: value[1:] for name, value in equal.items()})
+    with pytest.raises(ValueError, match="layers of another model"):
+        diagnose(model, fewer, PROBES, images=0)
 
 
 def test_means_are_those_of_the_measures(model: DiffusersModel) -> None:
