@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from comfy_api.latest import io
 
 from ..core.concept import Concept
@@ -37,7 +38,8 @@ class OptimizeForPrompt(io.ComfyNode):
                     "prompt",
                     default="a photo of a {} in the snow",
                     multiline=True,
-                    tooltip="The prompt to repair. <name> or embedding:name where a concept goes; {} is the first one.",
+                    tooltip="The prompt to repair. <name> or embedding:name where a concept goes; {} is the first one. "
+                    "Weights such as (red:1.2) are left out here.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -107,6 +109,7 @@ class OptimizeForPrompt(io.ComfyNode):
         options = {"steps": steps, "learning_rate": learning_rate, "batch": batch, "seed": seed}
         if latents == NOISE or concept.latents is None:
             options["noise_side"] = width // adapted.latent_factor
+        prompt = unweighted(prompt)
         work = repair(adapted, concepts, prompt, **options)
         reporter = Reporter(cls.hidden.unique_id, steps)
         # It takes seconds, so a cancelled one is not kept.
@@ -117,3 +120,8 @@ class OptimizeForPrompt(io.ComfyNode):
         by_name = dict(zip((one.name for one in concepts), repaired, strict=True))
         first, second, third = (None if one is None else by_name[one.name] for one in given)
         return io.NodeOutput(first, torch.cat(pictures), losses, second, third, ui={OUTPUT: [reporter.view.whole()]})
+
+
+def unweighted(prompt: str) -> str:
+    """`prompt` without ComfyUI's weights, which are no part of what a text encoder reads."""
+    return unescape_important("".join(text for text, _ in token_weights(escape_important(prompt), 1.0)))

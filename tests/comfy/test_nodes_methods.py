@@ -245,6 +245,22 @@ def test_a_concept_of_another_model_is_refused(run_graph: object) -> None:
         apply.execute(kept["base"], kept["base_clip"], replace(concept, vectors=wide, lora=None), 1.0, 1.0, "")
 
 
+def test_a_prompt_is_repaired_without_its_weights(run_graph: object) -> None:
+    """Parentheses are how ComfyUI writes a weight, and no words that the text encoder reads."""
+    prompts = {"plain": "a red <keep> (at sea)", "weighted": "a (red:1.3) ((<keep>:0.9)) \\(at sea\\)"}
+    graph = training()
+    typed = {**prompts, "plain": prompts["plain"].replace("(", "\\(").replace(")", "\\)")}
+    for name, prompt in typed.items():
+        graph[name] = repairing(steps=2, width=64, prompt=prompt)["repair"]
+        graph[name]["inputs"]["concept"] = ["train", 0]
+    run = run_graph(graph, keep={name: (name, 0) for name in prompts} | {"pictures": ("weighted", 1)})
+    assert run.status == "success", run.error
+    plain, weighted = (run.kept[name] for name in prompts)
+    assert torch.equal(plain.vectors["clip_l"], weighted.vectors["clip_l"])
+    assert weighted.provenance["optimized_for"]["prompt"] == prompts["plain"]
+    assert run.kept["pictures"].shape == (2, 64, 64, 3)
+
+
 def test_a_prompt_without_the_concept_is_refused(run_graph: object) -> None:
     graph = {**training(), **refinement(), **repairing(prompt="a dog in the snow")}
     run = run_graph(graph, keep={"repaired": ("repair", 0)})
