@@ -228,6 +228,32 @@ def test_same_losses_and_gradients(pair: Pair, checkpointing: bool) -> None:
 # ComfyUI's side by itself
 
 
+@torch.inference_mode()
+def test_stock_conditioning_holds_what_each_layer_attends_to(pair: Pair) -> None:
+    """XTI in stock nodes, with one text encoder or two: beside the ordinary context, that of every layer, in order."""
+    from contextual_inversion.core.concept import Concept
+    from contextual_inversion.nodes.concept_tokenizer import with_concept
+    from contextual_inversion.nodes.layer_contexts import LAYERS, writing_layers
+
+    layers = layer_vectors(pair.comfy)
+    concept = Concept("keep", "dog", {name: value.mean(0) for name, value in layers.items()}, layers)
+    clip = writing_layers(with_concept(pair.sockets.clip, concept), concept)
+    encodings = encode_prompts(pair.comfy, [PROMPT], vectors=concept.vectors, layers=layers)
+    expected = pair.comfy.conditioning(encodings, SIZE)
+    ((context, extras),) = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT.format("<keep>")))
+    found = extras["model_conds"][LAYERS].cond
+    torch.testing.assert_close(context, expected.context, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[0], expected.layers[:, 0], rtol=1e-5, atol=1e-5)
+    # Longer than one section, and weighted: each layer's part is what the prompt with its vectors alone is encoded to.
+    text = "(red:1.3) " + "very " * 80 + "<keep>"
+    ((_, extras),) = clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    for index in (0, len(found[0]) - 1):
+        own = Concept("keep", "dog", {name: value[index] for name, value in layers.items()})
+        plain = with_concept(pair.sockets.clip, own)
+        ((alone, _),) = plain.encode_from_tokens_scheduled(plain.tokenize(text))
+        torch.testing.assert_close(extras["model_conds"][LAYERS].cond[:, index], alone, rtol=1e-5, atol=1e-5)
+
+
 def test_encode_is_the_stock_encoder_bit_for_bit(pair: Pair) -> None:
     for layer in (None, -2):
         clip = pair.sockets.clip.clone()
