@@ -19,7 +19,6 @@ SHORT = {
     "KSampler": {"steps": 2},
 }
 REFINED = {f"{PREFIX}RefineConcept": {"steps": 3, "batch": 2, "preview_every": 3}}
-CLASS_PICTURES = {f"{PREFIX}TrainConcept": {**SHORT[f"{PREFIX}TrainConcept"], "prior_pictures": 2}}
 DIAGNOSED = {f"{PREFIX}DiagnoseConcept": {"steps": 2, "most_prompts": 1}}
 PRETRAINED = {f"{PREFIX}PretrainContextualizer": {"steps": 2, "batch": 4, "held_out": 10}}
 PRETRAINING = "pretrain_a_contextualizer"
@@ -34,7 +33,7 @@ MORE_FILES = {
     "dual_path": (SHORT | REFINED, {"The soft path alone": 3, "Both paths": 3}),
     "repair_a_prompt": (SHORT, {"Before and after, same seed": 2, "Before": 1, "After": 1}),
     "see_what_a_word_does": (SHORT | DIAGNOSED, SEEN),
-    "compare_methods": (SHORT | CLASS_PICTURES, dict.fromkeys(METHODS, 3)),
+    "compare_methods": (SHORT, dict.fromkeys(METHODS, 3)),
 }
 FILES = ("train_a_word",)
 
