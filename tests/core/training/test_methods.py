@@ -1,5 +1,7 @@
 """Everything that can be trained, by one loop: what moves and what does not, and that every law of it holds for all."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from stub_model import StubModel, pictures
@@ -17,6 +19,7 @@ from contextual_inversion.core.training.checkpoint import CheckpointMismatchErro
 from contextual_inversion.core.training.core_regularizer import CoReRegularizer
 from contextual_inversion.core.training.masking import mask_rows, masked_inputs
 from contextual_inversion.core.training.methods import METHODS
+from contextual_inversion.core.training.prompt_repair import repair
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import NonFiniteLossError, train
 from contextual_inversion.core.training.weights import RankedModel, TrainableWeights
@@ -285,6 +288,25 @@ def test_a_concept_that_does_not_fit_the_method_is_refused(run):
         run(StubModel(), initial=refined, method="refine", steps=2)
     with pytest.raises(ValueError, match="unknown method"):
         TrainSettings(class_word="dog", method="magic")
+
+
+@pytest.mark.parametrize("method", ["xti", "refine"])
+def test_a_concept_of_another_model_is_refused(run, method):
+    xti = run(StubModel(), method="xti", steps=2).concept
+    fewer = replace(xti, layer_vectors={name: value[1:] for name, value in xti.layer_vectors.items()})
+    with pytest.raises(ValueError, match="layers of another model"):
+        run(StubModel(), initial=fewer, method=method)
+    with pytest.raises(ValueError, match="layers of another model"), repair(StubModel(), [fewer], "a {}").run as other:
+        next(other)
+    # A word for one text encoder on a model with two, as SD 1 on SDXL.
+    plain = run(StubModel(), steps=2).concept
+    for wrong in (plain, xti):
+        with pytest.raises(ValueError, match=r"clip_g"):
+            run(StubModel(encoders=2), initial=wrong, method=method)
+    refined = run(StubModel(), initial=plain, method="refine", steps=2).concept
+    elsewhere = {key.replace("attentions_0", "attentions_9"): value for key, value in refined.lora.items()}
+    with pytest.raises(ValueError, match="another kind of model"):
+        repair(StubModel(), [replace(refined, lora=elsewhere)], "a {}")
 
 
 def ranked(least, rank=4, seed=3):
