@@ -15,7 +15,7 @@ from ..core.files import check_widths, load_concept, save_bundle, save_embedding
 from . import inputs
 from .concept_lora import with_weights
 from .concept_tokenizer import encoder_widths, with_concept
-from .folders import BUNDLES, EMBEDDINGS, ENDING, files_of, first_folder, not_there, version
+from .folders import BUNDLES, EMBEDDINGS, ENDING, LORAS, files_of, first_folder, not_there, version
 from .layer_contexts import reading_layers, writing_layers
 from .saving import checked_word, free_name, written_as
 from .sockets import CATEGORY, PREFIX, ConceptSocket
@@ -104,6 +104,13 @@ class SaveConcept(io.ComfyNode):
                     "program.",
                 ),
                 inputs.half_precision(False),
+                io.Boolean.Input(
+                    "lora_file",
+                    default=False,
+                    optional=True,
+                    tooltip="Where the concept changed the model (Custom Diffusion, DreamBooth, a second stage): write "
+                    "the bundle into models/loras too, for the stock Load LoRA node and other programs.",
+                ),
             ],
             outputs=[typed()],
             is_output_node=True,
@@ -111,18 +118,26 @@ class SaveConcept(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, concept: Concept, name: str, if_taken: str, embedding_file: bool, half_precision: bool
+        cls,
+        concept: Concept,
+        name: str,
+        if_taken: str,
+        embedding_file: bool,
+        half_precision: bool,
+        lora_file: bool = False,
     ) -> io.NodeOutput:
-        folders = {save_bundle: first_folder(BUNDLES)}
+        places = [(save_bundle, first_folder(BUNDLES))]
         if embedding_file:
-            folders[save_embedding] = first_folder(EMBEDDINGS)
-        name = free_name(name.strip() or concept.name, list(folders.values()), if_taken)
+            places.append((save_embedding, first_folder(EMBEDDINGS)))
+        if lora_file and concept.lora:
+            places.append((save_bundle, first_folder(LORAS)))
+        name = free_name(name.strip() or concept.name, [folder for _, folder in places], if_taken)
         # Under the name it will be typed by, whatever it was called while it was trained.
         concept = concept.renamed(name.rpartition("/")[2])
         how = written_as(if_taken, half_precision)
-        written = [save(concept, folder, name, **how) for save, folder in folders.items()]
+        written = [save(concept, folder, name, **how) for save, folder in places]
         text = f"embedding:{name}"
-        lines = [f"Type {text} in a prompt.", *(f"Saved {path}" for path in written)]
+        lines = [f"Type {text} in a prompt.", *(f"Saved {path}" for path in written), *more_than_a_word(concept)]
         return io.NodeOutput(text, ui=ui.PreviewText("\n".join(lines)))
 
 
@@ -173,6 +188,16 @@ class LoadConcept(io.ComfyNode):
         concept = concept.renamed(typeable(inner.removesuffix(ENDING)))
         concept = replace(concept, class_word=class_word.strip() or concept.class_word)
         return io.NodeOutput(concept, f"embedding:{concept.name}")
+
+
+def more_than_a_word(concept: Concept) -> list[str]:
+    """What the embedding file alone does not hold, as lines for people."""
+    lines = []
+    if concept.lora:
+        lines.append("It changed the model too: an embedding alone lacks that. Load Concept, or a LoRA loader, has it.")
+    if concept.layer_vectors:
+        lines.append("It has a vector for every layer: an embedding alone is their mean. Load Concept has them all.")
+    return lines
 
 
 def typed() -> Any:

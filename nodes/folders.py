@@ -9,6 +9,7 @@ import folder_paths
 
 BUNDLES = "contextual_inversion"
 EMBEDDINGS = "embeddings"
+LORAS = "loras"
 CONTEXTUALIZERS = "contextualizers"
 TUNING_ENCODERS = "tuning_encoders"
 ENDING = ".safetensors"

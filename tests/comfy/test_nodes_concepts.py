@@ -161,6 +161,35 @@ def test_a_lora_of_the_concept_is_applied_with_its_strength(run_graph, given):
     assert run.kept["model"].patches[key][0][0] == 0.5
 
 
+def test_stock_nodes_use_what_is_saved_for_them(run_graph, given, comfyui):
+    """Load LoRA on the file in models/loras, and embedding:name, are what ApplyConcept makes of the concept."""
+    generator = torch.Generator().manual_seed(3)
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    lora = {f"{stem}.diff": torch.randn(128, 128, generator=generator)}
+    lora |= {"lora_te_text_model_encoder_layers_0_self_attn_q_proj.diff": torch.randn(128, 128, generator=generator)}
+    folder = comfyui.base / "models" / "loras"
+    shutil.rmtree(folder, ignore_errors=True)
+    graph = given(thing=concept(lora=lora), word=concept("plain")) | {"save": saved(lora_file=True)}
+    graph["none"] = saved(concept=["word", 0], lora_file=True)
+    graph |= {"apply": applied(), "here": encode(["apply", 1], "a embedding:gizmo")}
+    first = run_graph(graph, keep={"model": ("apply", 0), "here": ("here", 0)})
+    assert first.status == "success", first.error
+    assert [path.name for path in folder.iterdir()] == ["gizmo.safetensors"], "a word alone is no LoRA"
+    assert "changed the model" in first.ui["save"]["text"][0]
+    assert "changed the model" not in first.ui["none"]["text"][0]
+    stock = {"lora_name": "gizmo.safetensors", "strength_model": 1.0, "strength_clip": 1.0}
+    stock = {"class_type": "LoraLoader", "inputs": {"model": ["model", 0], "clip": ["model", 1], **stock}}
+    graph = {"model": graph["model"], "stock": stock, "there": encode(["stock", 1], "a embedding:gizmo")}
+    second = run_graph(graph, keep={"model": ("stock", 0), "there": ("there", 0)})
+    assert second.status == "success", second.error
+    ours, theirs = first.kept["model"].patches, second.kept["model"].patches
+    assert list(ours) == list(theirs)
+    for key, ((_, (_, (change,)), *_),) in ours.items():
+        assert torch.equal(change, theirs[key][0][1][1][0])
+    for here, there in zip(tensors(first.kept["here"]), tensors(second.kept["there"]), strict=True):
+        assert torch.equal(here, there)
+
+
 def test_a_word_for_another_model_is_refused(run_graph, given):
     graph = given(thing=concept(width=768)) | {"apply": applied()}
     run = run_graph(graph, keep={"clip": ("apply", 1)})
