@@ -33,7 +33,7 @@ from ..core.training.methods import method_called
 from ..core.training.mlm_regularizer import XTI_BATCH, recommended_mlm
 from ..core.training.pictures import checked_pictures
 from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset
-from ..core.training.prior import PriorPreservation
+from ..core.training.prior import PriorPreservation, require_weights
 from ..core.training.regularizer import Regularizer
 from ..core.training.settings import Precision, TrainSettings
 from ..core.training.trainer import TrainingRun, resolution_for, train
@@ -153,6 +153,9 @@ def main(
         keep_latents=keep_latents,
         **{key: value for key, value in given.items() if value is not None},
     )
+    prior = float(recipe.prior) if prior_weight is None else prior_weight
+    if prior > 0:
+        require_weights(settings.trains)
     wanted = recipe.core if core is None else core
     regularizers: list[Regularizer] = []
     if wanted:
@@ -169,7 +172,6 @@ def main(
                 batch=mlm_batch or (XTI_BATCH if settings.method.startswith("xti") else 25),
             )
         )
-    prior = float(recipe.prior) if prior_weight is None else prior_weight
     if prior > 0:
         side = resolution_for(subject, settings, checked_pictures(images))
         options = {"pictures": prior_pictures, "batch": settings.batch, "resolution": side, "seed": seed}

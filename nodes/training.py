@@ -13,7 +13,7 @@ from ..core.concept import Concept
 from ..core.files import safe_name
 from ..core.training.methods import METHODS
 from ..core.training.pictures import checked_pictures
-from ..core.training.prior import PriorPreservation
+from ..core.training.prior import PriorPreservation, require_weights
 from ..core.training.trainer import resolution_for
 from . import inputs
 from .comfy_model import ComfyModel
@@ -224,6 +224,7 @@ class TrainConcept(io.ComfyNode):
         prior = float(chosen.prior) if prior_preservation < 0 else prior_preservation
         regularizers = regularization.make(adapted, settings.method)
         if prior > 0:
+            require_weights(settings.trains)
             resolution = resolution_for(adapted, settings, checked_pictures(images[..., :3]))
             drawn = {"pictures": prior_pictures, "batch": settings.batch, "resolution": resolution}
             regularizers += (class_pictures(cls.hidden.unique_id, prior, applied=adapted.applied, **drawn),)

@@ -18,12 +18,22 @@ from ..models.protocol import ImageSize, TextToImageModel
 from ..models.sampling import sample
 from ..models.text import encode_prompts
 from .draws import send
+from .methods import Method
 from .regularizer import LossTerm, Terms, TrainingStep
 
 PRIOR_PROMPT = "a picture of a {}"
 """METHODS.md 2.6."""
 Progress = Callable[[int, int], None]
 """Receives (pictures there are, pictures wanted)."""
+
+
+def require_weights(method: Method) -> None:
+    """Raises ValueError where no weights are trained: hours of drawing and a pass a step would then hold nothing."""
+    if not method.trains_weights:
+        raise ValueError(
+            f"prior preservation holds what the model makes of the class word, and {method.title} changes no weights: "
+            "set its weight to 0"
+        )
 
 
 class PriorPreservation:

@@ -291,6 +291,7 @@ def test_masks_reach_the_loss(run_graph):
         ({"name": "my word"}, "' '"),
         ({"name": "NUL"}, "reserved"),
         ({"preview_every": 2, "preview_prompt": "no place"}, "{}"),
+        ({"prior_preservation": 1.0}, "changes no weights"),
         ({"recipe": "Custom Diffusion (MLM paper)"}, "is for Custom Diffusion"),
         ({"recipe": "Demo model", "train": "DreamBooth, LoRA"}, "what is trained is DreamBooth, LoRA"),
     ],

@@ -93,6 +93,8 @@ def test_the_command_says_what_is_wrong(folder, tmp_path):
         command.main(tmp_path / "empty", class_word="dog")
     with pytest.raises(ValueError, match=r"\.\./evil"):
         command.main(folder, class_word="dog", name="../evil")
+    with pytest.raises(ValueError, match="changes no weights"):
+        command.main(folder, class_word="dog", method="xti", prior_weight=1.0, out=tmp_path / "out")
     (tmp_path / "masks").mkdir()
     Image.new("L", (90, 70)).save(tmp_path / "masks" / "b.png")
     with pytest.raises(BrokenPictureError, match=r"no mask a\.png in"):
