@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -194,7 +193,7 @@ def main(
 def recipe_for(preset: str | None, method: str | None, model: str | Path) -> Preset:
     """The recipe called `preset`, or the first for `method`; for the bundled model that model's own.
 
-    Raises ValueError that lists what there is.
+    Raises ValueError that lists what there is, or as `Preset.training`.
     """
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
@@ -205,7 +204,7 @@ def recipe_for(preset: str | None, method: str | None, model: str | Path) -> Pre
     if preset is None and method is not None:
         return next(recipe for recipe in PRESETS.values() if recipe.method == method)
     chosen = PRESETS[preset or DEFAULT]
-    return chosen if method is None else replace(chosen, values={**chosen.values, "method": method})
+    return chosen if method is None else chosen.training(method)
 
 
 def follow(run: TrainingRun, settings: TrainSettings, out: Path, events: Path | None) -> Finished:

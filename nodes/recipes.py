@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.models.protocol import TextToImageModel
-from ..core.training.methods import method_called
 from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset
 from ..core.training.settings import TrainSettings
 from . import inputs
@@ -24,18 +23,10 @@ def recipe_names(*methods: str) -> list[str]:
 def recipe_for(name: str, model: TextToImageModel, method: str = "ti") -> Preset:
     """The recipe called `name` for `method`, or the one that suits the model for `AUTO`.
 
-    A recipe of another method keeps its numbers and trains `method`. Raises ValueError where only one of the two is
-    about weights, whose rates are of another kind.
+    A recipe of another method keeps its numbers and trains `method`. Raises ValueError as `Preset.training`.
     """
     if name != inputs.AUTO:
-        chosen = RECIPES[name]
-        theirs, ours = method_called(chosen.method), method_called(method)
-        if theirs.trains_weights != ours.trains_weights:
-            raise ValueError(
-                f"The recipe {name!r} is for {theirs.title}, and what is trained is {ours.title}: choose one of the "
-                f"two anew, or the recipe {inputs.AUTO!r}."
-            )
-        return replace(chosen, values={**chosen.values, "method": method})
+        return RECIPES[name].training(method)
     widest = max(encoder.width for encoder in model.text_encoders.values())
     if widest >= 768:
         return next(recipe for recipe in PRESETS.values() if recipe.method == method)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .methods import method_called
 from .settings import CORE_TEMPLATES, Augmentation, TrainSettings
 
 CLASSIC_TEMPLATES = (
@@ -45,6 +46,17 @@ class Preset:
     def method(self) -> str:
         """What it trains, of `METHODS`."""
         return self.values.get("method", "ti")
+
+    def training(self, method: str) -> Preset:
+        """The same numbers for another `method`. Raises ValueError where only one of the two is about weights, whose
+        rates are of another kind."""
+        theirs, ours = method_called(self.method), method_called(method)
+        if theirs.trains_weights != ours.trains_weights:
+            raise ValueError(
+                f"the recipe {self.name!r} is for {theirs.title}, and what is trained is {ours.title}: choose one of the "
+                "two anew, or leave the recipe to the method"
+            )
+        return replace(self, values={**self.values, "method": method})
 
     def settings(self, class_word: str, **changes: Any) -> TrainSettings:
         """The recipe for `class_word`, with `changes` on top. Raises ValueError as `TrainSettings`."""

@@ -132,6 +132,9 @@ def test_a_recipe_is_named_or_the_methods_and_the_bundled_model_has_its_own():
     assert command.recipe_for(None, None, Path("sd")) == next(iter(PRESETS.values()))
     assert command.recipe_for(None, "dreambooth", Path("sd")).method == "dreambooth"
     assert command.recipe_for("Fast", "xti", Path("sd")).method == "xti"
+    for preset, method in (("Fast", "dreambooth-lora"), ("DreamBooth, LoRA", "ti")):
+        with pytest.raises(ValueError, match=f"the recipe '{preset}' is for"):
+            command.recipe_for(preset, method, Path("sd"))
 
 
 def test_pictures_are_turned_as_the_camera_says_and_transparency_is_white(tmp_path):

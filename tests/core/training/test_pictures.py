@@ -16,6 +16,13 @@ def encode(images, masks=None, augmentation=None, resolution=64, seed=0):
     return encode_pictures(StubModel(), images, masks, resolution=resolution, augmentation=augmentation, seed=seed)
 
 
+def test_one_picture_is_enough_and_none_is_an_error():
+    assert encode(torch.rand(1, 64, 64, 3)).pictures == 1
+    for nothing in (torch.zeros(0, 64, 64, 3), []):
+        with pytest.raises(ValueError, match="at least one training picture is needed"):
+            encode(nothing)
+
+
 def test_a_picture_of_the_right_size_is_not_touched():
     picture, mask = torch.rand(3, 64, 64), torch.rand(1, 64, 64)
     for augmentation in (None, STILL):
