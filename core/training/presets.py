@@ -53,8 +53,8 @@ class Preset:
         theirs, ours = method_called(self.method), method_called(method)
         if theirs.trains_weights != ours.trains_weights:
             raise ValueError(
-                f"the recipe {self.name!r} is for {theirs.title}, and what is trained is {ours.title}: choose one of the "
-                "two anew, or leave the recipe to the method"
+                f"the recipe {self.name!r} is for {theirs.title}, and what is trained is {ours.title}: choose one "
+                "of the two anew, or leave the recipe to the method"
             )
         return replace(self, values={**self.values, "method": method})
 
