@@ -28,15 +28,13 @@ def picture_files(folder: Path) -> list[Path]:
 
 def read_picture(file: Path) -> np.ndarray:
     """uint8 (H, W, 3), turned as the camera says; transparency on white. Raises BrokenPictureError."""
-    picture = _opened(file)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
-    return np.asarray(picture.convert("RGB"))
+    return np.asarray(_opaque(_opened(file), "white").convert("RGB"))
 
 
 def read_mask(file: Path) -> np.ndarray:
-    """float32 (H, W) in [0, 1], white is the subject. Raises BrokenPictureError, also where no pixel is."""
-    mask = np.asarray(_opened(file).convert("L"), dtype=np.float32) / 255
+    """float32 (H, W) in [0, 1], white is the subject and transparency is not. Raises BrokenPictureError, also where no
+    pixel is."""
+    mask = np.asarray(_opaque(_opened(file), "black").convert("L"), dtype=np.float32) / 255
     if not mask.any():
         raise BrokenPictureError(f"the mask {_place(file)} is empty: it says that the subject is nowhere")
     return mask
@@ -79,10 +77,24 @@ def as_bytes(images: torch.Tensor | Sequence[torch.Tensor]) -> list[np.ndarray]:
 def _opened(file: Path) -> Image.Image:
     try:
         with Image.open(file) as picture:
-            return ImageOps.exif_transpose(picture)
+            return _in_bytes(ImageOps.exif_transpose(picture))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = "no picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise BrokenPictureError(f"{_place(file)} cannot be read: {what}") from error
+
+
+def _in_bytes(picture: Image.Image) -> Image.Image:
+    """16 bits a pixel as 8; Pillow's own conversion would cut everything above 255 off."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+
+
+def _opaque(picture: Image.Image, background: str) -> Image.Image:
+    """What is transparent shows `background`."""
+    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
+        return picture
+    return Image.alpha_composite(Image.new("RGBA", picture.size, background), picture.convert("RGBA"))
 
 
 def _place(file: Path) -> str:

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from contextual_inversion.core.inspection.evaluation import BrokenPictureError, Evaluator
 from contextual_inversion.core.inspection.evaluation.pictures import picture_files, read_mask, read_picture
@@ -246,3 +247,15 @@ def test_the_built_in_prompts_have_the_protocols_shape(folders):
     (folders / "dataset" / "classes.txt").write_text("rex, dog\n")
     with pytest.raises(ProtocolError, match=r"animate or inanimate.*rex"):
         cells_of(read_dataset(folders / "dataset"))
+
+
+def test_sixteen_bits_and_transparency_are_read_as_they_look(tmp_path):
+    ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64) * 16
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    found = read_picture(tmp_path / "deep.png")
+    np.testing.assert_array_equal(found[..., 0], (ramp / 257).round())
+    cut_out = np.full((4, 6, 4), 255, dtype=np.uint8)
+    cut_out[:, 3:, 3] = 0
+    Image.fromarray(cut_out).save(tmp_path / "cut_out.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "cut_out.png"), cut_out[..., 3] / 255)
+    assert (read_picture(tmp_path / "cut_out.png") == 255).all()
