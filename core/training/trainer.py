@@ -316,7 +316,9 @@ class TrainingRun(Iterator[Event]):
         tail = {
             name: value[-max(1, len(value) // 10) :].nanmean().item() for name, value in losses.items() if len(value)
         }
+        before = getattr(self._initial, "provenance", None)
         return {
+            **({"began_with": dict(before)} if before else {}),
             "model": self.model.name,
             "model_fingerprint": self.model.fingerprint,
             "text_encoders": {name: encoder.fingerprint for name, encoder in self.model.text_encoders.items()},

@@ -84,6 +84,8 @@ def test_a_second_stage_leaves_the_latents_with_the_concept(run):
     first = concept(run)
     refined = run(StubModel(), initial=first, method="refine", steps=2).concept
     assert torch.equal(refined.latents, first.latents)
+    assert refined.provenance["began_with"] == first.provenance
+    assert "began_with" not in first.provenance
     anew = run(StubModel(), initial=first, method="refine", steps=2, keep_latents=True, seed=1).concept
     assert anew.latents.shape == first.latents.shape
 
