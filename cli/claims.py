@@ -124,6 +124,7 @@ def main(
     return report
 
 
+@cache
 def commit() -> str | None:
     """The commit of the clone that this code runs from, with "+" where files differ from it; None outside a clone."""
     here = str(Path(__file__).resolve().parent)
@@ -156,9 +157,9 @@ def _prepare() -> None:
 
 
 def _one(key: str, cell: Cell, folder: Path) -> dict[str, Any]:
-    """One cell."""
+    """One cell, which remembers the commit it was made at."""
     trial, method, name, seed = cell
-    return cached_trial(folder, key, lambda: trial(_loaded(), method, name, seed).figures)
+    return cached_trial(folder, key, lambda: {**trial(_loaded(), method, name, seed).figures, "commit": commit()})
 
 
 def run_cells(cells: dict[str, Cell], folder: Path, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:

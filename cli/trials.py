@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -157,13 +156,12 @@ def judge(
 
 
 def diagnosis(model: DiffusersModel, concept: Concept, seed: int) -> dict[str, float]:
-    """sim1, sim2 and SKL (METHODS.md 2.7). NaN for a word with vectors of every layer, which has no one encoding."""
-    if concept.layer_vectors:
-        return dict.fromkeys(("sim1", "sim2", "skl", "skl_pixels"), math.nan)
+    """sim1, sim2 and SKL (METHODS.md 2.7), of a word with vectors of every layer the mean over what each layer sees."""
     probes = context_probes()
+    word = {"vectors": concept.vectors, "layers": concept.layer_vectors}
     with with_lora(model, concept):
-        context = context_similarity(model, probes, vectors=concept.vectors)
-        divergence = skl(model, probes[::2], vectors=concept.vectors, seed=1000 * seed + 900)
+        context = context_similarity(model, probes, **word)
+        divergence = skl(model, probes[::2], **word, seed=1000 * seed + 900)
     return {
         "sim1": context.sim1, "sim2": context.sim2, "skl": divergence.raw, "skl_pixels": divergence.normalised
     }  # fmt: skip
