@@ -1,5 +1,6 @@
 """Tiny encoders on the disk, loaded once, and pictures of many shapes."""
 
+import importlib
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,24 @@ def encoders(tmp_path_factory):
         root=root, clip_model=clip_model, dino_model=dino_model, clip=load_clip(folders=[root]),
         dino=load_dino(folders=[root]),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def processors():
+    """transformers' Pillow processors of CLIP and of ViT, whatever this version calls them."""
+    import transformers
+
+    def find(name):
+        module = "clip" if name.startswith("CLIP") else "vit"
+        for ending in (f"image_processing_pil_{module}", f"image_processing_{module}"):
+            try:
+                found = importlib.import_module(f"transformers.models.{module}.{ending}")
+            except ModuleNotFoundError:
+                continue
+            return getattr(found, f"{name}Pil", None) or getattr(found, name)
+        raise AssertionError(f"transformers {transformers.__version__} has no {name}")
+
+    return find("CLIPImageProcessor"), find("ViTImageProcessor")
 
 
 @pytest.fixture(scope="session")

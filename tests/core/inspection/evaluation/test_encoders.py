@@ -1,6 +1,5 @@
 """CLIP and DINO against transformers' own processors and models, and what is said where they are missing."""
 
-import importlib
 import json
 import shutil
 from types import SimpleNamespace
@@ -26,27 +25,10 @@ from contextual_inversion.core.world.concepts import CONCEPTS, concept_images
 SHAPES = [(40, 40), (33, 71), (90, 37), (20, 24), (32, 32)]
 
 
-def processors():
-    """transformers' Pillow processors, whatever this version calls them."""
-    import transformers
-
-    def find(name):
-        module = "clip" if name.startswith("CLIP") else "vit"
-        for ending in (f"image_processing_pil_{module}", f"image_processing_{module}"):
-            try:
-                found = importlib.import_module(f"transformers.models.{module}.{ending}")
-            except ModuleNotFoundError:
-                continue
-            return getattr(found, f"{name}Pil", None) or getattr(found, name)
-        raise AssertionError(f"transformers {transformers.__version__} has no {name}")
-
-    return find("CLIPImageProcessor"), find("ViTImageProcessor")
-
-
 @pytest.mark.parametrize("which", ["clip", "dino"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_pictures_are_made_ready_as_transformers_does(encoders, draw_picture, which, shape):
-    make = processors()[which == "dino"]
+def test_pictures_are_made_ready_as_transformers_does(encoders, processors, draw_picture, which, shape):
+    make = processors[which == "dino"]
     folder = encoders.root / ("clip-vit-base-patch32" if which == "clip" else "dino-vits16")
     picture = draw_picture(3, *shape)
     expected = make.from_pretrained(folder)(Image.fromarray(picture), return_tensors="np")["pixel_values"][0]
@@ -64,8 +46,8 @@ def test_pictures_are_made_ready_as_transformers_does(encoders, draw_picture, wh
         ({"do_resize": False}, (20, 24)),
     ],
 )
-def test_newer_spellings_and_a_crop_larger_than_the_picture(tmp_path, draw_picture, settings, expected):
-    clip, _ = processors()
+def test_newer_spellings_and_a_crop_larger_than_the_picture(processors, tmp_path, draw_picture, settings, expected):
+    clip, _ = processors
     own = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2, "do_center_crop": False, **settings}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(own))
     picture = draw_picture(5, 20, 24)

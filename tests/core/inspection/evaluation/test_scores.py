@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPProcessor
 
 from contextual_inversion.core.inspection.evaluation import Evaluator
 from contextual_inversion.core.inspection.evaluation.pictures import as_bytes, as_reference
@@ -76,6 +77,33 @@ def test_every_measure_is_what_it_is_defined_to_be(encoders, given):
         assert scores[key].dtype == np.float64
     assert np.ptp(scores["dino"]) > 1e-3, "the pictures are meant to be told apart"
     assert abs(scores["dino"] - scores["dino_fg"]).max() > 1e-3, "the foreground is meant to matter"
+
+
+def test_clip_t_is_what_torchmetrics_says(encoders, processors, given):
+    from torchmetrics.functional.multimodal import clip_score
+
+    reading = processors[0].from_pretrained(encoders.root / "clip-vit-base-patch32")
+    processor = CLIPProcessor(reading, encoders.clip.tokenizer)
+
+    class Features(torch.nn.Module):
+        """What torchmetrics asks of a CLIP: features as tensors, which transformers 5 no longer gives by themselves."""
+
+        config = encoders.clip_model.config
+
+        def get_image_features(self, pixels):
+            return encoders.clip_model.get_image_features(pixels).pooler_output
+
+        def get_text_features(self, ids, mask):
+            return encoders.clip_model.get_text_features(ids, mask).pooler_output
+
+    pictures, captions = given[0], ["a dog in the snow", "a red dog", "a dog", "a blue cup on a table"]
+    scores = Evaluator(encoders.clip, None).score(pictures, captions, None)
+    for picture, caption, ours in zip(pictures, captions, scores["clip_t"], strict=True):
+        shown = torch.from_numpy(picture).permute(2, 0, 1)
+        with torch.no_grad():
+            theirs = clip_score(shown, TEXT_PREFIX + caption, lambda: (Features(), processor))
+        assert ours == pytest.approx(float(theirs) / 100, abs=1e-5)
+    assert np.ptp(scores["clip_t"]) > 1e-3
 
 
 def test_the_mean_is_that_of_all_pairs(encoders, given):
