@@ -24,7 +24,7 @@ def main(
     concepts: Path | None = None,
     model: Literal["tiny"] | Path = "tiny",
     masks: Path | None = None,
-    prompts: Path | None = None,
+    prompts: Literal["dreambench", "core"] | Path | None = None,
     subjects: Sequence[str] = (),
     clip: str = loading.CLIP,
     dino: str = loading.DINO,
@@ -55,7 +55,8 @@ def main(
         concepts: A learned word for one subject, or a folder of SUBJECT.safetensors: draw what GENERATED lacks.
         model: What to draw with: "tiny" (bundled), or a folder of a diffusers pipeline.
         masks: Folder of masks, SUBJECT/references/*.png and SUBJECT/PP/*.png, named like their pictures.
-        prompts: Text file of prompts with {}; GENERATED/prompts.txt, else the built-in 25, if not given.
+        prompts: Text file of prompts with {}; "dreambench" (25) or "core" (the 20 of CoRe's paper) for built-in ones.
+            GENERATED/prompts.txt, else "dreambench", if not given.
         subjects: Only these subjects of the dataset.
         clip: CLIP's folder or name; "bundled" for the tiny model's encoders, "none" to go without.
         dino: DINO's folder or name; "none" to go without.
@@ -82,8 +83,8 @@ def main(
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = generated or out / "pictures"
-    own = prompts or (folder / PROMPTS if (folder / PROMPTS).is_file() else None)
-    cells = cells_of(read_dataset(dataset, subjects), None if own is None else read_prompts(own))
+    chosen = prompts or (folder / PROMPTS if (folder / PROMPTS).is_file() else "dreambench")
+    cells = cells_of(read_dataset(dataset, subjects), read_prompts(chosen) if isinstance(chosen, Path) else chosen)
     check_prompts(cells, folder)
     evaluator = Evaluator(
         None if clip == "none" else loading.load_clip(clip, encoders),

@@ -16,11 +16,14 @@ from pathlib import Path
 
 from ...concept import PLACEHOLDER
 from ...prompts.parse import parse_prompts, prompts_by_category
+from ...prompts.sets import DATA
 from .pictures import picture_files
 
 CLASSES, PROMPTS, REFERENCES = "classes.txt", "prompts.txt", "references"
 KINDS = {"animate": "animate", "inanimate": "inanimate", "live": "animate", "object": "inanimate"}
 """Third column of classes.txt, with DreamBench's own words for it -> file of built-in prompts."""
+PROTOCOLS = {"dreambench": (Path(__file__).parent / "prompts", "{}.txt"), "core": (DATA, "evaluation_{}.txt")}
+"""Built-in prompts, where they are: 25 in DreamBench's shape (METHODS.md 2.7), or CoRe's 20 (METHODS.md 1.9)."""
 STYLE_CATEGORIES = ("style", "outfit")
 """What CoRe leaves out of its similarity measures (METHODS.md 1.9)."""
 
@@ -114,25 +117,27 @@ def read_prompts(path: Path) -> tuple[ProtocolPrompt, ...]:
     )
 
 
-def built_in_prompts(kind: str) -> tuple[ProtocolPrompt, ...]:
-    """The 25 prompts for a subject that is "animate" or "inanimate"."""
-    return read_prompts(Path(__file__).parent / "prompts" / f"{kind}.txt")
+def built_in_prompts(kind: str, protocol: str = "dreambench") -> tuple[ProtocolPrompt, ...]:
+    """The prompts of one of `PROTOCOLS` for a subject that is "animate" or "inanimate"."""
+    folder, name = PROTOCOLS[protocol]
+    return read_prompts(folder / name.format(kind))
 
 
-def cells_of(subjects: Sequence[Subject], prompts: Sequence[ProtocolPrompt] | None = None) -> list[Cell]:
-    """Every prompt of every subject: `prompts` for all, or the built-in ones for each subject's kind.
+def cells_of(subjects: Sequence[Subject], prompts: Sequence[ProtocolPrompt] | str = "dreambench") -> list[Cell]:
+    """Every prompt of every subject: `prompts` for all, or those of one of `PROTOCOLS` for each subject's kind.
 
-    Raises ProtocolError where the built-in ones are wanted and a subject has no kind.
+    Raises ProtocolError where built-in ones are wanted and a subject has no kind.
     """
     silent = [subject.name for subject in subjects if not subject.kind]
-    if prompts is None and silent:
+    built_in = isinstance(prompts, str)
+    if built_in and silent:
         raise ProtocolError(
             f"say in {CLASSES} whether these are animate or inanimate, or give your own prompts: {', '.join(silent)}"
         )
     return [
         Cell(subject, number, prompt)
         for subject in subjects
-        for number, prompt in enumerate(built_in_prompts(subject.kind) if prompts is None else prompts)
+        for number, prompt in enumerate(built_in_prompts(subject.kind, prompts) if built_in else prompts)
     ]
 
 

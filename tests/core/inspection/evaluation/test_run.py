@@ -241,6 +241,12 @@ def test_the_built_in_prompts_have_the_protocols_shape(folders):
     assert counts["inanimate"] == {"place": 20, "outfit": 0, "property": 5}
     subjects = read_dataset(folders / "dataset")
     assert len(cells_of(subjects)) == 50
+    # METHODS.md 1.9: 20 prompts, of which those that change the looks on purpose can be left out.
+    for kind, subject in zip(("animate", "inanimate"), subjects, strict=True):
+        cells = [cell for cell in cells_of(subjects, "core") if cell.subject is subject]
+        assert [cell.prompt.template for cell in cells] == list(built_in_set(f"evaluation_{kind}").prompts)
+        assert len(cells) == 20
+        assert "style" in {cell.prompt.category for cell in cells}
     trained = {prompt for name in (*built_in_sets(), *EVALUATION_SETS) for prompt in built_in_set(name).prompts}
     for kind in counts:
         assert not {prompt.template for prompt in built_in_prompts(kind)} & trained
