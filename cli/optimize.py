@@ -77,6 +77,8 @@ def main(
         weights=chosen,
         noise_side=side // subject.latent_factor if noise or given[0].latents is None else None,
     )
+    if given[0].latents is None and not noise:
+        print(f"{given[0].name!r} kept no latents of its training pictures (train --keep-latents): pure noise instead")
     with work.run as events, tqdm(total=steps, unit="step") as bar:
         for event in events:
             if isinstance(event, Step):

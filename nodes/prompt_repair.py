@@ -18,6 +18,7 @@ from .running import report
 from .sockets import CATEGORY, PREFIX, ConceptSocket, LossMapSocket
 
 PICTURES, NOISE = "training pictures", "pure noise"
+NO_LATENTS = "; on pure noise, since the concept kept no latents (Train Concept's keep_latents)"
 
 
 class OptimizeForPrompt(io.ComfyNode):
@@ -111,7 +112,8 @@ class OptimizeForPrompt(io.ComfyNode):
             options["noise_side"] = width // adapted.latent_factor
         prompt = unweighted(prompt)
         work = repair(adapted, concepts, prompt, **options)
-        reporter = Reporter(cls.hidden.unique_id, steps)
+        lacking = latents == PICTURES and concept.latents is None
+        reporter = Reporter(cls.hidden.unique_id, steps, remark=NO_LATENTS if lacking else "")
         # It takes seconds, so a cancelled one is not kept.
         losses = loss_map(report(work.run, reporter, stop=work.run.stop).losses)
         repaired = work.concepts

@@ -22,12 +22,15 @@ STOPPED = "stopped and kept"
 class Reporter:
     """Call it with every event of a training or a pretraining; `finished` is the last one.
 
-    `conclusion` says what came of it. Without one that is what a training learned, or why it ended early.
+    `conclusion` says what came of it. Without one that is what a training learned, or why it ended early. `remark` is
+    added to it.
     """
 
-    def __init__(self, node_id: str, total_steps: int, conclusion: Callable[[Any], str] | None = None) -> None:
+    def __init__(
+        self, node_id: str, total_steps: int, conclusion: Callable[[Any], str] | None = None, remark: str = ""
+    ) -> None:
         self.node_id = node_id
-        self.conclusion = conclusion or self._learned
+        self.conclusion, self.remark = conclusion or self._learned, remark
         self.bar = ProgressBar(total_steps, node_id=node_id)
         self.view = LiveView(node_id, total_steps)
         self.finished: Any = None
@@ -45,7 +48,7 @@ class Reporter:
         elif isinstance(event, Finished | Pretrained | PretrainedEncoder):
             self.finished = event
             self.view.complete(event.losses, event.step)
-            self.say(self.conclusion(event))
+            self.say(self.conclusion(event) + self.remark)
 
     def interrupted(self, kept: int) -> None:
         """Say what becomes of work that was cancelled."""

@@ -245,6 +245,25 @@ def test_a_concept_of_another_model_is_refused(run_graph: object) -> None:
         apply.execute(kept["base"], kept["base_clip"], replace(concept, vectors=wide, lora=None), 1.0, 1.0, "")
 
 
+def test_a_repair_says_when_it_has_no_latents_of_the_pictures(run_graph: object) -> None:
+    graph = {**training(keep_latents=True), "bare": training(keep_latents=False)["train"]}
+    asked = {
+        "kept": ("train", "training pictures"),
+        "lacking": ("bare", "training pictures"),
+        "noise": ("bare", "pure noise"),
+    }
+    for name, (concept, latents) in asked.items():
+        graph[name] = repairing(steps=1, width=64, latents=latents)["repair"]
+        graph[name]["inputs"]["concept"] = [concept, 0]
+    run = run_graph(graph, keep={name: (name, 0) for name in asked})
+    assert run.status == "success", run.error
+    said = {data["node"]: data["text"] for data in run.events("progress_text")}
+    assert {name for name in asked if "kept no latents" in said[name]} == {"lacking"}
+    vectors = {name: run.kept[name].vectors["clip_l"] for name in asked}
+    assert torch.equal(vectors["lacking"], vectors["noise"])
+    assert not torch.equal(vectors["kept"], vectors["noise"])
+
+
 def test_a_prompt_is_repaired_without_its_weights(run_graph: object) -> None:
     """Parentheses are how ComfyUI writes a weight, and no words that the text encoder reads."""
     prompts = {"plain": "a red <keep> (at sea)", "weighted": "a (red:1.3) ((<keep>:0.9)) \\(at sea\\)"}
