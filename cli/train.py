@@ -106,8 +106,9 @@ def main(
         resolution: Side of the square training pictures; the model's own if not given.
         seed: Seed of everything random.
         precision: What the UNet computes in.
-        method: What is trained: ti, xti, xti-blocks, custom-diffusion, dreambooth-lora, dreambooth, and for a concept
-            given with --initial refine (a LoRA) or refine-all (all weights of the UNet).
+        method: What is trained: ti, xti, xti-blocks, custom-diffusion, dreambooth-lora, dreambooth (all weights but
+            the text encoder's tables of tokens and positions), and for a concept given with --initial refine (a LoRA)
+            or refine-all (all weights of the UNet).
         rank: Rank of the weights' change, where weights are trained; 0 for whole weights.
         weight_rate: Learning rate of the weights; the vectors' if not given.
         prior_weight: Weight of prior preservation; as the recipe says if not given.

@@ -19,7 +19,8 @@ class Concept:
     `vectors` maps a text encoder's name to (n, d) float32 input embeddings on the CPU, the same n for every encoder.
     `layer_vectors` (XTI) maps it to (layers, n, d). `lora` holds what was learned about the model's weights:
     kohya-named tensors with diffusers layer names, low-rank (`lora_unet_<layer>.lora_down.weight`, `.lora_up.weight`,
-    `.alpha`) or full-rank (`.diff`, `.diff_b`, which ComfyUI's LoRA loader reads too). `core.models.lora` has both.
+    `.alpha`) or full-rank (`.diff`, `.diff_b`, which ComfyUI's LoRA loader reads too). `core.models.lora` has both, and
+    the name of a text encoder's norms, which kohya's have none for.
     `hard_token` is the nearest vocabulary word. `provenance` is plain JSON data: recipe, model, steps. `latents`
     (k, C, h, w), where they were wanted, are those of the training pictures, for the repair of a prompt
     (METHODS.md 1.6).

@@ -69,8 +69,11 @@ class ComfyTextEncoder:
         return self._text_model.embeddings.token_embedding.weight
 
     def linear_layers(self) -> dict[str, torch.nn.Module]:
-        modules = self._text_model.encoder.named_modules(prefix="text_model.encoder")
-        return {name: part for name, part in modules if isinstance(part, torch.nn.Linear)}
+        return {name: part for name, part in self.weight_layers().items() if isinstance(part, torch.nn.Linear)}
+
+    def weight_layers(self) -> dict[str, torch.nn.Module]:
+        modules = self._text_model.named_modules(prefix="text_model")
+        return {name: part for name, part in modules if isinstance(part, torch.nn.Linear | torch.nn.LayerNorm)}
 
     def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
         self._ready()

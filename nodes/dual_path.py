@@ -26,7 +26,7 @@ from ..core.concept import Concept
 from ..core.inspection.hard_token import hard_words
 from ..core.maths.dual_path import ALPHA, blend
 from ..core.models.dual_path import DualPath, paths_in
-from ..core.models.lora import from_lora
+from ..core.models.lora import TEXT_STEMS, from_lora
 from ..core.models.low_rank import Delta
 from ..core.models.protocol import Conditioning
 from .comfy_attention import cross_attention_layers, diffusers_names
@@ -36,7 +36,7 @@ from .concept_tokenizer import leading_name, with_concept
 from .sockets import CATEGORY, PREFIX, ConceptSocket
 
 KEY = "contextual_inversion_dual_path"
-UNET, TEXT = "lora_unet_", "lora_te"
+UNET = "lora_unet_"
 EMBEDDING = "embedding:"
 
 
@@ -203,7 +203,7 @@ def known_names(model: Any, lora: Mapping[str, torch.Tensor]) -> dict[str, torch
 
 def unet_deltas(model: Any, lora: Mapping[str, torch.Tensor]) -> dict[str, Delta]:
     """The deltas of the UNet in a LoRA. Raises ValueError where it is for another model or of another kind."""
-    mine = {key: value for key, value in lora.items() if not key.startswith(TEXT)}
+    mine = {key: value for key, value in lora.items() if not key.startswith(TEXT_STEMS)}
     return from_lora(_Unet(model), mine)  # type: ignore[arg-type]
 
 
@@ -230,7 +230,7 @@ class _Unet:
 
 def with_text_lora(clip: Any, lora: Mapping[str, torch.Tensor]) -> Any:
     """`clip` with what the LoRA changes in text encoders: the soft path's own."""
-    mine = {key: value for key, value in lora.items() if key.startswith(TEXT)}
+    mine = {key: value for key, value in lora.items() if key.startswith(TEXT_STEMS)}
     return comfy.sd.load_lora_for_models(None, clip, mine, 0.0, 1.0)[1] if mine else clip
 
 

@@ -60,7 +60,8 @@ class TrainConcept(io.ComfyNode):
                     tooltip="What is learned. textual inversion: the word's vectors and nothing else, a file of a few "
                     "kilobytes. XTI: vectors of its own for every cross-attention layer (P+), or every block of them "
                     "(the MLM paper). Custom Diffusion: the word, and the keys and values of the cross-attention. "
-                    "DreamBooth: a rare word that stays as it is, and UNet and text encoder, as a LoRA or all of them.",
+                    "DreamBooth: a rare word that stays as it is, and UNet and text encoder, as a LoRA or all of them "
+                    "but the token table and the position embeddings, which every word shares.",
                 ),
                 io.Combo.Input(
                     "recipe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from .reading import read_header, read_tensors
 Kind = Literal["embedding", "bundle", "LoRA"]
 
 MAX_EMBEDDING_TENSORS = 4
+OWN_DOTS = re.compile(r"\.(?:lora|alpha|diff)")
+"""Where the name of a layer that is written with dots ends in a LoRA's key."""
 
 
 def kind_of(path: Path | str) -> Kind:
@@ -91,7 +94,7 @@ def describe_lora(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
     lora = {key: value for key, value in tensors.items() if is_lora_key(key)}
     if not lora:
         return None
-    layers = sorted({key.split(".")[0] if key.startswith("lora_") else key.split(".lora")[0] for key in lora})
+    layers = sorted({key.split(".")[0] if key.startswith("lora_") else OWN_DOTS.split(key)[0] for key in lora})
     down = [value for key, value in lora.items() if ".lora_down." in key or ".lora_A." in key or "lora.down" in key]
     return {
         "layers": layers,

@@ -3,6 +3,7 @@
 A low-rank delta is `<layer>.lora_down.weight` (r, Din), `.lora_up.weight` (Dout, r) and `.alpha`, where s = alpha / r:
 ComfyUI's LoRA loader and diffusers read both. A full-rank one is `<layer>.diff` and `.diff_b`, which ComfyUI reads and
 diffusers refuses. `<layer>` is `lora_unet_<diffusers name>` or `lora_te[1|2]_<transformers' name>`, a dot being "_".
+ComfyUI knows a text encoder's norms by no such name, but as `text_encoders.<encoder>.transformer.<transformers' name>`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from .low_rank import Delta, LowRankDelta, WeightDelta, text_layers
+from .low_rank import Delta, LowRankDelta, WeightDelta, text_layers, text_weight_layers
 from .protocol import TextToImageModel
 
 DOWN, UP, ALPHA, DIFF, DIFF_BIAS = ".lora_down.weight", ".lora_up.weight", ".alpha", ".diff", ".diff_b"
 ENDINGS = (DOWN, UP, ALPHA, DIFF, DIFF_BIAS)
+TEXT_STEMS = ("lora_te", "text_encoders.")
+"""How the names of a text encoder's layers begin."""
 
 
 def to_lora(model: TextToImageModel, deltas: Mapping[str, Delta | Sequence[Delta]]) -> dict[str, torch.Tensor]:
@@ -55,9 +58,11 @@ def kohya_names(model: TextToImageModel) -> dict[str, str]:
     # The first of two text encoders is te1; the only one of a model is te without a number.
     encoders = list(model.text_encoders)
     prefixes = ["lora_te"] if len(encoders) == 1 else [f"lora_te{index + 1}" for index in range(len(encoders))]
-    for name in text_layers(model):
+    linear = text_layers(model)
+    for name in text_weight_layers(model):
         encoder, _, layer = name.partition(".")
-        stems[f"{prefixes[encoders.index(encoder)]}_{layer.replace('.', '_')}"] = name
+        kohya = f"{prefixes[encoders.index(encoder)]}_{layer.replace('.', '_')}"
+        stems[kohya if name in linear else f"text_encoders.{encoder}.transformer.{layer}"] = name
     return stems
 
 

@@ -167,7 +167,7 @@ def layers_for(model: TextToImageModel, names: Mapping[str, Any]) -> dict[str, t
     """The modules of these names. Raises ValueError that names one which the model has not."""
     found = dict(model.linear_layers())
     if not all(name in found for name in names):
-        found |= text_layers(model)
+        found |= text_weight_layers(model)
     if not all(name in found for name in names):
         found |= model.weight_layers()
     missing = [name for name in names if name not in found]
@@ -178,11 +178,16 @@ def layers_for(model: TextToImageModel, names: Mapping[str, Any]) -> dict[str, t
 
 def text_layers(model: TextToImageModel) -> dict[str, torch.nn.Module]:
     """The linear layers of every text encoder, "<encoder>.<transformers' name>"."""
-    return {
-        f"{name}.{layer}": module
-        for name, encoder in model.text_encoders.items()
-        for layer, module in encoder.linear_layers().items()
-    }
+    return _of_encoders({name: encoder.linear_layers() for name, encoder in model.text_encoders.items()})
+
+
+def text_weight_layers(model: TextToImageModel) -> dict[str, torch.nn.Module]:
+    """The linear layers and layer norms of every text encoder, named as in `text_layers`."""
+    return _of_encoders({name: encoder.weight_layers() for name, encoder in model.text_encoders.items()})
+
+
+def _of_encoders(layers: Mapping[str, Mapping[str, torch.nn.Module]]) -> dict[str, torch.nn.Module]:
+    return {f"{name}.{layer}": module for name, found in layers.items() for layer, module in found.items()}
 
 
 class Replayable:

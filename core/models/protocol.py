@@ -139,7 +139,12 @@ class TextEncoder(Protocol):
         """
 
     def linear_layers(self) -> Mapping[str, torch.nn.Module]:
-        """The linear layers of its transformer by transformers' name ("text_model.encoder.layers.0.mlp.fc1")."""
+        """The linear layers of its transformer by transformers' name ("text_model.encoder.layers.0.mlp.fc1"), for
+        low-rank deltas."""
+
+    def weight_layers(self) -> Mapping[str, torch.nn.Module]:
+        """These and its layer norms ("text_model.final_layer_norm"), for full-rank deltas. No embeddings: a word is
+        learned beside them, and every other word's row is to stay."""
 
 
 @runtime_checkable

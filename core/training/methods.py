@@ -16,8 +16,10 @@ Layers = Literal["none", "keys and values", "attention", "all"]
 @dataclass(frozen=True)
 class Method:
     """`word` says what of it is learned: its vectors, vectors of its own for every cross-attention layer or for every
-    block of them (XTI), or nothing. `unet` and `text_encoder` say which weights are. `rank` is that of their change
-    where a training does not choose one; 0 lets the whole weight change.
+    block of them (XTI), or nothing. `unet` and `text_encoder` say which weights are. "all" of a text encoder are the
+    linear layers and layer norms of its transformer: the token table and the position embeddings stay as they are, and
+    so does SDXL's projection of the pooled output. `rank` is that of their change where a training does not choose one,
+    which linear layers alone can have; 0 lets the whole weight change.
     """
 
     title: str

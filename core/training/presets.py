@@ -191,8 +191,8 @@ PRESETS = {
         ),
         Preset(
             "DreamBooth (MLM paper)",
-            'METHODS.md 2.6: "sks" and the class word, all weights of UNet and text encoder, 1,000 steps, batch 1, '
-            "rate 1e-6, prior preservation",
+            'METHODS.md 2.6: "sks" and the class word, all weights of UNet and text encoder (tables of tokens and '
+            "positions stay), 1,000 steps, batch 1, rate 1e-6, prior preservation",
             {
                 "method": "dreambooth",
                 "identifier": "sks",

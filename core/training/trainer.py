@@ -20,7 +20,7 @@ from ..models.low_rank import Delta, apply_deltas
 from ..models.protocol import ImageSize, TextToImageModel
 from ..models.sampling import sample
 from ..models.text import encode_prompts
-from .checkpoint import Checkpoint, load_checkpoint, require_same_run, save_checkpoint
+from .checkpoint import Checkpoint, CheckpointMismatchError, load_checkpoint, require_same_run, save_checkpoint
 from .events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from .history import History
 from .learner import Learner
@@ -204,6 +204,8 @@ class TrainingRun(Iterator[Event]):
 
     def _continue(self, checkpoint: Checkpoint) -> None:
         require_same_run(self.identity, checkpoint)
+        if checkpoint.state["weights"].keys() != self.learner.weights.keys():
+            raise CheckpointMismatchError("this checkpoint belongs to another training: other layers learn in it")
         self.learner.load(checkpoint.state)
         self.history = History(checkpoint.losses)
         self._before = float(checkpoint.facts["seconds"])

@@ -11,7 +11,7 @@ import torch
 from ..files.errors import LearnedNothingError
 from ..maths.timestep_rank import rank_mask
 from ..models.lora import to_lora
-from ..models.low_rank import Delta, LowRankDelta, WeightDelta, apply_deltas, text_layers
+from ..models.low_rank import Delta, LowRankDelta, WeightDelta, apply_deltas, text_layers, text_weight_layers
 from ..models.protocol import AttentionProbe, Conditioning, TextToImageModel
 from .draws import generator_for
 from .methods import chosen_layers
@@ -30,9 +30,9 @@ class TrainableWeights:
         self.leaves: dict[str, torch.Tensor] = {}
         method, rank = settings.trains, settings.low_rank
         unet = model.linear_layers() if rank or method.unet != "all" else model.weight_layers()
-        modules = {**unet, **text_layers(model)}
-        names = chosen_layers(list(unet), method.unet)
-        names += chosen_layers(list(text_layers(model)), method.text_encoder)
+        text = text_layers(model) if rank or method.text_encoder != "all" else text_weight_layers(model)
+        modules = {**unet, **text}
+        names = chosen_layers(list(unet), method.unet) + chosen_layers(list(text), method.text_encoder)
         if not names:
             raise ValueError(f"{model.name} has no layer that {method.title} trains")
         for name in names:

@@ -15,7 +15,7 @@ pytest.importorskip("open_clip")
 from contextual_inversion.core.concept import Concept
 from contextual_inversion.core.models.dual_path import DualPath, predict_dual
 from contextual_inversion.core.models.lora import to_lora
-from contextual_inversion.core.models.low_rank import LowRankDelta
+from contextual_inversion.core.models.low_rank import LowRankDelta, WeightDelta, text_weight_layers
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.text import encode_prompts
 
@@ -125,6 +125,28 @@ def test_alpha_one_is_the_stock_lora_with_the_soft_prompt(world: World) -> None:
     without = Concept("thing", "dog", world.concept.vectors, hard_token="dog")
     soft = world.sample(world.sockets.model, world.encode(SOFT, clip), cfg=3.0)
     near(world.sample(*world.node(concept=without, alpha=1.0)), soft)
+
+
+@torch.inference_mode()
+def test_changed_norms_of_a_text_encoder_are_the_soft_paths_own(world: World) -> None:
+    import comfy.sd
+
+    from contextual_inversion.nodes.concept_tokenizer import with_concept
+
+    norms = {
+        name: WeightDelta(0.3 * torch.randn(part.weight.shape, generator=torch.Generator().manual_seed(seed)))
+        for seed, (name, part) in enumerate(text_weight_layers(world.diffusers).items())
+        if isinstance(part, torch.nn.LayerNorm)
+    }
+    lora = to_lora(world.comfy, {**world.deltas, **norms})
+    concept = Concept("thing", "dog", world.concept.vectors, lora=lora, hard_token="dog")
+    clip = with_concept(world.sockets.clip, concept)
+    stock, changed = comfy.sd.load_lora_for_models(world.sockets.model, clip, lora, 1.0, 1.0)
+    expected = world.sample(stock, world.encode(SOFT, changed), cfg=1.0)
+    near(world.sample(*world.node(concept=concept, alpha=1.0), cfg=1.0), expected)
+    apart(world.sample(stock, world.encode(SOFT, clip), cfg=1.0), expected)
+    plain = world.sample(world.sockets.model, world.encode(HARD))
+    assert torch.equal(world.sample(*world.node(concept=concept, alpha=0.0)), plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

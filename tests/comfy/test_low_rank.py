@@ -14,7 +14,14 @@ pytest.importorskip("open_clip")
 from contextual_inversion.core.concept import Concept
 from contextual_inversion.core.files import load_bundle, save_bundle
 from contextual_inversion.core.models.lora import from_lora, to_lora
-from contextual_inversion.core.models.low_rank import LowRankDelta, WeightDelta, apply_deltas, layers_for, text_layers
+from contextual_inversion.core.models.low_rank import (
+    LowRankDelta,
+    WeightDelta,
+    apply_deltas,
+    layers_for,
+    text_layers,
+    text_weight_layers,
+)
 from contextual_inversion.core.models.protocol import ImageSize, TextToImageModel
 from contextual_inversion.core.models.text import encode_prompts
 
@@ -61,14 +68,23 @@ def low_rank(model: TextToImageModel, text: bool = True) -> dict[str, LowRankDel
 
 
 def full_rank(model: TextToImageModel) -> dict[str, WeightDelta]:
+    return changed({**model.weight_layers(), **text_weight_layers(model)})
+
+
+def text_norms(model: TextToImageModel) -> dict[str, WeightDelta]:
+    norms = {k: v for k, v in text_weight_layers(model).items() if isinstance(v, torch.nn.LayerNorm)}
+    assert {name.rpartition(".")[2] for name in norms} == {"layer_norm1", "layer_norm2", "final_layer_norm"}
+    return changed(norms)
+
+
+def changed(layers: dict[str, torch.nn.Module]) -> dict[str, WeightDelta]:
+    """A whole change of each layer, of its bias too where that is 0."""
     found = {}
-    for seed, (name, module) in enumerate(sorted(model.weight_layers().items())):
+    for seed, (name, module) in enumerate(sorted(layers.items())):
         generator = torch.Generator().manual_seed(seed)
+        size = 0.2 * module.weight.detach().abs().mean()
         parts = (module.weight, module.bias)
-        deltas = (
-            None if p is None else 0.2 * p.detach().abs().mean() * torch.randn(p.shape, generator=generator)
-            for p in parts
-        )
+        deltas = (None if p is None else size * torch.randn(p.shape, generator=generator) for p in parts)
         found[name] = WeightDelta(*deltas)
     return found
 
@@ -83,14 +99,18 @@ def test_layers_have_the_same_names(pair: Pair) -> None:
     ours, theirs = pair.diffusers, pair.comfy
     assert set(ours.weight_layers()) == set(theirs.weight_layers())
     # diffusers ships SD 2's text encoder without its last layer, which nothing reads.
-    last = set(text_layers(theirs)) - set(text_layers(ours))
-    assert all(name.startswith("clip_h.text_model.encoder.layers.2.") for name in last)
-    assert set(text_layers(ours)) <= set(text_layers(theirs))
-    mine, other = {**ours.weight_layers(), **text_layers(ours)}, {**theirs.weight_layers(), **text_layers(theirs)}
+    for layers in (text_layers, text_weight_layers):
+        last = set(layers(theirs)) - set(layers(ours))
+        assert all(name.startswith("clip_h.text_model.encoder.layers.2.") for name in last)
+        assert set(layers(ours)) <= set(layers(theirs))
+    mine, other = ({**one.weight_layers(), **text_weight_layers(one)} for one in (ours, theirs))
     assert all(mine[name].weight.shape == other[name].weight.shape for name in mine)
+    assert {name for name, part in text_weight_layers(ours).items() if isinstance(part, torch.nn.Linear)} == set(
+        text_layers(ours)
+    )
 
 
-@pytest.mark.parametrize("make", [low_rank, full_rank])
+@pytest.mark.parametrize("make", [low_rank, full_rank, text_norms])
 def test_the_adapters_agree(pair: Pair, make: Any) -> None:
     found = []
     for model in (pair.diffusers, pair.comfy):
@@ -103,12 +123,14 @@ def test_the_adapters_agree(pair: Pair, make: Any) -> None:
     agree(found[1], found[0])
 
 
+@pytest.mark.parametrize("make", [low_rank, text_norms])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_adapters_agree_on_gradients(pair: Pair, checkpointing: bool) -> None:
+def test_the_adapters_agree_on_gradients(pair: Pair, make: Any, checkpointing: bool) -> None:
     found = []
     for model in (pair.diffusers, pair.comfy):
-        deltas = low_rank(pair.diffusers)
-        leaves = [value.requires_grad_() for delta in deltas.values() for value in (delta.a, delta.b)]
+        deltas = make(pair.diffusers)
+        parts = ("a", "b") if make is low_rank else ("weight", "bias")
+        leaves = [getattr(delta, part).requires_grad_() for delta in deltas.values() for part in parts]
         with torch.inference_mode(), model.session(gradient_checkpointing=checkpointing):
             with apply_deltas(model, deltas):
                 loss = picture(model).square().mean()
@@ -125,7 +147,7 @@ def learned(model: TextToImageModel, lora: dict[str, torch.Tensor]) -> Concept:
     return Concept("thing", "dog", vectors, lora=lora)
 
 
-@pytest.mark.parametrize("make", [low_rank, full_rank])
+@pytest.mark.parametrize("make", [low_rank, full_rank, text_norms])
 @torch.inference_mode()
 def test_the_stock_lora_loader_does_what_the_deltas_do(pair: Pair, make: Any, tmp_path: Path, caplog: Any) -> None:
     """From a bundle on disk, strength 1: the same prediction as in memory, and no key is left over."""
@@ -152,6 +174,34 @@ def test_the_stock_lora_loader_does_what_the_deltas_do(pair: Pair, make: Any, tm
     back = from_lora(pair.comfy, load_bundle(path).lora)
     with apply_deltas(pair.comfy, back):
         agree(picture(pair.comfy), expected, 1e-5)
+
+
+@pytest.mark.parametrize("make", [full_rank, text_norms])
+@torch.inference_mode()
+def test_the_clip_of_apply_concept_says_what_the_diffusers_adapter_says_with_the_concept(pair: Pair, make: Any) -> None:
+    """Whole weights of the text encoders and their norms alone, behind the word itself."""
+    from contextual_inversion.nodes.concepts import ApplyConcept
+
+    clip, theirs = pair.sockets.clip, pair.diffusers
+    concept = learned(theirs, to_lora(theirs, make(theirs)))
+    before = {key: value.clone() for key, value in clip.cond_stage_model.state_dict().items()}
+    _, applied = ApplyConcept.execute(pair.sockets.model, clip, concept, 1.0, 1.0, "").args
+    ((tokens, more),) = applied.encode_from_tokens_scheduled(applied.tokenize("a photo of a <thing> in snow"))
+
+    def said(deltas: Any) -> list[torch.Tensor]:
+        with apply_deltas(theirs, deltas):
+            found = encode_prompts(theirs, ["a photo of a {} in snow"], vectors=concept.vectors)
+        pooled = [one.pooled for one in found.values() if one.pooled is not None and len(found) > 1]
+        return [torch.cat([one.tokens for one in found.values()], dim=-1), *pooled]
+
+    expected, plain = said(from_lora(theirs, concept.lora)), said({})
+    for ours, there, without in zip((tokens, more["pooled_output"]), expected, plain, strict=False):
+        agree(ours, there)
+        assert not torch.allclose(there, without, atol=1e-2)
+    assert len(expected) == len(pair.diffusers.text_encoders)
+    # What came in still says what it said, once ComfyUI has taken the patches of the copy off again.
+    clip.load_model()
+    assert all(torch.equal(value, before[key]) for key, value in clip.cond_stage_model.state_dict().items())
 
 
 @torch.inference_mode()

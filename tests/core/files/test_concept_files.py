@@ -22,6 +22,7 @@ from contextual_inversion.core.files import (
     save_bundle,
     save_embedding,
 )
+from contextual_inversion.core.files.contents import describe_lora
 
 from .conftest import WIDTHS, concept, raw_file
 
@@ -177,6 +178,19 @@ def test_values_that_the_type_cannot_hold_are_not_saved(tmp_path):
     with pytest.raises(ConceptFileError, match="not finite"):
         save_bundle(broken, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_is_named_once_however_its_name_is_written():
+    names = [
+        "lora_te_x_fc1",
+        "lora_unet_x",
+        "text_encoders.clip_l.transformer.text_model.final_layer_norm",
+        "unet.x.to_k",
+    ]
+    endings = [(".diff", ".diff_b"), (".lora_down.weight", ".lora_up.weight", ".alpha"), (".diff", ".diff_b")]
+    endings.append((".lora_A.weight", ".lora_B.weight", ".alpha"))
+    lora = {name + ending: torch.ones(2, 2) for name, own in zip(names, endings, strict=True) for ending in own}
+    assert describe_lora(lora)["layers"] == names
 
 
 def test_a_lora_key_that_no_loader_reads_is_refused(tmp_path):

@@ -9,7 +9,13 @@ from small_pipelines import KINDS, pipeline
 
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.lora import from_lora, kohya_names, to_lora
-from contextual_inversion.core.models.low_rank import LowRankDelta, WeightDelta, apply_deltas, text_layers
+from contextual_inversion.core.models.low_rank import (
+    LowRankDelta,
+    WeightDelta,
+    apply_deltas,
+    text_layers,
+    text_weight_layers,
+)
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.text import encode_prompts
 
@@ -66,8 +72,12 @@ def unchanged(before, after):
     return same and before[1] == after[1]
 
 
+def every_layer(model):
+    return model.weight_layers() | text_weight_layers(model)
+
+
 def merge(model, deltas, sign=1.0):
-    layers = model.weight_layers() | text_layers(model)
+    layers = every_layer(model)
     with torch.no_grad():
         for name, delta in deltas.items():
             full = delta if isinstance(delta, WeightDelta) else WeightDelta(delta.weight())
@@ -101,7 +111,7 @@ def tensors(model):
 @torch.no_grad()
 def test_full_rank_merged_equals_on_the_fly_for_every_layer(model):
     before = state(model)
-    deltas = {name: random_weights(module, seed) for seed, (name, module) in enumerate(model.weight_layers().items())}
+    deltas = {name: random_weights(module, seed) for seed, (name, module) in enumerate(every_layer(model).items())}
     kinds = {type(module) for module in model.weight_layers().values()}
     assert {torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm} <= kinds
     with apply_deltas(model, deltas):
@@ -260,14 +270,16 @@ def test_what_does_not_fit_is_named(model):
 def test_names_are_unique_and_whole(model):
     names = kohya_names(model)
     assert len(set(names.values())) == len(names)
-    assert set(names.values()) == set(model.weight_layers()) | set(text_layers(model))
+    assert set(names.values()) == set(every_layer(model))
+    kohya = {name for stem, name in names.items() if stem.startswith("lora_te")}
+    assert kohya == set(text_layers(model)), "ComfyUI's loader knows the norms by another name"
 
 
 @torch.no_grad()
 def test_there_and_back(model):
     low = deltas_of(model)
-    untouched = [name for name in model.weight_layers() if name not in low]
-    full = {name: random_weights(model.weight_layers()[name]) for name in untouched}
+    full = {name: random_weights(module) for name, module in every_layer(model).items() if name not in low}
+    assert any("layer_norm" in name for name in full)
     lora = to_lora(model, low | full)
     assert all(value.dtype == torch.float32 and not value.requires_grad for value in lora.values())
     back = from_lora(model, lora)

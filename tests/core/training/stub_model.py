@@ -24,7 +24,7 @@ class StubEncoder(nn.Module):
         self.tokens = nn.Embedding(VOCABULARY, width)
         self.positions = nn.Parameter(0.1 * torch.randn(LENGTH, width))
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width)
+        self.norm, self.last_norm = nn.LayerNorm(width), nn.LayerNorm(width)
 
     @property
     def fingerprint(self):
@@ -44,13 +44,17 @@ class StubEncoder(nn.Module):
         x = inputs + self.positions[: inputs.shape[1]]
         q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
         x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True))
-        x = self.norm(x + torch.tanh(x))
+        x = self.last_norm(x + torch.tanh(x))
         eot = (ids == self.eos).int().argmax(-1)
         return Encoding(x, x[torch.arange(len(x)), eot])
 
     def linear_layers(self):
-        prefix = "text_model.encoder.layers.0.self_attn."
-        return {prefix + "q_proj": self.qkv, prefix + "out_proj": self.out}
+        return {name: part for name, part in self.weight_layers().items() if isinstance(part, nn.Linear)}
+
+    def weight_layers(self):
+        layer = "text_model.encoder.layers.0."
+        attention = {layer + "self_attn.q_proj": self.qkv, layer + "self_attn.out_proj": self.out}
+        return {**attention, layer + "layer_norm1": self.norm, "text_model.final_layer_norm": self.last_norm}
 
 
 class CrossAttention(nn.Module):

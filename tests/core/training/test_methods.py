@@ -11,7 +11,7 @@ from training_child import TINY_METHODS
 
 from contextual_inversion.core.files.errors import LearnedNothingError
 from contextual_inversion.core.models.lora import from_lora
-from contextual_inversion.core.models.low_rank import LowRankDelta, apply_deltas
+from contextual_inversion.core.models.low_rank import LowRankDelta, apply_deltas, text_layers, text_weight_layers
 from contextual_inversion.core.models.protocol import Conditioning
 from contextual_inversion.core.models.text import encode_prompts
 from contextual_inversion.core.prompts.tokens import input_embeddings, tokenize_prompt
@@ -63,7 +63,12 @@ def test_what_a_method_is_about_moves_and_nothing_else(run, method):
     assert all(isinstance(one, LowRankDelta) == bool(settings.low_rank) for one in changes.values())
     unet = {name for name in changes if not name.startswith("clip_l.")}
     assert bool(unet) == (settings.trains.unet != "none")
-    assert len(changes) - len(unet) == (2 if settings.trains.text_encoder != "none" else 0)
+    text = text_layers(model) if settings.low_rank else text_weight_layers(model)
+    assert set(changes) - unet == (set(text) if settings.trains.text_encoder != "none" else set())
+    if method == "dreambooth":
+        norms = [changes[name] for name, part in text.items() if isinstance(part, torch.nn.LayerNorm)]
+        assert len(norms) == 2
+        assert all(one.weight.any() and one.bias.any() for one in norms)
     if settings.trains.unet == "keys and values":
         assert unet == {name for name in model.linear_layers() if name.endswith(("to_k", "to_v"))}
     assert (concept.layer_vectors is not None) == (settings.trains.word in ("layers", "blocks"))
@@ -276,6 +281,16 @@ def test_the_concept_means_what_was_trained(run, method):
             encodings, _ = running.prompts.with_concept(["a photo of a {}"])
             here = model.predict(latents, torch.tensor([3, 700]), running.prompts.conditioning(encodings).expand(2))
     torch.testing.assert_close(prediction(StubModel(), last.concept), here, rtol=1e-5, atol=1e-6)
+
+
+def test_a_checkpoint_in_which_other_layers_learned_is_refused(tmp_path, run):
+    """As one from before the norms of text encoders were trained."""
+    older, keywords = StubModel(), {**TINY_METHODS["dreambooth"], "steps": 3}
+    linear = older.encoders[0].linear_layers()
+    older.encoders[0].weight_layers = lambda: linear
+    run(older, checkpoint_dir=tmp_path, **keywords)
+    with pytest.raises(CheckpointMismatchError, match="other layers"):
+        run(StubModel(), resume=tmp_path, **keywords)
 
 
 def test_a_concept_that_does_not_fit_the_method_is_refused(run):
