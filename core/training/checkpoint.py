@@ -43,11 +43,20 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Checkpoints of a folder, newest step first."""
-    return sorted(folder.glob("step_*.safetensors"), reverse=True)
+    return sorted(folder.glob("step_*.safetensors"), key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    digits = path.stem.removeprefix("step_")
+    return int(digits) if digits.isdecimal() else -1
 
 
 def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
-    """Write atomically, then remove all but the newest few. Returns the file's path; raises OSError."""
+    """Write atomically, then remove all but the newest few. Returns the file's path; raises OSError.
+
+    Those of later steps go too: they are of an earlier run, or of one that went back, and would otherwise count as
+    newer than this one.
+    """
     tensors: dict[str, torch.Tensor] = {}
     plain = {
         "format": FORMAT,
@@ -58,7 +67,8 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     }
     path = checkpoint_path(folder, step)
     atomic_write_verified(path, save(tensors, {"contextual_inversion": json.dumps(plain)}), if_exists="replace")
-    for old in checkpoints_in(folder)[KEPT:]:
+    there = checkpoints_in(folder)
+    for old in [*(one for one in there if _step(one) > step), *there[there.index(path) + KEPT :]]:
         old.unlink(missing_ok=True)
     return path
 

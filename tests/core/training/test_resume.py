@@ -12,7 +12,12 @@ import torch
 from stub_model import StubModel, pictures
 from training_child import TINY_METHODS, core, settings
 
-from contextual_inversion.core.training.checkpoint import CheckpointMismatchError, checkpoints_in, load_checkpoint
+from contextual_inversion.core.training.checkpoint import (
+    CheckpointMismatchError,
+    checkpoint_path,
+    checkpoints_in,
+    load_checkpoint,
+)
 from contextual_inversion.core.training.events import CheckpointSaved, Finished, Step
 from contextual_inversion.core.training.trainer import train
 
@@ -151,3 +156,20 @@ def test_every_optimizer_resumes_to_the_same_bits(tmp_path, run, optimizer):
     whole = run(StubModel(), **keywords, checkpoint_dir=tmp_path, checkpoint_every=3)
     (tmp_path / "step_000005.safetensors").unlink()
     same(run(StubModel(), **keywords, resume=tmp_path), whole)
+
+
+def test_a_run_that_begins_anew_is_not_lost_among_an_earlier_ones_checkpoints(tmp_path, run, uninterrupted):
+    """`train` writes to the same folder by default: what waits there is of other pictures and of later steps."""
+    run(StubModel(), images=pictures(seed=6), steps=20, checkpoint_dir=tmp_path, checkpoint_every=5)
+    with train(StubModel(), pictures(), settings(tmp_path), regularizers=[core()]) as stopped:
+        for event in stopped:
+            if isinstance(event, Step) and event.step == 5:
+                break
+    assert load_checkpoint(tmp_path).state["done"] == 5
+    same(to_the_end(tmp_path, resume=tmp_path), uninterrupted)
+
+
+def test_checkpoints_are_in_the_order_of_their_steps_however_many_digits(tmp_path):
+    for step in (999_950, 1_000_000, 50):
+        checkpoint_path(tmp_path, step).touch()
+    assert [path.stem for path in checkpoints_in(tmp_path)] == ["step_1000000", "step_999950", "step_000050"]
