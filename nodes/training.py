@@ -161,6 +161,24 @@ class TrainConcept(io.ComfyNode):
                     tooltip="Keep the latents of up to six training pictures with the concept (about 30 kB each), for "
                     "Optimize for Prompt.",
                 ),
+                io.Int.Input(
+                    "resolution",
+                    default=0,
+                    optional=True,
+                    min=0,
+                    max=4096,
+                    step=64,
+                    advanced=True,
+                    tooltip="Side of the square that is cut from the middle of each picture, in pixels. 0: the model's "
+                    "own, 512 for Stable Diffusion 1, 1024 for SDXL. Fewer need less memory.",
+                ),
+                io.Boolean.Input(
+                    "gradient_checkpointing",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Save memory, take longer. The word is the same.",
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept and SaveConcept."),
@@ -196,6 +214,8 @@ class TrainConcept(io.ComfyNode):
         prior_preservation: float = -1.0,
         prior_pictures: int = 100,
         keep_latents: bool = False,
+        resolution: int = 0,
+        gradient_checkpointing: bool = False,
     ) -> io.NodeOutput:
         if not class_word.strip():
             raise ValueError(
@@ -220,14 +240,16 @@ class TrainConcept(io.ComfyNode):
             preview_every=preview_every,
             preview_prompt=preview_prompt,
             keep_latents=keep_latents,
+            resolution=resolution or None,
+            gradient_checkpointing=gradient_checkpointing,
             **({} if rank < 0 else {"rank": rank}),
         )
         prior = float(chosen.prior) if prior_preservation < 0 else prior_preservation
         regularizers = regularization.make(adapted, settings.method)
         if prior > 0:
             require_weights(settings.trains)
-            resolution = resolution_for(adapted, settings, checked_pictures(images[..., :3]))
-            drawn = {"pictures": prior_pictures, "batch": settings.batch, "resolution": resolution}
+            side = resolution_for(adapted, settings, checked_pictures(images[..., :3]))
+            drawn = {"pictures": prior_pictures, "batch": settings.batch, "resolution": side}
             regularizers += (class_pictures(cls.hidden.unique_id, prior, applied=adapted.applied, **drawn),)
         return train_concept(
             cls.hidden.unique_id,

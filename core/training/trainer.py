@@ -25,7 +25,7 @@ from .events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from .history import History
 from .learner import Learner
 from .objective import Objective
-from .pictures import LatentBank, checked_pictures, encode_pictures
+from .pictures import LatentBank, checked_pictures, encode_pictures, native_resolution
 from .prompts import PromptEncoder
 from .regularizer import Regularizer
 from .settings import TrainSettings
@@ -335,16 +335,17 @@ class TrainingRun(Iterator[Event]):
 def resolution_for(model: TextToImageModel, settings: TrainSettings, pictures: Sequence[torch.Tensor]) -> int:
     """Side of the square training pictures in pixels: as set, else the model's own, else the smallest picture's.
 
-    A multiple of eight latent cells, so that every UNet can halve it three times. Raises ValueError where it is not.
+    A photograph has many times the pixels that a model knows, and a thumbnail hardly any. A multiple of eight latent
+    cells, so that every UNet can halve it three times. Raises ValueError where it is not.
     """
     unit = model.latent_factor * 8
     if settings.resolution is not None:
         if settings.resolution % unit:
             raise ValueError(f"the resolution is a multiple of {unit} for this model, not {settings.resolution}")
         return settings.resolution
-    own = getattr(model, "resolution", None)
+    own = native_resolution(model)
     if own is not None:
-        return int(own)
+        return own
     return max(unit, min(min(picture.shape[1:]) for picture in pictures) // unit * unit)
 
 

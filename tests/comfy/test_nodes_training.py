@@ -308,3 +308,15 @@ def test_what_cannot_be_trained_is_said_before_it_starts(run_graph, comfyui, cha
 def test_numbers_out_of_range_do_not_even_queue(run_graph):
     assert run_graph(graph(steps=-1), keep=KEEP).status == "invalid"
     assert run_graph(graph(recipe="nonsense"), keep=KEEP).status == "invalid"
+
+
+def test_memory_is_saved_without_another_word_and_the_resolution_is_what_is_asked_for(run_graph):
+    def word(**changes: object) -> torch.Tensor:
+        run = run_graph(graph(**{"steps": 2, **changes}), keep=KEEP)
+        assert run.status == "success", run.error
+        assert run.kept["concept"].provenance["settings"]["resolution"] == changes.get("resolution")
+        return vectors(run)
+
+    whole = word()
+    torch.testing.assert_close(word(gradient_checkpointing=True), whole, rtol=1e-4, atol=1e-5)
+    assert (word(resolution=64) - whole).abs().max() > 1e-3

@@ -1,5 +1,7 @@
 """Pictures, masks and their augmentation before the autoencoder."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 from stub_model import StubModel
 
 from contextual_inversion.core.training.pictures import _augmenting_grid, _prepare, encode_pictures
-from contextual_inversion.core.training.settings import Augmentation
+from contextual_inversion.core.training.settings import Augmentation, TrainSettings
+from contextual_inversion.core.training.trainer import resolution_for
 
 STILL = Augmentation(rotation=0, rotate=0, flip=0, random_crop=True, bank=4)
 
@@ -92,3 +95,24 @@ def test_the_bank_is_a_function_of_the_seed_and_the_digest_of_the_pictures():
     assert first.digest == other.digest
     assert encode(images.flip(0)).digest != encode(images).digest
     assert encode(images, masks=torch.ones(2, 64, 80)).digest != encode(images).digest
+
+
+@pytest.mark.parametrize(
+    ("encoders", "prediction", "side"),
+    [
+        ({"clip_l": 768}, "epsilon", 512),
+        ({"clip_h": 1024}, "epsilon", 512),
+        ({"clip_h": 1024}, "v_prediction", 768),
+        ({"clip_l": 768, "clip_g": 1280}, "epsilon", 1024),
+        ({"clip_l": 128}, "v_prediction", 448),
+    ],
+)
+@pytest.mark.parametrize("shapes", [((3024, 4032), (448, 500)), ((448, 449), (450, 448))])
+def test_a_real_model_trains_at_its_own_size_whatever_the_pictures_are(encoders, prediction, side, shapes):
+    """A photograph of twelve million pixels is not trained on as such, nor is a model taught from its thumbnail."""
+    widths = {name: SimpleNamespace(width=width) for name, width in encoders.items()}
+    schedule = SimpleNamespace(prediction_type=prediction)
+    model = SimpleNamespace(text_encoders=widths, schedule=schedule, latent_factor=8)
+    pictures = [torch.empty(3, *shape, device="meta") for shape in shapes]
+    assert resolution_for(model, TrainSettings("dog"), pictures) == side
+    assert resolution_for(model, TrainSettings("dog", resolution=256), pictures) == 256
