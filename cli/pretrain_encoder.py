@@ -10,8 +10,11 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
+from ..core.files import safe_name
 from ..core.files.tuning_encoder import save_tuning_encoder
+from ..core.files.writing import ENDING
 from ..core.models.image_encoder import ImageEncoder
+from ..core.training.checkpoint import checkpoints_in
 from ..core.training.encoder_pictures import FolderPictures, PictureSource, ShardPictures, WorldPictures
 from ..core.training.encoder_pretraining import (
     EncoderPrecision,
@@ -100,10 +103,8 @@ def main(
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
     """
     tiny = model == "tiny"
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists; choose another name with --out, or allow --overwrite")
-    if resume and checkpoints is None:
-        raise ValueError("--resume needs the folder of --checkpoints")
+    name = file_name(out, overwrite)  # before days of training
+    require_empty(checkpoints, resume)
     given = {
         "preset": preset,
         "steps": steps,
@@ -157,13 +158,37 @@ def main(
         path = save_tuning_encoder(
             finished.encoder,
             out.parent,
-            out.name.removesuffix(".safetensors"),
+            name,
             dtype=torch.float16 if half else torch.float32,
             if_exists="replace" if overwrite else "error",
         )
         figures |= {"file": str(path), "bytes": path.stat().st_size}
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return figures
+
+
+def file_name(out: Path, overwrite: bool) -> str:
+    """The name, without its ending, of the file that is to be written to `out`.
+
+    Raises ValueError for a name that no file of ours can have, FileExistsError where it is taken and may not be
+    replaced.
+    """
+    name = safe_name(out.name.removesuffix(ENDING))
+    file = out.with_name(name + ENDING)
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file} exists; choose another name with --out, or allow --overwrite")
+    return name
+
+
+def require_empty(checkpoints: Path | None, resume: bool) -> None:
+    """Raises ValueError for a resume from nowhere, FileExistsError where beginning anew would replace what waits."""
+    if resume and checkpoints is None:
+        raise ValueError("--resume needs the folder of --checkpoints")
+    waiting = [] if checkpoints is None or resume else checkpoints_in(checkpoints)
+    if waiting:
+        raise FileExistsError(
+            f"{waiting[0]} waits to be gone on with: add --resume, or name another folder for --checkpoints"
+        )
 
 
 def picture_source(

@@ -63,11 +63,16 @@ def report(events: Any, reporter: Reporter, stop: Callable[[str], None] | None =
 
 
 def report_resumable(
-    work: Resumable, reporter: Reporter, go_on: bool, stop: Callable[[str], None] | None = None
+    work: Resumable,
+    reporter: Reporter,
+    go_on: bool,
+    stop: Callable[[str], None] | None = None,
+    save: Callable[[Any], object] | None = None,
 ) -> Any:
     """As `report`, of work whose steps so far wait in a checkpoint when it is cancelled or an error ends it.
 
-    Where it is not to `go_on` from such steps, they are removed first.
+    Where it is not to `go_on` from such steps, they are removed first. `save` is called with the last event: where it
+    fails, as on a full disk, all the steps still wait.
     """
     if not go_on:
         work.forget()
@@ -76,6 +81,8 @@ def report_resumable(
     except comfy.model_management.InterruptProcessingException:
         reporter.interrupted(work.kept())
         raise
+    if save is not None:
+        save(finished)
     work.forget()
     return finished
 

@@ -145,13 +145,17 @@ class PretrainTuningEncoder(io.ComfyNode):
             log_every=5,
         )
         looking = image_encoder_of(clip_vision)
-        facts = [str(cls.hidden.unique_id), adapted.fingerprint, looking.fingerprint, source.state()]
+        facts = [str(cls.hidden.unique_id), adapted.fingerprint, adapted.applied, looking.fingerprint, source.state()]
         start = partial(pretrain_encoder, adapted, looking, source, known=known_words(adapted))
         work = Resumable("tuning-encoder", start, settings, [*facts, settings.identity()])
         reporter = Reporter(cls.hidden.unique_id, settings.steps, conclusion)
-        finished = report_resumable(work, reporter, continue_interrupted)
-        path = save_tuning_encoder(finished.encoder, root, free)
-        return io.NodeOutput(finished.encoder, loss_map(finished.losses), name_in(root, path))
+        written: list[Path] = []
+
+        def save(event: PretrainedEncoder) -> None:
+            written.append(save_tuning_encoder(event.encoder, root, free))
+
+        finished = report_resumable(work, reporter, continue_interrupted, save=save)
+        return io.NodeOutput(finished.encoder, loss_map(finished.losses), name_in(root, written[0]))
 
 
 def conclusion(event: PretrainedEncoder) -> str:

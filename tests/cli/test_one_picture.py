@@ -15,7 +15,7 @@ pytest.importorskip("tyro")
 
 from PIL import Image
 
-from contextual_inversion.cli import encoder_trials, encoder_ways
+from contextual_inversion.cli import encoder_trials, encoder_ways, pretrain_encoder
 from contextual_inversion.cli.claims import Part
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.files import load_concept, save_bundle
@@ -62,6 +62,21 @@ def picture(tmp_path_factory) -> Path:
     images, _, _ = concept_images("goblet", 1, seed=0)
     Image.fromarray(images[0]).save(file)
     return file
+
+
+@pytest.mark.parametrize("name", ["my encoder", "encoder.pt", "con", "taken"])
+def test_a_name_that_cannot_be_written_is_refused_before_the_training(tmp_path, monkeypatch, name):
+    (tmp_path / "taken.safetensors").touch()
+    monkeypatch.setattr(pretrain_encoder, "load_model", pytest.fail)
+    with pytest.raises((ValueError, FileExistsError)):
+        pretrain_encoder.main(world=4, steps=1, batch=2, out=tmp_path / name)
+
+
+def test_beginning_anew_does_not_replace_the_checkpoints_that_wait(tmp_path, monkeypatch):
+    (tmp_path / "step_000200.safetensors").touch()
+    monkeypatch.setattr(pretrain_encoder, "load_model", pytest.fail)
+    with pytest.raises(FileExistsError, match="add --resume"):
+        pretrain_encoder.main(world=4, steps=1, out=tmp_path / "new", checkpoints=tmp_path)
 
 
 def test_a_picture_becomes_a_word_and_tuning_goes_on_from_it(encoder, picture, tmp_path):

@@ -205,6 +205,60 @@ def test_a_cancelled_pretraining_goes_on_from_its_checkpoint(run_graph, comfyui,
     assert list(kept.glob("tuning-encoder-*")) == []
 
 
+def test_a_disk_that_is_full_in_the_end_costs_no_step(run_graph, comfyui, monkeypatch):
+    """What was trained waits until it is in a file."""
+    nodes, reporter, started = pack("nodes.tuning_encoders"), pack("nodes.reporting").Reporter, []
+    reports, save = reporter.__call__, nodes.save_tuning_encoder
+
+    def report(self: object, event: object) -> None:
+        reports(self, event)
+        started.extend([event.first_step] if hasattr(event, "first_step") else [])
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reporter, "__call__", report)
+    monkeypatch.setattr(nodes, "save_tuning_encoder", full)
+    prompt = {"model": call("LoadDemoModel"), "encoder": pretraining()}
+    failed = run_graph(prompt, keep={"loss": ("encoder", 1)})
+    assert "No space left" in failed.error["exception_message"]
+    monkeypatch.setattr(nodes, "save_tuning_encoder", save)
+    run = run_graph(prompt, keep={"loss": ("encoder", 1)})
+    assert run.status == "success", run.error
+    assert started == [0, 2]
+
+
+def test_a_lora_on_the_model_makes_it_another_pretraining(run_graph, comfyui, monkeypatch):
+    """What was cancelled with one LoRA is not gone on with under another."""
+    work, folders = pack("nodes.tuning_encoders"), []
+    resumable = work.Resumable
+
+    def seen(*arguments: object) -> object:
+        folders.append(resumable(*arguments).folder)
+        return resumable(*arguments)
+
+    monkeypatch.setattr(work, "Resumable", seen)
+    files = pack("nodes.folders")
+    from safetensors.torch import save_file
+
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    weight = pack("nodes.demo_model").load_model_patcher().model.diffusion_model.middle_block[1]
+    width = weight.transformer_blocks[0].attn1.to_q.weight.shape
+    down, up = torch.ones(1, width[1]), torch.ones(width[0], 1)
+    file = files.first_folder("loras") / "ones.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file({f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}, file)
+    for strength in (0.01, 0.02):
+        encoder = pretraining()
+        encoder["inputs"] |= {"model": ["lora", 0], "steps": 1}
+        lora = {"model": ["model", 0], "lora_name": "ones.safetensors", "strength_model": strength}
+        prompt = {"model": call("LoadDemoModel"), "encoder": encoder}
+        prompt["lora"] = {"class_type": "LoraLoaderModelOnly", "inputs": lora}
+        run = run_graph(prompt, keep={"loss": ("encoder", 1)})
+        assert run.status == "success", run.error
+    assert folders[0] != folders[1]
+
+
 def test_the_workflow_runs_from_its_file_with_the_bundled_encoder(run_ui_workflow, repository):
     path = repository / "workflows" / "one_picture_one_word.json"
     short = {
