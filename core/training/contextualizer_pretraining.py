@@ -142,7 +142,7 @@ class _Pretraining:
         self.encoder, self.settings, self.processes = encoder, settings, processes
         self.captions, self.unseen = SplitCaptions(captions, held_out=False), SplitCaptions(captions, held_out=True)
         self.device = encoder.table().device
-        self.done = 0
+        self.done, self.whole = 0, True
         self.history = History()
         named = None
         if settings.vocabulary_captions:
@@ -193,11 +193,12 @@ class _Pretraining:
             )
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.learning_rate * factor
+            self.whole = False
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         means = self._mean(torch.stack([loss.detach(), accuracy]))
         self.history.add({"loss": means[0], "masked accuracy": means[1]})
-        self.done += 1
+        self.done, self.whole = self.done + 1, True
 
     def loss(self, batch: CaptionBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """METHODS.md M4 or M5 on this process's share, scaled so that the mean over processes is that of the whole
@@ -231,7 +232,7 @@ class _Pretraining:
     def report(self) -> Mapping[str, torch.Tensor]:
         """What happened since the last report. Raises RuntimeError where a loss was not finite."""
         losses = self.history.fetch()
-        if not bool(torch.isfinite(losses["loss"]).all()):
+        if losses and not bool(torch.isfinite(losses["loss"]).all()):
             raise RuntimeError(f"the loss is no longer finite by step {self.done}; try a smaller learning rate")
         return losses
 

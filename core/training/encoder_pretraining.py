@@ -194,7 +194,7 @@ class _Pretraining:
         self.model, self.images, self.pictures = model, images, pictures
         self.settings, self.processes = settings, processes
         self.device = model.device
-        self.done = 0
+        self.done, self.whole = 0, True
         self.history = History()
         if settings.resolution % (model.latent_factor * 8):
             raise ValueError(f"the resolution is a multiple of {model.latent_factor * 8} for this model")
@@ -233,12 +233,13 @@ class _Pretraining:
         factor = learning_rate_factor(self.done, settings.steps, schedule=settings.schedule, warmup=settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * factor
+        self.whole = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._average()
         names, values = list(terms), self._mean(torch.stack(list(terms.values())))
         self.history.add(dict(zip(names, values, strict=True)))
-        self.done += 1
+        self.done, self.whole = self.done + 1, True
 
     def _backward(self) -> dict[str, torch.Tensor]:
         """METHODS.md D5 on this process's share, scaled so that the mean over processes is that of the whole batch."""

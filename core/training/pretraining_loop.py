@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ class Pretraining(Protocol):
     """What a step changes, and how that is reported and kept."""
 
     done: int
+    whole: bool
+    """False while the optimiser writes: what it has half written is nothing to go on from."""
 
     def report(self) -> Mapping[str, torch.Tensor]:
         """What happened since the last report. Raises RuntimeError where a loss was not finite."""
@@ -46,11 +48,26 @@ def pretraining_steps(
 ) -> Generator[Step | CheckpointSaved | Preview, None, None]:
     """Take every one of `steps` and tell of it. `settings` say how many there are, and when to report and to keep.
 
-    Only the `first` process keeps. Closing the stream keeps the work so far where `settings` name a folder.
+    Only the `first` process keeps. Closing the stream, or an error in a step, keeps the work so far where `settings`
+    name a folder.
     """
     saved = training.done
+
+    def keep() -> None:
+        if settings.checkpoint_dir is not None and first and training.whole and training.done > saved:
+            with suppress(RuntimeError):  # what is no longer finite is not worth going on from
+                training.report()
+                training.save(seconds())
+
+    def taken() -> Iterator[Any]:
+        try:
+            yield from steps
+        except Exception:  # ComfyUI's Cancel among them, which ends a step from within the model
+            keep()
+            raise
+
     try:
-        for _ in steps:
+        for _ in taken():
             done, last = training.done, training.done == settings.steps
             checkpoint = settings.checkpoint_dir is not None and (last or done % settings.checkpoint_every == 0)
             report = last or checkpoint or done % settings.log_every == 0
@@ -60,8 +77,5 @@ def pretraining_steps(
                 yield CheckpointSaved(done, training.save(seconds()))
             yield from previews()
     except GeneratorExit:  # stopped by whoever listens, always between two steps
-        if settings.checkpoint_dir is not None and first and training.done > saved:
-            with suppress(RuntimeError):  # what is no longer finite is not worth going on from
-                training.report()
-                training.save(seconds())
+        keep()
         raise

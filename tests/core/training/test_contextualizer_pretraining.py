@@ -143,6 +143,53 @@ def test_closing_the_stream_keeps_the_work(encoder, tmp_path):
     assert torch.equal(resumed.losses["loss"], whole.losses["loss"])
 
 
+def test_closing_the_stream_right_after_a_report_keeps_the_work_too(encoder, tmp_path):
+    run = pretrain_contextualizer(encoder, WorldCaptions(), settings(steps=6, log_every=2, checkpoint_dir=tmp_path))
+    for event in run:
+        if getattr(event, "step", None) == 4:
+            run.close()
+    assert torch.equal(pretrained(encoder, steps=6, resume=tmp_path).losses["loss"], losses_of(encoder, 6))
+
+
+def test_an_error_in_a_step_keeps_the_steps_before_it(tmp_path):
+    """As when ComfyUI's Cancel ends a step from within the text encoder."""
+    torch.manual_seed(0)
+    encoder, calls = StubEncoder(), []
+    encode = encoder.encode
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyError("interrupted")
+        return encode(*arguments)
+
+    encoder.encode = interrupted
+    with pytest.raises(KeyError, match="interrupted"):
+        pretrained(encoder, steps=6, checkpoint_dir=tmp_path)
+    encoder.encode = encode
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000003.safetensors"]
+    assert torch.equal(pretrained(encoder, steps=6, resume=tmp_path).losses["loss"], losses_of(encoder, 6))
+
+
+def test_an_error_while_the_optimiser_writes_keeps_nothing_half_done(encoder, tmp_path, monkeypatch):
+    step, calls = torch.optim.AdamW.step, []
+
+    def out_of_memory(optimizer, closure=None):
+        calls.append(optimizer)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("no memory")
+        return step(optimizer, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        pretrained(encoder, steps=6, checkpoint_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def losses_of(encoder, steps):
+    return pretrained(encoder, steps=steps).losses["loss"]
+
+
 def test_it_trains_under_inference_mode(encoder):
     with torch.inference_mode():
         last = pretrained(encoder)

@@ -107,6 +107,29 @@ def test_closing_the_stream_keeps_the_work(tmp_path):
     assert same(run(steps=4, cache=0, resume=tmp_path), whole)
 
 
+def test_an_error_in_a_step_keeps_the_steps_before_it(tmp_path, monkeypatch):
+    """As when ComfyUI's Cancel ends a step from within the model."""
+    whole, subject, steps = run(steps=4, cache=0), model(), []
+    predict = subject.predict
+
+    def interrupted(*arguments, **keywords):
+        if len(steps) == 2:
+            raise KeyError("interrupted")
+        return predict(*arguments, **keywords)
+
+    monkeypatch.setattr(subject, "predict", interrupted)
+
+    def follow(events):
+        for event in events:
+            steps.extend([event] if isinstance(event, Step) else [])
+
+    with pytest.raises(KeyError, match="interrupted"):
+        follow(pretrain_encoder(subject, images(), source(), settings(steps=4, cache=0, checkpoint_dir=tmp_path)))
+    (kept,) = tmp_path.iterdir()
+    assert "2" in kept.name
+    assert same(run(steps=4, cache=0, resume=tmp_path), whole)
+
+
 def test_gradient_checkpointing_changes_nothing():
     kept, again = run(steps=2), run(steps=2, gradient_checkpointing=True)
     for name, value in kept.encoder.state_dict().items():
