@@ -11,13 +11,13 @@ import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
+from ..inspection.evaluation.pictures import read_picture
 from ..world.captions import BACKGROUND_PHRASES
 from ..world.concepts import RESERVED
 from ..world.render import render
@@ -106,14 +106,15 @@ def subject_scene(rng: np.random.Generator) -> Scene:
 
 @dataclass(frozen=True)
 class FolderPictures:
-    """The pictures of a folder and of those in it. Raises ValueError where there is none."""
+    """The pictures of a folder and of those in it, hidden ones left out. Raises ValueError where there is none."""
 
     folder: Path
     name: str = "folder"
     files: tuple[Path, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        found = sorted(path for path in Path(self.folder).rglob("*") if path.suffix.lower() in ENDINGS)
+        every = Path(self.folder).rglob("*")
+        found = sorted(path for path in every if _is_picture(path.relative_to(self.folder)))
         if not found:
             raise ValueError(f"no pictures ({', '.join(ENDINGS)}) in {self.folder}")
         object.__setattr__(self, "files", tuple(found))
@@ -194,23 +195,25 @@ def decoded(data: bytes, name: str) -> torch.Tensor:
 
     Raises ValueError that names the picture where it cannot be read.
     """
-    try:
-        picture: Any = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the picture {name} cannot be read: {error}") from error
-    paper = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-    pixels = np.asarray(Image.alpha_composite(paper, picture).convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(pixels / 255)
+    pixels = read_picture(io.BytesIO(data), f"the picture {name}")
+    return torch.from_numpy(pixels.astype(np.float32) / 255)
 
 
 def _members(path: Path) -> np.ndarray:
     """Offset and size (n, 2) of every picture in a tar file."""
     try:
         with tarfile.open(path, "r:") as tar:  # "r:" refuses compression, in which nothing can be read at its place
-            found = [(one.offset_data, one.size) for one in tar if one.isfile() and one.name.lower().endswith(ENDINGS)]
+            found = [
+                (one.offset_data, one.size) for one in tar if one.isfile() and _is_picture(PurePosixPath(one.name))
+            ]
     except tarfile.TarError as error:
         raise ValueError(f"{path.name} is no uncompressed tar file: {error}") from error
     return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def _is_picture(path: PurePath) -> bool:
+    """By its name, and not hidden: a Mac puts a ._name.jpg beside name.jpg that is none."""
+    return path.suffix.lower() in ENDINGS and not any(part.startswith(".") for part in path.parts)
 
 
 __all__ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -26,9 +27,10 @@ def picture_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.glob("*") if file.suffix.lower() in ENDINGS and not file.name.startswith("."))
 
 
-def read_picture(file: Path) -> np.ndarray:
-    """uint8 (H, W, 3), turned as the camera says; transparency on white. Raises BrokenPictureError."""
-    return np.asarray(_opaque(_opened(file), "white").convert("RGB"))
+def read_picture(file: Path | BinaryIO, name: str | None = None) -> np.ndarray:
+    """uint8 (H, W, 3), turned as the camera says; transparency on white. Raises BrokenPictureError that calls the file
+    `name`, as has to be said of one that is open."""
+    return np.asarray(_opaque(_opened(file, name), "white").convert("RGB"))
 
 
 def read_mask(file: Path) -> np.ndarray:
@@ -74,13 +76,13 @@ def as_bytes(images: torch.Tensor | Sequence[torch.Tensor]) -> list[np.ndarray]:
     return pictures
 
 
-def _opened(file: Path) -> Image.Image:
+def _opened(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
     try:
         with Image.open(file) as picture:
             return _in_bytes(ImageOps.exif_transpose(picture))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = "no picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise BrokenPictureError(f"{_place(file)} cannot be read: {what}") from error
+        raise BrokenPictureError(f"{name or _place(file)} cannot be read: {what}") from error
 
 
 def _in_bytes(picture: Image.Image) -> Image.Image:
