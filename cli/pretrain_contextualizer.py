@@ -25,6 +25,7 @@ from ..core.training.contextualizer_pretraining import (
 from ..core.training.contextualizer_recipes import recommended_pretraining
 from ..core.training.events import CheckpointSaved, Started, Step
 from ..core.training.schedules import LearningRateSchedule
+from .outputs import file_name, require_empty
 
 
 def main(
@@ -97,10 +98,8 @@ def main(
         "schedule": schedule,
         "vocabulary_captions": vocabulary_captions,
     }
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists; choose another name with --out, or allow --overwrite")
-    if resume and checkpoints is None:
-        raise ValueError("--resume needs the folder of --checkpoints")
+    name = file_name(out, overwrite)  # before days of training
+    require_empty(checkpoints, resume)
     made = synthetic or ("concept_world" if model == "tiny" else None)
     source = captions_from(captions, shards, synthetic_captions(made) if made else None, real_share)
     processes, own_device = share_of(device)
@@ -108,7 +107,7 @@ def main(
     settings = PretrainSettings(
         **{
             **recommended_pretraining(text_encoder),
-            **{name: value for name, value in given.items() if value is not None},
+            **{key: value for key, value in given.items() if value is not None},
         },
         warmup=warmup,
         rho=rho,
@@ -137,7 +136,6 @@ def main(
     }
     if processes.first:
         finished.contextualizer.provenance["seconds"] = round(finished.seconds, 1)
-        name = out.name.removesuffix(".safetensors")
         dtype = torch.float16 if half else torch.float32
         path = save_contextualizer(
             finished.contextualizer, out.parent, name, dtype=dtype, if_exists="replace" if overwrite else "error"

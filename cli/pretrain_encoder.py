@@ -10,11 +10,8 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from ..core.files import safe_name
 from ..core.files.tuning_encoder import save_tuning_encoder
-from ..core.files.writing import ENDING
 from ..core.models.image_encoder import ImageEncoder
-from ..core.training.checkpoint import checkpoints_in
 from ..core.training.encoder_pictures import FolderPictures, PictureSource, ShardPictures, WorldPictures
 from ..core.training.encoder_pretraining import (
     EncoderPrecision,
@@ -26,6 +23,7 @@ from ..core.training.encoder_pretraining import (
 from ..core.training.encoder_recipes import WORLD_PICTURES, known_words, recommended_encoder
 from ..core.training.events import CheckpointSaved, Preview, Started, Step
 from ..core.training.schedules import LearningRateSchedule
+from .outputs import file_name, require_empty
 from .pretrain_contextualizer import share_of
 from .train import load_model
 
@@ -165,30 +163,6 @@ def main(
         figures |= {"file": str(path), "bytes": path.stat().st_size}
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return figures
-
-
-def file_name(out: Path, overwrite: bool) -> str:
-    """The name, without its ending, of the file that is to be written to `out`.
-
-    Raises ValueError for a name that no file of ours can have, FileExistsError where it is taken and may not be
-    replaced.
-    """
-    name = safe_name(out.name.removesuffix(ENDING))
-    file = out.with_name(name + ENDING)
-    if file.exists() and not overwrite:
-        raise FileExistsError(f"{file} exists; choose another name with --out, or allow --overwrite")
-    return name
-
-
-def require_empty(checkpoints: Path | None, resume: bool) -> None:
-    """Raises ValueError for a resume from nowhere, FileExistsError where beginning anew would replace what waits."""
-    if resume and checkpoints is None:
-        raise ValueError("--resume needs the folder of --checkpoints")
-    waiting = [] if checkpoints is None or resume else checkpoints_in(checkpoints)
-    if waiting:
-        raise FileExistsError(
-            f"{waiting[0]} waits to be gone on with: add --resume, or name another folder for --checkpoints"
-        )
 
 
 def picture_source(

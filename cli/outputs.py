@@ -1,0 +1,33 @@
+"""Where a long run's file and checkpoints go: refused before the run begins and not after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..core.files import safe_name
+from ..core.files.writing import ENDING
+from ..core.training.checkpoint import checkpoints_in
+
+
+def file_name(out: Path, overwrite: bool) -> str:
+    """The name, without its ending, of the file that is to be written to `out`.
+
+    Raises ValueError for a name that no file of ours can have, FileExistsError where it is taken and may not be
+    replaced.
+    """
+    name = safe_name(out.name.removesuffix(ENDING))
+    file = out.with_name(name + ENDING)
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file} exists; choose another name with --out, or allow --overwrite")
+    return name
+
+
+def require_empty(checkpoints: Path | None, resume: bool) -> None:
+    """Raises ValueError for a resume from nowhere, FileExistsError where beginning anew would replace what waits."""
+    if resume and checkpoints is None:
+        raise ValueError("--resume needs the folder of --checkpoints")
+    waiting = [] if checkpoints is None or resume else checkpoints_in(checkpoints)
+    if waiting:
+        raise FileExistsError(
+            f"{waiting[0]} waits to be gone on with: add --resume, or name another folder for --checkpoints"
+        )
