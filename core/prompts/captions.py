@@ -178,7 +178,10 @@ class SplitCaptions:
                 missed = 0
             elif (missed := missed + 1) == HELD_OUT_TRIES:
                 kind = "held out" if self.held_out else "to train on"
-                raise ValueError(f"{self.name} has too few different captions: none {kind} in {HELD_OUT_TRIES} draws")
+                raise ValueError(
+                    f"{self.name} has too few different captions: none {kind} in {HELD_OUT_TRIES} draws; "
+                    "add others, or mix built-in ones in"
+                )
         return found
 
     def state(self) -> dict[str, object]:

@@ -21,7 +21,7 @@ from ..prompts.captions import CaptionSource, SplitCaptions
 from .checkpoint import Checkpoint, checkpoint_path, load_checkpoint, require_same_run, save_checkpoint
 from .draws import generator_for
 from .events import CheckpointSaved, Started, Step
-from .held_out import HeldOut, held_out_accuracy
+from .held_out import HeldOut, Questions, held_out_accuracy
 from .history import History
 from .masking import MaskedBatch, caption_row, mask_rows, masked_inputs, nameable_ids
 from .pretraining_loop import Stopwatch, pretraining_steps
@@ -157,6 +157,7 @@ class _Pretraining:
                 self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
             )
         self.nameable = nameable_ids(self.psi.rows)
+        self.questions = self._questions() if settings.held_out else None
         self.identity = {
             **settings.identity(),
             "encoder": asdict(self.psi.encoder),
@@ -164,6 +165,18 @@ class _Pretraining:
             "classes": self.psi.classes,
             "shape": asdict(self.psi.shape),
         }
+
+    def _questions(self) -> Questions:
+        """What is asked at the end: drawn at the beginning, so that a lack of it is not found after the training."""
+        settings = self.settings
+        asked = Questions.of(
+            self.encoder, self.psi, self.unseen, settings.held_out, rho=settings.rho, seed=settings.seed
+        )
+        if not len(asked.batch.targets):
+            raise ValueError(
+                f"no token of {settings.held_out} held-out captions is masked; raise held_out or rho, the mask rate"
+            )
+        return asked
 
     def batches(self) -> Iterator[CaptionBatch]:
         """This process's share of each step's batch that is still to come, on the CPU."""
@@ -259,11 +272,10 @@ class _Pretraining:
     def finish(self, seconds: float) -> Pretrained:
         settings, held_out = self.settings, None
         self.psi.requires_grad_(False).eval()
-        if settings.held_out:
+        if self.questions is not None:
             held_out = held_out_accuracy(
-                self.encoder, self.psi, self.captions, self.unseen, settings.held_out, rho=settings.rho,
-                seed=settings.seed,
-            )  # fmt: skip
+                self.encoder, self.psi, self.captions, self.questions, rho=settings.rho, seed=settings.seed
+            )
         self.psi.provenance = {
             "settings": settings.identity(),
             "steps": self.done,

@@ -61,33 +61,33 @@ class HeldOut:
         }
 
 
-def held_out_accuracy(
-    encoder: TextEncoder,
-    psi: Contextualizer,
-    training: CaptionSource,
-    held_out: CaptionSource,
-    captions: int,
-    *,
-    rho: float,
-    seed: int = 0,
-) -> HeldOut:
-    """Mask `captions` captions of `held_out` and guess; all choices are seeded. `training` gives the frequent token.
+@dataclass(frozen=True)
+class Questions:
+    """Captions with some tokens masked: the rows, and all of them as one batch."""
 
-    Raises ValueError where no token at all was masked.
-    """
-    nameable = nameable_ids(psi.rows)
+    rows: Sequence[MaskableRow]
+    batch: MaskedBatch
 
-    def drawn(source: CaptionSource, stream: str) -> tuple[list[MaskableRow], MaskedBatch]:
-        generator = generator_for(seed, stream, 0)
+    @classmethod
+    def of(
+        cls, encoder: TextEncoder, psi: Contextualizer, source: CaptionSource, captions: int, *, rho: float, seed: int,
+        stream: str = "held out",
+    ) -> Questions:  # fmt: skip
+        """`captions` of `source`, which raises where it has none; all choices are seeded."""
+        generator, nameable = generator_for(seed, stream, 0), nameable_ids(psi.rows)
         rows = [caption_row(encoder, text, nameable) for text in source.draw(captions, generator)]
-        return rows, mask_rows(rows, torch.rand((captions, encoder.max_length), generator=generator), rho)
+        return cls(rows, mask_rows(rows, torch.rand((captions, encoder.max_length), generator=generator), rho))
 
-    rows, batch = drawn(held_out, "held out")
-    if not len(batch.targets):
-        raise ValueError(f"none of the tokens of {captions} captions was masked; raise their number or rho")
-    _, seen = drawn(training, "most frequent")
+
+def held_out_accuracy(
+    encoder: TextEncoder, psi: Contextualizer, training: CaptionSource, asked: Questions, *, rho: float, seed: int = 0
+) -> HeldOut:
+    """Guess what was masked in `asked`, held-out captions. As many of `training` give the most frequent token; all
+    choices are seeded."""
+    captions, batch = len(asked.rows), asked.batch
+    seen = Questions.of(encoder, psi, training, captions, rho=rho, seed=seed, stream="most frequent").batch
     frequent = Counter(seen.targets.tolist()).most_common(1)
-    shuffled = _with_ids(batch, shuffled_context(rows, batch, generator_for(seed, "shuffle", 0)))
+    shuffled = _with_ids(batch, shuffled_context(asked.rows, batch, generator_for(seed, "shuffle", 0)))
     return HeldOut(
         captions,
         len(batch.targets),

@@ -25,7 +25,7 @@ from contextual_inversion.core.training.contextualizer_pretraining import (
 )
 from contextual_inversion.core.training.draws import generator_for
 from contextual_inversion.core.training.events import CheckpointSaved, Started, Step
-from contextual_inversion.core.training.held_out import held_out_accuracy, shuffled_context
+from contextual_inversion.core.training.held_out import Questions, held_out_accuracy, shuffled_context
 from contextual_inversion.core.training.masking import caption_row, mask_rows, nameable_ids
 
 HERE = Path(__file__).parent
@@ -265,10 +265,25 @@ def test_held_out_guesses_beat_both_floors_only_when_there_is_something_to_guess
 
 def test_an_untrained_contextualizer_is_no_better_than_chance(encoder):
     untrained = pretrained(encoder, steps=1, learning_rate=1e-9).contextualizer
-    split = [SplitCaptions(WorldCaptions(), held_out=held_out) for held_out in (False, True)]
-    found = held_out_accuracy(encoder, untrained, *split, 50, rho=0.3)
+    training, unseen = (SplitCaptions(WorldCaptions(), held_out=held_out) for held_out in (False, True))
+    asked = Questions.of(encoder, untrained, unseen, 50, rho=0.3, seed=0)
+    found = held_out_accuracy(encoder, untrained, training, asked, rho=0.3)
     assert found.accuracy < 0.2
-    assert found == held_out_accuracy(encoder, untrained, *split, 50, rho=0.3)
+    assert found == held_out_accuracy(encoder, untrained, training, asked, rho=0.3)
+
+
+@pytest.mark.parametrize(
+    ("captions", "wrong", "says"),
+    [
+        (tuple(f"a dog number {n}" for n in range(400) if not is_held_out(f"a dog number {n}")), {}, "mix built-in"),
+        (("a dog",) * 5, {}, "mix built-in"),
+        (tuple(f"dog {n}" for n in range(200)), {"rho": 1e-6, "held_out": 10}, "mask rate"),
+    ],
+)
+def test_a_lack_of_held_out_captions_is_found_before_the_training(encoder, captions, wrong, says):
+    run = pretrain_contextualizer(encoder, ListedCaptions(captions), settings(**{"held_out": 20, **wrong}))
+    with pytest.raises(ValueError, match=says):
+        next(run)
 
 
 def test_shuffling_keeps_the_masks_the_specials_and_the_tokens_as_a_whole(encoder):
