@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..core.models.frozen import autograd, frozen
+from ..core.models.protocol import fingerprint
 from .comfy_text import ComfyTextEncoder, differentiable_layers, text_encoders
-from .comfy_weights import loaded, normal_tensors, plain_patcher
+from .comfy_weights import base_weight, loaded, normal_tensors, patches_digest, plain_patcher
 
 
 def encoders_of(clip: Any) -> dict[str, ComfyTextEncoder]:
@@ -23,6 +24,15 @@ def encoder_session(clip: Any) -> Iterator[dict[str, ComfyTextEncoder]]:
     modules = [patcher.model]
     with frozen(modules), loaded([patcher]), differentiable_layers(modules), autograd(), normal_tensors(modules):
         yield _encoders(clip, patcher)
+
+
+def content_of(encoder: ComfyTextEncoder) -> str:
+    """What decides the outputs of a text encoder beside its token table, which is all that its `fingerprint` tells:
+    its weights, the LoRAs and merges on them, and what CLIPSetLastLayer chose."""
+    kept = list(encoder.weight_layers())
+    keys = {name: f"{encoder.name}.transformer.{name}.weight" for name in (kept[0], kept[-1])}
+    weights = fingerprint({name: base_weight(encoder.patcher, key) for name, key in keys.items()})
+    return f"{weights}/{patches_digest(encoder.patcher)}/{encoder.layer}"
 
 
 def _encoders(clip: Any, patcher: Any) -> dict[str, ComfyTextEncoder]:

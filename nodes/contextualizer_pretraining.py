@@ -14,7 +14,7 @@ from ..core.prompts.captions import REAL_SHARE, captions_from, synthetic_caption
 from ..core.training.contextualizer_pretraining import Pretrained, PretrainSettings, pretrain_contextualizer
 from ..core.training.contextualizer_recipes import recommended_pretraining
 from . import inputs
-from .clip_session import encoder_session
+from .clip_session import content_of, encoder_session
 from .folders import NONE, input_files, input_path, version
 from .interrupted import Resumable
 from .reporting import Reporter, loss_map
@@ -166,7 +166,7 @@ class PretrainContextualizer(io.ComfyNode):
             )
             facts = {
                 "node": str(cls.hidden.unique_id),
-                "encoder": encoder.fingerprint,
+                "encoder": [encoder.fingerprint, content_of(encoder)],
                 "captions": source.state(),
                 "settings": settings.identity(),
             }

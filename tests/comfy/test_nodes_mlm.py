@@ -87,7 +87,9 @@ def test_a_pretraining_gives_a_contextualizer_its_losses_and_a_report(run_graph,
     said = [data["text"] for data in run.events("progress_text")]
     assert any("4 steps" in text for text in said)
     assert list((comfyui.base / "user").rglob("*.safetensors")) == []
-    assert run_graph(pretraining()).executed == []
+    again = run_graph(pretraining(), keep={**KEEP, "clip": ("model", 1)})
+    assert again.status == "success", again.error
+    assert "psi" not in again.executed
 
 
 @pytest.mark.parametrize("mode", ["masked", "non_padding"])
@@ -119,6 +121,42 @@ def test_a_cancelled_pretraining_goes_on_to_the_same_contextualizer(
     assert started == [0, 2, 0]
     assert same(weights(resumed.kept["psi"]), weights(whole.kept["psi"]))
     assert resumed.kept["loss"] == whole.kept["loss"]
+
+
+def test_what_changes_the_text_encoder_makes_it_another_pretraining(run_graph, comfyui, small_vocabulary, monkeypatch):
+    """A checkpoint was gone on with whatever LoRA was on the CLIP by then, and whatever layer was read."""
+    import comfy.model_management
+
+    reporting = sys.modules[f"{pack_name()}.nodes.reporting"]
+    reports, started = reporting.Reporter.__call__, []
+
+    def report(reporter: object, event: object) -> None:
+        reports(reporter, event)
+        if hasattr(event, "first_step"):
+            started.append(event.first_step)
+        if getattr(event, "step", None) == 2:
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(reporting.Reporter, "__call__", report)
+    skipping = call("PretrainContextualizer", clip=["skip", 0], **PRETRAIN)
+    skip = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["model", 1], "stop_at_clip_layer": -2}}
+    assert run_graph(pretraining(), keep=KEEP).status == "interrupted"
+    assert run_graph({**pretraining(), "skip": skip, "psi": skipping}, keep=KEEP).status == "interrupted"
+
+    clip = run_graph({"model": call("LoadDemoModel")}, keep={"clip": ("model", 1)}).kept["clip"]
+    session = sys.modules[f"{pack_name()}.nodes.clip_session"]
+    contents = {session.content_of(session.encoders_of(clip)["clip_l"])}
+    key = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+    for strength in (0.5, 1.0):
+        patched = clip.clone()
+        patched.patcher.add_patches({key: (torch.ones(1),)}, strength)
+        contents.add(session.content_of(session.encoders_of(patched)["clip_l"]))
+    other = run_graph({"model": call("LoadDemoModel"), "skip": skip}, keep={"clip": ("skip", 0)}).kept["clip"]
+    contents.add(session.content_of(session.encoders_of(other)["clip_l"]))
+    assert len(contents) == 4
+    assert started == [0, 0]
+    assert run_graph(pretraining(), keep=KEEP).status == "success"
+    assert started == [0, 0, 2]
 
 
 def test_captions_of_a_file_and_built_in_ones_are_mixed(run_graph, comfyui, small_vocabulary):
