@@ -89,6 +89,8 @@ NAMES = {
             "prior_preservation",
             "prior_pictures",
             "keep_latents",
+            "resolution",
+            "gradient_checkpointing",
         ],
     ),
     "ApplyConcept": (["model", "clip"], ["model", "clip", "concept", "strength_model", "strength_clip", "name"]),
