@@ -25,13 +25,15 @@ class RecordedAttention:
     recorder: AttentionRecorder
     while_sampling: bool
     _known: dict[str, str | None] = field(default_factory=dict)
-    """By what came of a sampling, the sampling that was in the recorder when it first came along."""
+    """By what came of a sampling, the sampling that was in the recorder when it first came along; None where there were
+    several by then, and pictures do not tell which they come from."""
 
     def belongs(self, sampled: torch.Tensor) -> bool:
         """Whether the recorder still holds the sampling that pictures or latents come from. ComfyUI remembers results
         of many samplings, a recorder holds the last."""
-        sampling = self.recorder.sampling_digest
-        return self._known.setdefault(digest(sampled), sampling) == sampling
+        found, sampling = digest(sampled), self.recorder.sampling_digest
+        known = self._known.setdefault(found, sampling if self.recorder.samplings == 1 else None)
+        return sampling in (found, known)
 
 
 class RecordAttention(io.ComfyNode):

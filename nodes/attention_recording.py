@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
+from comfy_execution.utils import get_executing_context
 
 from ..core.inspection.attention import AttentionRecorder, Rows
 from ..core.models.attention import AttentionObserver, split_heads
@@ -51,7 +52,8 @@ def recording(
         except BaseException:
             recorder.forget()
             raise
-        recorder.finish(digest(result))
+        context = get_executing_context()
+        recorder.finish(digest(result), context and context.prompt_id)
         return result
 
     def one_pass(

@@ -46,8 +46,11 @@ class AttentionRecorder:
     """A whole sampling, or all that was asked for, has been seen."""
     sampling_digest: str | None = None
     """Of what came of the sampling that was recorded, where the adapter says it."""
+    samplings: int = 0
+    """How many there were by then in the same run of a graph, where the adapter knows runs; the last is kept."""
     trouble: str | None = None
     """Why the recording ended early. Looking on never stops the sampling itself."""
+    _run: Hashable = None
     _plan: LayerPlan | None = None
     _sums: dict[Hashable, dict[int, _Sums]] = field(default_factory=dict)
 
@@ -56,9 +59,11 @@ class AttentionRecorder:
         self._plan, self._sums = layer_plan(layers), {}
         self.finished, self.trouble = False, None
 
-    def finish(self, sampling_digest: str | None = None) -> None:
+    def finish(self, sampling_digest: str | None = None, run: Hashable = None) -> None:
         """The sampling is over: hand the device's memory back."""
         self.sampling_digest = sampling_digest
+        self.samplings = self.samplings + 1 if run is not None and run == self._run else 1
+        self._run = run
         for groups in self._sums.values():
             for sums in groups.values():
                 sums.total = sums.total.cpu()

@@ -1,6 +1,7 @@
 """Attention recorded through ComfyUI's own samplers: the pictures stay bit for bit, and the maps are the right ones."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 PREFIX = "ContextualInversion"
+PACK = "contextual-inversion"
 PROMPT = "a photo of a (red:1.3) cat, on the grass"
 
 
@@ -227,6 +229,52 @@ def test_a_remembered_picture_is_not_shown_with_the_maps_of_another(remembers_al
     assert "another one since" in back.error["exception_message"]
     last = run_graph(graph(sampler={"seed": 33}, show={"words": "cat"}))
     assert (last.status, last.executed) == ("success", ["a"]), last.error
+
+
+def test_of_several_samplings_in_one_run_only_the_last_is_shown(run_graph):
+    """The maps of the second sampling lay over the picture of the first."""
+    nodes = graph(show={})
+    again = nodes["s"]["inputs"] | {"seed": 2, "latent_image": ["s", 0], "denoise": 0.6}
+    nodes |= {"s2": {"class_type": "KSampler", "inputs": again}}
+    nodes["d2"] = {"class_type": "VAEDecode", "inputs": {"samples": ["s2", 0], "vae": ["m", 2]}}
+    nodes["b"] = shown(["r", 1], PROMPT, image=["d2", 0], latent=["s2", 0])
+    del nodes["a"]
+    last = run_graph(nodes)
+    assert last.status == "success", last.error
+    alone = graph(sampler={"seed": 2, "latent_image": ["s1", 0], "denoise": 0.6})
+    alone["s1"] = {"class_type": "KSampler", "inputs": nodes["s"]["inputs"] | {"model": ["m", 0]}}
+    expected = run_graph(alone)
+    assert report(last, "b")["scale"] == report(expected)["scale"]
+    nodes["s2"]["inputs"] = again | {"model": ["m", 0]}
+    nodes["b"] = shown(["r", 1], PROMPT, image=["d", 0])
+    assert run_graph(nodes).status == "success"
+    # Two samplings in one run: a picture does not tell which of them it comes from.
+    nodes["s"]["inputs"]["seed"] = 3
+    nodes["s2"]["inputs"] = again
+    nodes["b"] = shown(["r", 1], PROMPT, image=["d2", 0])
+    refused = run_graph(nodes)
+    assert refused.status == "error"
+    assert "Record Attention of its own" in refused.error["exception_message"]
+
+
+def test_a_picture_of_one_of_several_samplings_is_not_taken_for_a_later_one(comfyui):
+    attention = sys.modules[next(name for name in sys.modules if name.endswith(f"{PACK}.nodes.attention"))]
+    recorder = attention.AttentionRecorder()
+    recorded = attention.RecordedAttention(recorder, while_sampling=True)
+    picture, latents = torch.zeros(1, 8, 8, 3), [torch.full((1, 4, 1, 1), float(value)) for value in range(3)]
+
+    def sampled(latent, run):
+        recorder.finish(attention.digest(latent), run)
+
+    sampled(latents[0], "first run")
+    sampled(latents[1], "first run")
+    assert recorded.belongs(latents[1])
+    assert not recorded.belongs(latents[0])
+    assert not recorded.belongs(picture)
+    sampled(latents[2], "second run")
+    assert recorded.belongs(latents[2])
+    assert not recorded.belongs(picture), "it came along before this sampling"
+    assert recorded.belongs(picture + 1)
 
 
 def test_attend_image_sees_a_picture_that_exists(run_graph, comfyui):
