@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import folder_paths
@@ -11,17 +12,28 @@ from comfy.sd1_clip import SDTokenizer
 
 from ..core.prompts.words import END, PADDING, START, Piece, PromptWord, words_of
 
+IN_BRACKETS = re.compile(r"<[^<>\s]+>")
+
 
 def words_in(prompt: str, clip: Any = None) -> tuple[list[PromptWord], int]:
     """The words of `prompt`, and how many positions it takes in the context: 77 for each chunk.
 
     `clip` is the text encoder that the prompt is encoded with; without one ComfyUI's own CLIP tokenizer is taken, which
     knows the files in the embeddings folders but no concept of ApplyConcept.
+
+    Raises ValueError where the prompt seems to have such a concept and there is no `clip`: every word behind it would
+    be looked for at the wrong positions.
     """
     tokenizer = _tokenizer(clip)
     names: list[str] = []
-    tokenizer._try_get_embedding = _noting(tokenizer._try_get_embedding, names)
+    unknown = IN_BRACKETS.findall(prompt)
+    tokenizer._try_get_embedding = _noting(tokenizer._try_get_embedding, names, unknown)
     chunks = tokenizer.tokenize_with_weights(prompt, return_word_ids=True)
+    if clip is None and unknown:
+        raise ValueError(
+            f"{unknown[0]} may be a word of Apply Concept. Connect to `clip` the text encoder that the prompt was "
+            "encoded with."
+        )
     known = _Names(names)
     pieces = [piece for chunk in chunks for piece in _pieces(tokenizer, chunk, known)]
     return words_of(pieces), len(pieces)
@@ -36,13 +48,15 @@ def _tokenizer(clip: Any) -> Any:
     return copy.copy(found[0])
 
 
-def _noting(look_up: Any, names: list[str]) -> Any:
-    """`_try_get_embedding` that notes the names that were found."""
+def _noting(look_up: Any, names: list[str], unknown: list[str]) -> Any:
+    """`_try_get_embedding` that notes the names that were found, and those that were not."""
 
     def noting(name: str) -> Any:
         embedding, found, rest = look_up(name)
         if embedding is not None:
             names.append(found.strip(",").removesuffix(".safetensors"))
+        else:
+            unknown.append(f"embedding:{found}")
         return embedding, found, rest
 
     return noting

@@ -198,9 +198,9 @@ def require_sampled(attention: RecordedAttention, sampled: torch.Tensor | None) 
     if attention.while_sampling and not attention.belongs(sampled):
         if attention.recorder.samplings > 1:
             raise ValueError(
-                f"The model from Record Attention was sampled {attention.recorder.samplings} times in this run, and the "
-                "last alone is kept. Give each sampler a Record Attention of its own, or connect what comes out of the "
-                "last one to `latent`."
+                f"The model from Record Attention was sampled {attention.recorder.samplings} times in this run, and "
+                "the last alone is kept. Give each sampler a Record Attention of its own, or connect what comes out of "
+                "the last one to `latent`."
             )
         raise ValueError(
             "ComfyUI remembered this picture, but not its attention: the model from Record Attention has sampled "
