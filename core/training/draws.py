@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..models.protocol import NoiseSchedule
+
 
 def generator_for(seed: int, stream: str, step: int) -> torch.Generator:
     """A CPU generator of its own for one `stream` ("noise", a regularizer's name, ...) at one `step`."""
@@ -65,6 +67,11 @@ def draw_step(
         noise=send(noise, device),
         templates=tuple(which.tolist()),
     )
+
+
+def alpha_bar_on(schedule: NoiseSchedule, device: torch.device) -> torch.Tensor:
+    """alpha-bar (T,) on `device`, as exact as it can be there: Apple's have no float64."""
+    return schedule.alpha_bar.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -32,11 +32,12 @@ from ..networks.tuning_encoder import (
 )
 from .checkpoint import Checkpoint, checkpoint_path, load_checkpoint, require_same_run, save_checkpoint
 from .contextualizer_pretraining import Processes
-from .draws import generator_for, sample_order, send
+from .draws import alpha_bar_on, generator_for, sample_order, send
 from .embedding_regularization import EmbeddingRegularization, HardWords, KnownWords
 from .encoder_pictures import PictureSource
 from .events import CheckpointSaved, Preview, Started, Step
 from .history import History
+from .loss_scale import LossScale
 from .prediction import PREDICTION_TEMPLATE, Observer, deltas_of, predicted_conditioning, worded_conditioning
 from .pretraining_loop import Stopwatch, pretraining_steps
 from .schedules import LearningRateSchedule, learning_rate_factor
@@ -48,13 +49,17 @@ NEGATIVES = 256
 """Embeddings of pretraining subjects that an encoder keeps, for a contrastive loss on one picture (METHODS.md 3.4)."""
 
 
+CACHE_BYTES = 4 * 2**30
+"""What a process keeps of its pictures: with a large CLIP one takes a megabyte."""
+
+
 @dataclass(frozen=True)
 class EncoderPretrainSettings:
     """Every choice of a pretraining, checked when it is made; the defaults are METHODS.md 3.4's table.
 
-    `batch` is that of all processes together. `ema` averages the weights, None
-    does not. `alpha` is the dual path's blend, None trains the soft path alone. `cache` pictures keep their latents and
-    CLIP features in memory. `hard_tokens` limits the contrastive loss's neighbours, by text encoder, to these ids.
+    `batch` is that of all processes together. `ema` averages the weights, None does not. `alpha` is the dual path's
+    blend, None trains the soft path alone. `cache` pictures keep their latents and CLIP features in memory,
+    `CACHE_BYTES` at most.
     """
 
     steps: int = 150_000
@@ -215,7 +220,8 @@ class _Pretraining:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.alpha_bar = model.schedule.alpha_bar.to(self.device, torch.float64)
+        self.alpha_bar = alpha_bar_on(model.schedule, self.device)
+        self.scale = LossScale(model.dtype, self.device)
         self.identity = {
             **settings.identity(),
             "models": asdict(self.encoder.identity),
@@ -228,6 +234,7 @@ class _Pretraining:
         terms = self._backward()
         gradients = [value.grad if value.grad is not None else torch.zeros_like(value) for value in self.parameters]
         self._assign(gradients)
+        self.scale.unscale([value.grad for value in self.parameters])
         if settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm, foreach=False)
         factor = learning_rate_factor(self.done, settings.steps, schedule=settings.schedule, warmup=settings.warmup)
@@ -261,7 +268,7 @@ class _Pretraining:
         # Every process has the contrastive loss of all subjects, but its gradient to its own predictions alone: the
         # whole is the sum over the processes, where that of the other terms is the mean.
         shared = settings.contrastive * self.processes.size * contrastive
-        (diffusion + shared + settings.l2 * l2).backward()
+        self.scale(diffusion + shared + settings.l2 * l2).backward()
         terms = {"diffusion": diffusion, "contrastive": contrastive, "l2": l2}
         return {name: value.detach().float() for name, value in terms.items()}
 
@@ -379,6 +386,7 @@ class _Pretraining:
             "average": self.average,
             "optimizer": self.optimizer.state_dict()["state"],
             "done": self.done,
+            "scale": self.scale.state(),
         }
         checkpoint = Checkpoint(self.identity, state, self.history.tensors(), {"seconds": seconds})
         save_checkpoint(self.settings.checkpoint_dir, self.done, checkpoint)
@@ -396,6 +404,8 @@ class _Pretraining:
         moments = {int(index): value for index, value in state["optimizer"].items()}
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.done = state["done"]
+        if "scale" in state:  # earlier versions knew of none
+            self.scale.load(state["scale"])
         self.history = History(checkpoint.losses)
         return float(checkpoint.facts["seconds"])
 
@@ -412,7 +422,7 @@ class _Pretraining:
             },
             "seconds": round(seconds, 1),
         }
-        return PretrainedEncoder(encoder, self.done, self.history.tensors(), seconds)
+        return PretrainedEncoder(encoder.cpu(), self.done, self.history.tensors(), seconds)
 
     @torch.no_grad()
     def _negatives(self, encoder: TuningEncoder) -> dict[str, torch.Tensor]:
@@ -434,6 +444,7 @@ class _Prepared:
         self.model, self.images, self.pictures = model, images, pictures
         self.resolution, self.room = resolution, room
         self.kept: dict[int, tuple[torch.Tensor, ImageFeatures]] = {}
+        self.bytes = 0
 
     @torch.no_grad()
     def __call__(self, rows: Sequence[int]) -> tuple[torch.Tensor, ImageFeatures]:
@@ -441,8 +452,11 @@ class _Prepared:
         missing = [row for row in dict.fromkeys(rows) if row not in self.kept]
         fresh = self._compute(missing) if missing else {}
         for row, value in fresh.items():
-            if len(self.kept) < self.room:
+            latents, features = value
+            size = sum(one.nbytes for one in (latents, features.vectors, features.grid))
+            if len(self.kept) < self.room and self.bytes + size <= CACHE_BYTES:
                 self.kept[row] = value
+                self.bytes += size
         found = [self.kept[row] if row in self.kept else fresh[row] for row in rows]
         device = self.model.device
         features = ImageFeatures.cat([one for _, one in found])

@@ -11,7 +11,7 @@ import torch
 
 from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, min_snr_weight, prediction_target
 from ..models.protocol import Conditioning, TextToImageModel, TokenMeans
-from .draws import Draws, draw_step, generator_for
+from .draws import Draws, alpha_bar_on, draw_step, generator_for
 from .pictures import LatentBank
 from .prompts import PromptEncoder, StepView
 from .regularizer import AttentionPass, LossTerm, Regularizer, Terms
@@ -32,10 +32,9 @@ class Objective:
         self.model, self.settings, self.bank, self.prompts = model, settings, bank, prompts
         self.regularizers = regularizers
         self.streams = _streams(regularizers)
-        wide = torch.float32 if model.device.type == "mps" else torch.float64
         low, high = (round(share * model.schedule.steps) for share in settings.timestep_range)
         self.timesteps = range(low, max(high, low + 1))
-        self.alpha_bar = model.schedule.alpha_bar.to(model.device, wide)
+        self.alpha_bar = alpha_bar_on(model.schedule, model.device)
 
     def gather(
         self, step: int, backward: Callable[[torch.Tensor], None]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..concept import Concept
-from ..models.frozen import autograd
+from ..models.frozen import autograd, on_device
 from ..models.image_encoder import ImageEncoder
 from ..models.lora import to_lora
 from ..models.low_rank import Delta, LowRankDelta
@@ -38,9 +38,8 @@ def predict_concept(
     require_fit(model, images, encoder)
     with autograd():
         footprint = Footprint(model.device)
-        with model.session(), torch.no_grad():
+        with model.session(), torch.no_grad(), on_device([encoder], model.device):
             latents, features = observed(model, images, picture, encoder.resolution)
-            encoder = encoder.to(model.device)
             observer = Observer(model, ImageSize(encoder.resolution, encoder.resolution))
             found = encoder(observer.look(encoder, latents, features))
             deltas = {layer: LowRankDelta(a[0], b[0]) for layer, (a, b) in found.factors.items()}
@@ -62,11 +61,15 @@ def require_fit(model: TextToImageModel, images: ImageEncoder, encoder: TuningEn
 
 def observed(model: TextToImageModel, images: ImageEncoder, picture: torch.Tensor, side: int) -> Any:
     """Latents (1, C, h, w) of a picture and what the image encoder sees in it, on the model's device."""
-    square = square_picture(picture, side)[None]
+    square = square_picture(picture, side)
+    features = images.features(square[None].to(images.device))
+    return latents_of(model, square), features.to(model.device)
+
+
+def latents_of(model: TextToImageModel, square: torch.Tensor) -> torch.Tensor:
+    """Latents (1, C, h, w) of a square picture (3, H, H) in [0, 1], on the model's device."""
     # Cloned: what came out of a model loaded in inference mode may not be kept for a backward pass.
-    latents = model.to_latents(square.to(model.device) * 2 - 1).float().clone()
-    features = images.features(square.to(images.device))
-    return latents.to(model.device), features.to(model.device)
+    return model.to_latents(square[None].to(model.device) * 2 - 1).float().clone().to(model.device)
 
 
 def origin(model: TextToImageModel, encoder: TuningEncoder) -> dict[str, Any]:

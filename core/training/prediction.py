@@ -17,7 +17,7 @@ from ..networks.hypernetwork import Factors
 from ..networks.trunk import TrunkFeatures
 from ..networks.tuning_encoder import TuningEncoder
 from ..prompts.tokens import input_embeddings, tokenize_prompt
-from .draws import generator_for, send
+from .draws import alpha_bar_on, generator_for, send
 
 PREDICTION_TEMPLATE = "a photo of a {}"
 TIMESTEP_UNIT = 1000
@@ -38,8 +38,7 @@ class Observer:
 
     @cached_property
     def _alpha_bar(self) -> torch.Tensor:
-        wide = torch.float32 if self.model.device.type == "mps" else torch.float64
-        return self.model.schedule.alpha_bar.to(self.model.device, wide)
+        return alpha_bar_on(self.model.schedule, self.model.device)
 
     def maps(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> list[torch.Tensor]:
         """`model.features` of latents (B, C, h, w) with that noise at timesteps (B,)."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 
 from ..concept import PLACEHOLDER, Concept
+from ..files.embedding import check_widths
 from ..maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
 from ..models.dual_path import DualPath, predict_dual
@@ -20,13 +21,15 @@ from ..models.low_rank import Delta, LowRankDelta, WeightDelta, apply_deltas
 from ..models.protocol import Conditioning, ImageSize, TextToImageModel
 from ..models.text import encode_prompts
 from ..networks.tuning_encoder import TuningEncoder
-from .draws import generator_for, send
+from .draws import alpha_bar_on, generator_for, send
 from .embedding_regularization import EmbeddingRegularization, HardWords
 from .events import Event, Finished, Started, Step
 from .footprint import Footprint
 from .history import History
-from .predict import concept_of, observed, origin, predict_concept, require_fit
+from .loss_scale import LossScale
+from .predict import concept_of, latents_of, origin, predict_concept, require_fit
 from .prediction import PREDICTION_TEMPLATE
+from .square_pictures import square_picture
 from .stream import EventStream
 
 MOST_STEPS = 12
@@ -79,13 +82,14 @@ def tune(
     picture: torch.Tensor,
     settings: TuneSettings | None = None,
     *,
-    name: str = "concept",
+    name: str | None = None,
     class_word: str | None = None,
     predicted: Concept | None = None,
 ) -> EventStream[Event]:
     """Predict a word for `picture`, or take over `predicted`, and tune vectors and LoRA factors on it.
 
-    The hypernetwork is not touched: its prediction is where the LoRA starts. Events as of a training: `Started`, `Step`
+    The hypernetwork is not touched: its prediction is where the LoRA starts. Where there is no `name` it stays that of
+    `predicted`. Events as of a training: `Started`, `Step`
     and last `Finished` with the concept. Raises (while iterating) ValueError as `predict_concept` and for a concept
     that has no LoRA of this model, RuntimeError where the loss is not finite.
     """
@@ -99,21 +103,23 @@ def _tune(
     encoder: TuningEncoder,
     picture: torch.Tensor,
     settings: TuneSettings,
-    name: str,
+    name: str | None,
     class_word: str | None,
     predicted: Concept | None,
 ) -> Generator[Event, None, None]:
     require_fit(model, images, encoder)
+    name = name or ("concept" if predicted is None else predicted.name)
     start = predicted or predict_concept(model, images, encoder, picture, name=name, class_word=class_word)
+    check_widths(start, {key: one.width for key, one in model.text_encoders.items()})
     with ExitStack() as stack:
         stack.enter_context(model.session(gradient_checkpointing=settings.gradient_checkpointing))
-        tuning = _Tuning(model, images, encoder, picture, settings, start)
+        tuning = _Tuning(model, encoder, picture, settings, start)
         yield Started(0, settings.steps, tuning.numbers)
         for step in range(settings.steps):
             tuning.step(step)
             losses = tuning.losses() if step + 1 == settings.steps else None
             yield Step(step + 1, settings.steps, losses)
-        concept = tuning.concept(name if predicted is None else start.name, class_word)
+        concept = tuning.concept(name, class_word)
         yield Finished(concept, settings.steps, tuning.history.tensors(), tuning.footprint.seconds)
 
 
@@ -123,7 +129,6 @@ class _Tuning:
     def __init__(
         self,
         model: TextToImageModel,
-        images: ImageEncoder,
         encoder: TuningEncoder,
         picture: torch.Tensor,
         settings: TuneSettings,
@@ -133,7 +138,7 @@ class _Tuning:
         self.footprint = Footprint(model.device)
         self.history = History()
         self.size = ImageSize(encoder.resolution, encoder.resolution)
-        self.latents, _ = observed(model, images, picture, encoder.resolution)
+        self.latents = latents_of(model, square_picture(picture, encoder.resolution))
         self.deltas, factors = _leaves(model, start, trainable=settings.tuned != "vectors")
         self.vectors = {
             key: value.detach().float().to(model.device).clone().requires_grad_(settings.tuned != "lora")
@@ -159,15 +164,37 @@ class _Tuning:
             ],
             weight_decay=0.0,
         )
-        self.alpha_bar = model.schedule.alpha_bar.to(model.device)
+        self.alpha_bar = alpha_bar_on(model.schedule, model.device)
+        self.scale = LossScale(model.dtype, model.device)
 
     @property
     def numbers(self) -> int:
         """How many numbers are tuned."""
-        return sum(value.numel() for group in self.optimizer.param_groups for value in group["params"])
+        return sum(value.numel() for value in self.tuned)
+
+    @property
+    def tuned(self) -> list[torch.Tensor]:
+        """The tensors that are tuned."""
+        return [value for group in self.optimizer.param_groups for value in group["params"]]
 
     def step(self, number: int) -> None:
         """METHODS.md D5 on a batch of noised copies of the one picture."""
+        terms = self._backward(number)
+        # Of a dozen steps none is given away: one that overflows is taken again, with a smaller scale.
+        while self.scale.on and not bool(self.scale.unscale(self._gradients())):
+            require_finite({**terms, "gradient": torch.where(self.scale.value < 1, torch.nan, 0.0)})
+            self.optimizer.zero_grad(set_to_none=True)
+            terms = self._backward(number)
+        self.footprint.look()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.history.add(terms)
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [value.grad for value in self.tuned if value.grad is not None]
+
+    def _backward(self, number: int) -> dict[str, torch.Tensor]:
+        """The gradient of one step, scaled; returns every term of its loss."""
         settings, model = self.settings, self.model
         generator = generator_for(settings.seed, "tuning", number)
         timesteps = torch.randint(model.schedule.steps, (settings.batch,), generator=generator)
@@ -179,23 +206,21 @@ class _Tuning:
         output = self._predict(add_noise(latents, noise, alpha_bar_t), timesteps)
         diffusion = diffusion_loss(output, target)
         contrastive, l2 = self.regularization(self.vectors)
-        (diffusion + settings.contrastive * contrastive + settings.l2 * l2).backward()
-        self.footprint.look()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.scale(diffusion + settings.contrastive * contrastive + settings.l2 * l2).backward()
         terms = {"diffusion": diffusion, "contrastive": contrastive, "l2": l2}
-        self.history.add({name: value.detach() for name, value in terms.items()})
+        return {name: value.detach() for name, value in terms.items()}
 
     def _predict(self, z_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         settings, model = self.settings, self.model
-        encodings = encode_prompts(model, [settings.template], vectors=self.vectors)
-        soft = model.conditioning(encodings, self.size).expand(len(z_t))
         if settings.alpha is None:
-            with apply_deltas(model, self.deltas):
-                return model.predict(z_t, timesteps, soft)
-        return predict_dual(
-            model, z_t, timesteps, self._hard.expand(len(z_t)), DualPath(soft, self.deltas, settings.alpha)
-        )
+            with apply_deltas(model, self.deltas):  # also of the text encoders, where the LoRA has some
+                return model.predict(z_t, timesteps, self._soft().expand(len(z_t)))
+        path = DualPath(self._soft().expand(len(z_t)), self.deltas, settings.alpha)
+        return predict_dual(model, z_t, timesteps, self._hard.expand(len(z_t)), path)
+
+    def _soft(self) -> Conditioning:
+        encodings = encode_prompts(self.model, [self.settings.template], vectors=self.vectors)
+        return self.model.conditioning(encodings, self.size)
 
     @cached_property
     @torch.no_grad()
@@ -208,12 +233,12 @@ class _Tuning:
     def losses(self) -> Mapping[str, torch.Tensor]:
         """Every step's. Raises RuntimeError where one is not finite."""
         losses = self.history.fetch()
-        if not all(bool(torch.isfinite(value).all()) for value in losses.values()):
-            raise RuntimeError("the loss is not finite: tune with smaller learning rates")
+        require_finite(losses)
         return losses
 
     def concept(self, name: str, class_word: str | None) -> Concept:
-        """What was tuned, as a concept."""
+        """What was tuned, as a concept. Raises RuntimeError where that is not finite."""
+        require_finite(dict(enumerate(value.detach() for value in self.tuned)))
         vectors = {key: value.detach().cpu().clone() for key, value in self.vectors.items()}
         provenance: dict[str, Any] = {
             **origin(self.model, self.encoder),
@@ -224,12 +249,19 @@ class _Tuning:
             "tuned": self.footprint.stop(),
             "losses": {key: value.mean().item() for key, value in self.history.tensors().items()},
         }
-        word = class_word or self.start.class_word
-        if word == self.start.hard_token:
-            word = None
-        return concept_of(
+        # A class word that nobody gave is the nearest word, and goes on being that.
+        before = None if self.start.class_word == self.start.hard_token else self.start.class_word
+        word = (class_word or "").strip() or before
+        concept = concept_of(
             self.model, self.encoder, vectors, self.deltas, name=name, class_word=word, provenance=provenance
         )
+        return replace(concept, latents=self.start.latents)
+
+
+def require_finite(values: Mapping[Any, torch.Tensor]) -> None:
+    """Raises RuntimeError that says what to do where one of `values` is not finite."""
+    if not all(bool(torch.isfinite(value).all()) for value in values.values()):
+        raise RuntimeError("the loss is not finite: tune with smaller learning rates")
 
 
 def _leaves(
@@ -239,6 +271,8 @@ def _leaves(
 
     Raises ValueError where it has none that could be tuned.
     """
+    if concept.layer_vectors:
+        raise ValueError(f"the concept {concept.name!r} has a vector for every layer, which cannot be tuned here")
     if not concept.lora:
         raise ValueError(f"the concept {concept.name!r} has no LoRA to tune; predict it with a tuning-encoder first")
     numbers: list[torch.Tensor] = []

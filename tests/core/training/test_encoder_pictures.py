@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tuning_parts import images, model, source
 
+from contextual_inversion.core.training import encoder_pretraining
 from contextual_inversion.core.training.encoder_pictures import FolderPictures, ShardPictures, decoded
 
 GREY = np.linspace(0, 255, 20 * 24).round().astype(np.uint8).reshape(20, 24)
@@ -41,3 +43,23 @@ def test_hidden_files_and_others_are_no_pictures(tmp_path, name):
     with tarfile.open(shard, "w") as tar:
         tar.add(folder, "pictures")
     assert len(FolderPictures(folder)) == len(ShardPictures([shard])) == 2
+
+
+def test_what_is_kept_of_the_pictures_has_an_end_and_changes_nothing(monkeypatch):
+    """Twenty thousand pictures under a large CLIP are more than twenty gigabytes."""
+
+    def prepared(most):
+        monkeypatch.setattr(encoder_pretraining, "CACHE_BYTES", most)
+        return encoder_pretraining._Prepared(model(), images(), source(), 64, room=20_000)
+
+    whole = prepared(2**30)
+    latents, features = whole([0, 1, 2, 3])
+    one = whole.bytes // 4
+    short = prepared(2 * one)
+    for _ in range(2):
+        again, same = short([0, 1, 2, 3])
+        assert torch.equal(again, latents)
+        assert torch.equal(same.vectors, features.vectors)
+        assert torch.equal(same.grid, features.grid)
+    assert len(short.kept) == 2
+    assert short.bytes == 2 * one

@@ -10,7 +10,7 @@ import torch
 from tuning_parts import images, model, pictures, settings, source
 
 from contextual_inversion.core.models.lora import from_lora, to_lora
-from contextual_inversion.core.models.low_rank import WeightDelta, apply_deltas
+from contextual_inversion.core.models.low_rank import LowRankDelta, WeightDelta, apply_deltas, text_layers
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.text import encode_prompts
 from contextual_inversion.core.training.encoder_pretraining import pretrain_encoder
@@ -190,6 +190,44 @@ def test_other_models_are_refused_by_name():
         predict_concept(model(), images(1), encoder(), picture())
     with pytest.raises(ValueError, match="the UNet and the text encoder differ"):
         next(tune(model("sd2"), images(), encoder(), picture()))
+
+
+def test_it_is_called_what_is_asked_for_and_else_what_it_was():
+    start = replace(predicted(), latents=torch.ones(1, 4, 8, 8), hard_token="dog", class_word="dog")
+    options = TuneSettings(steps=1, batch=1, alpha=None)
+
+    def concept(**keywords):
+        run = tune(model(), images(), encoder(), picture(), options, predicted=start, **keywords)
+        return list(run)[-1].concept
+
+    kept = concept()
+    assert (kept.name, kept.class_word) == ("x", kept.hard_token)
+    assert torch.equal(kept.latents, start.latents)
+    # A class word that was given is that, even where the prediction was nearest to it.
+    named = concept(name="other", class_word=" dog ")
+    assert (named.name, named.class_word) == ("other", "dog")
+
+
+def test_nothing_of_a_concept_is_dropped_in_silence():
+    start = predicted()
+    layers = {name: value.repeat(16, 1, 1) for name, value in start.vectors.items()}
+    with pytest.raises(ValueError, match="a vector for every layer"):
+        tuned(predicted=replace(start, layer_vectors=layers))
+    wide = {name: value.repeat(1, 2) for name, value in start.vectors.items()}
+    with pytest.raises(ValueError, match="was made for clip_l"):
+        tuned(predicted=replace(start, vectors=wide))
+
+
+def test_a_lora_of_the_text_encoder_counts_and_is_tuned_too():
+    start, subject = predicted(), model()
+    (name,) = subject.text_encoders
+    layer = f"{name}.text_model.encoder.layers.0.self_attn.q_proj"
+    delta = LowRankDelta.initial(text_layers(subject)[layer], 2, generator=torch.Generator().manual_seed(0))
+    both = to_lora(subject, {**from_lora(subject, start.lora), layer: replace(delta, b=delta.b.detach() + 0.5)})
+    after = tuned(predicted=replace(start, lora=both), steps=1)[-1]
+    assert after.losses["diffusion"] != tuned(predicted=start, steps=1)[-1].losses["diffusion"]
+    moved = from_lora(subject, after.concept.lora)[layer]
+    assert not torch.equal(moved.b, from_lora(subject, both)[layer].b)
 
 
 def test_a_concept_without_a_lora_cannot_be_tuned():

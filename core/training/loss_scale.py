@@ -1,0 +1,50 @@
+"""Gradients through a UNet in fp16: scaled up, so that they do not vanish on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from .learner import LOSS_SCALE, LOSS_SCALE_PATIENCE
+
+
+class LossScale:
+    """What a loss is multiplied by before its backward pass, on the device; 1 and without effect for any type but fp16.
+
+    It halves where a gradient overflows and doubles after `LOSS_SCALE_PATIENCE` steps without, as PyTorch's own does.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.on = dtype == torch.float16
+        self.value = torch.tensor(LOSS_SCALE if self.on else 1.0, device=device)
+        self.calm = torch.zeros((), device=device)
+
+    def __call__(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss to go backward from."""
+        return loss * self.value if self.on else loss
+
+    @torch.no_grad()
+    def unscale(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Make the gradients, in place, those of the loss itself, and zero where one overflowed.
+
+        Returns whether none did, a flag () on the device.
+        """
+        if not self.on:
+            return torch.ones((), dtype=torch.bool, device=self.value.device)
+        finite = torch.isfinite(torch.stack([one.abs().sum() for one in gradients]).sum())
+        for one in gradients:
+            one.copy_(torch.where(finite, one / self.value, torch.zeros_like(one)))
+        self.calm = torch.where(finite, self.calm + 1, torch.zeros_like(self.calm))
+        grown = torch.where(self.calm >= LOSS_SCALE_PATIENCE, self.value * 2, self.value)
+        self.value = torch.where(finite, grown, self.value / 2)
+        self.calm = torch.where(self.calm >= LOSS_SCALE_PATIENCE, torch.zeros_like(self.calm), self.calm)
+        return finite
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """For a checkpoint."""
+        return {"value": self.value, "calm": self.calm}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state` gave, on any device."""
+        self.value, self.calm = (state[name].to(self.value.device) for name in ("value", "calm"))
