@@ -14,6 +14,7 @@ from ..core.inspection.probes import parse_probes, place_probes
 from ..core.inspection.world_evaluation import context_probes
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.protocol import ImageSize
+from ..core.prompts.parse import text_of
 
 
 def diagnosis_of(
@@ -30,7 +31,7 @@ def diagnosis_of(
     subject = load_tiny_model() if tiny else DiffusersModel.from_pipeline(model, device=_device())
     widths = {name: encoder.width for name, encoder in subject.text_encoders.items()}
     if prompts is not None:
-        probes = parse_probes(prompts.read_text(encoding="utf-8"))
+        probes = parse_probes(text_of(prompts))
     else:
         probes = context_probes() if tiny else place_probes()
     return diagnose(

@@ -50,6 +50,10 @@ def main(
         plot: Where to draw the figures as a PNG.
         table: Where to write them as Markdown.
     """
+    alone = {"against": against, "class-word": class_word, "prompts": prompts, "plot": plot, "table": table}
+    if model is None and any(value is not None for value in alone.values()):
+        named = ", ".join(f"--{name}" for name, value in alone.items() if value is not None)
+        raise ValueError(f"{named} says something of a diagnosis, which needs a model: add --model")
     network = describe_network(file)
     if network is not None:
         if model is not None:
@@ -80,7 +84,7 @@ def write_diagnosis(diagnosis: Diagnosis, plot: Path | None, table: Path | None)
     for target in filter(None, (plot, table)):
         target.parent.mkdir(parents=True, exist_ok=True)
     if plot is not None:
-        Image.fromarray(drawn(diagnosis)).save(plot)
+        Image.fromarray(drawn(diagnosis)).save(plot, format="PNG")
     if table is not None:
         table.write_text(text, encoding="utf-8")
     return diagnosis.figures()

@@ -126,5 +126,5 @@ class DiagnoseConcept(io.ComfyNode):
 
 
 def chosen_probes(built_in: str, own: str) -> list[ContextProbe]:
-    """Own prompts where there are any, else a built-in set."""
-    return parse_probes(own) or BUILT_IN[built_in]()
+    """Own prompts where something is written, else a built-in set."""
+    return parse_probes(own) if own.strip() else BUILT_IN[built_in]()

@@ -15,7 +15,7 @@ from ..models.low_rank import apply_deltas
 from ..models.protocol import ImageSize, TextEncoder, TextToImageModel
 from ..prompts.tokens import input_embeddings, tokenize_prompt
 from ..training.word import layer_vectors_of
-from .diagnostics import ContextProbe, context_similarity, seen_vectors
+from .diagnostics import ContextProbe, context_similarity, require_words, seen_vectors
 from .symmetric_kl import skl_of_each
 
 NEIGHBOURS = 5
@@ -120,6 +120,8 @@ def diagnose(
         label = other.name if other.name != concept.name else f"{other.name} (other)"
         subjects.append(Subject.of(other, label))
     subjects.append(Subject(f"{class_word} (class word)", words=class_word))
+    for subject in subjects:  # before minutes of sampling
+        require_words(model, probes, vectors=subject.vectors, words=subject.words)
     sampling = {"size": size, "images": images, "steps": steps, "guidance": guidance, "seed": seed}
     return Diagnosis(
         name=concept.name,

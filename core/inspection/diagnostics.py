@@ -12,6 +12,8 @@ from ..maths.similarity import sim1, sim2
 from ..models.protocol import TextEncoder, TextToImageModel
 from ..prompts.tokens import TokenizedPrompt, input_embeddings, tokenize_prompt
 
+NO_PROBES = "no probes: give at least one prompt with a context word"
+
 
 @dataclass(frozen=True)
 class ContextProbe:
@@ -49,7 +51,7 @@ def context_similarity(
     probe's word is not in its prompts, or there are no probes.
     """
     if not probes:
-        raise ValueError("no probes: give at least one prompt with a context word")
+        raise ValueError(NO_PROBES)
     pairs = [
         _similarity(encoder, probe, own, words)
         for name, encoder in model.text_encoders.items()
@@ -77,6 +79,24 @@ def word_position(encoder: TextEncoder, prompt: TokenizedPrompt, word: str) -> i
         if list(prompt.ids[start : start + len(tokens)]) == tokens and not set(stretch) & set(prompt.fill):
             return start
     raise ValueError(f"the word {word!r} is not in the prompt {prompt.text!r}")
+
+
+def require_words(
+    model: TextToImageModel,
+    probes: Sequence[ContextProbe],
+    *,
+    vectors: Mapping[str, torch.Tensor] | None = None,
+    words: str | None = None,
+) -> None:
+    """Raises ValueError where a probe's word is not in its prompts or these do not fit a text encoder, or there is no
+    probe: before anything is computed."""
+    if not probes:
+        raise ValueError(NO_PROBES)
+    for name, encoder in model.text_encoders.items():
+        rows = None if vectors is None else int(vectors[name].shape[0])
+        for probe in probes:
+            word_position(encoder, tokenize_prompt(encoder, probe.template, rows=rows, words=words), probe.word)
+            word_position(encoder, tokenize_prompt(encoder, probe.reference), probe.word)
 
 
 def _similarity(

@@ -73,14 +73,21 @@ def read_prompt_file(path: Path | str, **checks: Any) -> tuple[str, ...]:
         PromptFileError: as `parse_prompts`, and where the file is missing or no text.
     """
     path = Path(path)
+    return parse_prompts(text_of(path), path.name, **checks)
+
+
+def text_of(path: Path) -> str:
+    """What is in a UTF-8 text file, with or without a mark at its beginning, its lines ended in whatever way.
+
+    Raises PromptFileError where it is missing or no such text.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = 1 + error.object[: error.start].count(b"\n")
         raise PromptFileError(path.name, {line: "this is not UTF-8 text"}) from error
     except OSError as error:
         raise PromptFileError(path.name, {1: f"the file cannot be read: {error.strerror or error}"}) from error
-    return parse_prompts(text, path.name, **checks)
 
 
 def prompts_by_category(text: str) -> dict[str, tuple[str, ...]]:

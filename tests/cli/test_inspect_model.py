@@ -63,6 +63,31 @@ def test_a_prompt_file_without_a_place_is_told_by_line(words, tmp_path, capsys):
     assert "line 2" in capsys.readouterr().err
 
 
+def test_a_prompt_file_may_be_written_on_windows_and_hold_comments(words, tmp_path):
+    figures = []
+    for text in (PROMPTS, "\ufeff# mine\n\n" + PROMPTS.replace("\n", "  # comment\n").replace("\n", "\r\n")):
+        (tmp_path / "prompts.txt").write_bytes(text.encode())
+        asked = ["inspect", str(words["between"]), "--model", "tiny", "--prompts", str(tmp_path / "prompts.txt")]
+        assert main([*asked, "--images", "0", "--json", str(tmp_path / "figures.json")]) == 0
+        figures.append(json.loads((tmp_path / "figures.json").read_text())["diagnosis"])
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing\r\n", "a {} in the snow".encode("utf-16")])
+def test_a_prompt_file_without_a_prompt_is_no_prompt_file(words, tmp_path, capsys, content):
+    (tmp_path / "prompts.txt").write_bytes(content)
+    asked = ["inspect", str(words["between"]), "--model", "tiny", "--prompts", str(tmp_path / "prompts.txt")]
+    assert main([*asked, "--images", "0"]) == 1
+    assert "prompt" in (said := capsys.readouterr().err)
+    assert "Traceback" not in said
+
+
+def test_what_only_a_diagnosis_can_do_needs_a_model(words, tmp_path, capsys):
+    assert main(["inspect", str(words["twin"]), "--plot", str(tmp_path / "plot.png")]) == 1
+    assert "--plot" in (said := capsys.readouterr().err)
+    assert "--model" in said
+
+
 def test_attention_is_reported_as_printed(words, tmp_path, capsys):
     path = tmp_path / "figures.json"
     assert main(["attention-report", "--n", "3", "--seed", "5", "--json", str(path)]) == 0

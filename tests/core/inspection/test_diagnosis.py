@@ -87,6 +87,21 @@ def test_a_concept_is_diagnosed_with_all_that_it_learned(model: DiffusersModel) 
         diagnose(model, fewer, PROBES, images=0)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ContextProbe("a {} in the snow", "beach", "a picture of the beach"),
+        ContextProbe("a {} in the snow", "snow", "a picture of the beach"),
+        ContextProbe("a {} " + "very " * 80 + "near", "near", "near"),
+    ],
+)
+def test_a_wrong_prompt_is_refused_before_anything_is_sampled(model: DiffusersModel, wrong, monkeypatch) -> None:
+    monkeypatch.setattr(model, "predict", pytest.fail)
+    for probes in ([*PROBES, wrong], []):
+        with pytest.raises(ValueError, match=r"is not in the prompt|takes \d+ tokens|no probes"):
+            diagnose(model, Concept("twin", "cat", word(model, "cat")), probes, size=ImageSize(64, 64), steps=1)
+
+
 def test_means_are_those_of_the_measures(model: DiffusersModel) -> None:
     vectors = word(model, "red house")
     found = diagnose(model, Concept("it", "cat", vectors), PROBES, images=1, steps=2, seed=4)
