@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import comfy.model_management
 import torch
 
 from ..core.models.image_encoder import ImageEncoder
+from .comfy_model import ComfyModel
 
 
-def image_encoder_of(clip_vision: Any) -> ImageEncoder:
-    """A CLIP_VISION behind our image encoder, the demo model's where none is connected."""
+def image_encoder_of(clip_vision: Any, model: ComfyModel | None = None) -> ImageEncoder:
+    """A CLIP_VISION behind our image encoder, the demo model's where none is connected.
+
+    `model` is the one that it is used beside: in a small memory ComfyUI makes room for one by unloading the other.
+    """
     if clip_vision is None:
         with torch.inference_mode(False):
             return ImageEncoder.tiny()
@@ -22,5 +28,12 @@ def image_encoder_of(clip_vision: Any) -> ImageEncoder:
         mean=clip_vision.image_mean,
         std=clip_vision.image_std,
         dtype=torch.float32,
-        ready=lambda: comfy.model_management.load_model_gpu(clip_vision.patcher),
+        ready=lambda: _loaded(clip_vision.patcher, model),
     )
+
+
+@contextmanager
+def _loaded(patcher: Any, model: ComfyModel | None) -> Iterator[None]:
+    with nullcontext() if model is None else model.weights_given_back():
+        comfy.model_management.load_model_gpu(patcher)
+        yield

@@ -94,12 +94,12 @@ class ComfyModel:
 
     def to_latents(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         pixels = ((images.float() + 1) / 2).movedim(1, -1)
-        with self._weights_given_back(), _posterior(self.vae, generator) as finish:
+        with self.weights_given_back(), _posterior(self.vae, generator) as finish:
             latents = finish(self.vae.encode(pixels))
         return self.patcher.model.process_latent_in(latents.float()).to(self.device)
 
     def to_images(self, latents: torch.Tensor) -> torch.Tensor:
-        with self._weights_given_back():
+        with self.weights_given_back():
             pixels = self.vae.decode(self.patcher.model.process_latent_out(latents.detach().float()))
         return (pixels.movedim(-1, 1).float() * 2 - 1).to(self.device)
 
@@ -185,7 +185,7 @@ class ComfyModel:
             held.close()
 
     @contextmanager
-    def _weights_given_back(self) -> Iterator[None]:
+    def weights_given_back(self) -> Iterator[None]:
         """No gradient, and weights as ComfyUI knows them: to make room for the VAE it may move or unload them."""
         in_session = self._held is not None
         self._release()

@@ -76,7 +76,7 @@ class PredictConcept(io.ComfyNode):
         adapted = ComfyModel(model, clip, vae)
         concept = predict_concept(
             adapted,
-            image_encoder_of(clip_vision),
+            image_encoder_of(clip_vision, adapted),
             tuning_encoder,
             image,
             name=safe_name(name.strip()),
@@ -207,9 +207,10 @@ class TunePredictedConcept(io.ComfyNode):
             more_steps=more_steps,
             gradient_checkpointing=gradient_checkpointing,
         )
+        adapted = ComfyModel(model, clip, vae)
         run = tune(
-            ComfyModel(model, clip, vae),
-            image_encoder_of(clip_vision),
+            adapted,
+            image_encoder_of(clip_vision, adapted),
             tuning_encoder,
             image,
             settings,

@@ -144,7 +144,7 @@ class PretrainTuningEncoder(io.ComfyNode):
             preview_every=50,
             log_every=5,
         )
-        looking = image_encoder_of(clip_vision)
+        looking = image_encoder_of(clip_vision, adapted)
         facts = [str(cls.hidden.unique_id), adapted.fingerprint, adapted.applied, looking.fingerprint, source.state()]
         start = partial(pretrain_encoder, adapted, looking, source, known=known_words(adapted))
         work = Resumable("tuning-encoder", start, settings, [*facts, settings.identity()])

@@ -4,7 +4,7 @@ ComfyUI's vision towers are built alike."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +22,8 @@ EVERY = 2
 class ImageEncoder:
     """A CLIP vision tower (`embeddings`, `encoder.layers`, `post_layernorm`), frozen.
 
-    `shrink` is how pictures come to its size, `dtype` what it takes them in (that of its weights if None). `ready` is
-    called before every use: in ComfyUI it loads the weights. Raises ValueError for a tower of another kind.
+    `shrink` is how pictures come to its size, `dtype` what it takes them in (that of its weights if None). It is only
+    used inside of `ready()`: in ComfyUI that loads the weights. Raises ValueError for a tower of another kind.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ImageEncoder:
         std: Sequence[float] = CLIP_STD,
         shrink: Literal["bicubic", "area"] = "bicubic",
         dtype: torch.dtype | None = None,
-        ready: Callable[[], object] = nullcontext,
+        ready: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         parts = ("embeddings", "encoder", "post_layernorm")
         if (
@@ -93,7 +93,10 @@ class ImageEncoder:
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> ImageFeatures:
         """Square pictures (B, 3, H, H) in [0, 1], of any size, to float32 features without gradient."""
-        self.ready()
+        with self.ready():
+            return self._features(images)
+
+    def _features(self, images: torch.Tensor) -> ImageFeatures:
         smooth = {"antialias": True} if self.shrink == "bicubic" else {}
         small = F.interpolate(images.float(), size=(self.size, self.size), mode=self.shrink, **smooth).clamp(0, 1)
         pixels = ((small - self._mean.to(small)) / self._std.to(small)).to(

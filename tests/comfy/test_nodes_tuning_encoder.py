@@ -259,6 +259,43 @@ def test_a_lora_on_the_model_makes_it_another_pretraining(run_graph, comfyui, mo
     assert folders[0] != folders[1]
 
 
+def test_a_clip_vision_model_may_push_the_unet_out_of_a_small_memory(comfyui, monkeypatch):
+    """ComfyUI makes room by unloading, which also takes a LoRA off; the next UNet pass has both again."""
+    import comfy.clip_vision
+    import comfy.model_management as management
+
+    numbers = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4}
+    numbers |= {"image_size": 32, "patch_size": 8, "num_channels": 3, "projection_dim": 32, "layer_norm_eps": 1e-5}
+    demo, protocol = pack("nodes.demo_model"), pack("core.models.protocol")
+    with torch.inference_mode():
+        vision = comfy.clip_vision.ClipVisionModel(
+            {**numbers, "hidden_act": "quick_gelu", "model_type": "clip_vision_model"}
+        )
+        for value in vision.model.state_dict().values():
+            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) * 0.05)
+        patcher = demo.load_model_patcher().clone()
+        key = "diffusion_model.input_blocks.0.0.weight"
+        weight = patcher.model.state_dict()[key]
+        patcher.add_patches({key: (torch.full_like(weight, 0.1),)})
+    model = pack("nodes.comfy_model").ComfyModel(patcher, demo.load_clip(), demo.load_vae())
+    images = pack("nodes.clip_vision").image_encoder_of(vision, model)
+    size = protocol.ImageSize(128, 128)
+    observer = pack("core.training.prediction").Observer(model, size)
+    latents, when = torch.ones(1, 4, 16, 16), torch.tensor([500])
+
+    def crowded(patcher: object) -> None:
+        management.unload_all_models()
+        load(patcher)
+
+    load = management.load_model_gpu
+    with model.session(), torch.no_grad():
+        whole = observer.maps(latents, latents, when)
+        monkeypatch.setattr(management, "load_model_gpu", crowded)
+        assert images.features(torch.rand(1, 3, 64, 64)).vectors.shape == (1, 3, 32)
+        again = observer.maps(latents, latents, when)
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+
+
 def test_the_workflow_runs_from_its_file_with_the_bundled_encoder(run_ui_workflow, repository):
     path = repository / "workflows" / "one_picture_one_word.json"
     short = {
