@@ -102,7 +102,7 @@ def main(
         steps: Training steps.
         batch: Samples in the UNet at once.
         learning_rate: Of the vectors.
-        vectors: Token positions that the word takes; as the recipe says if not given.
+        vectors: Token positions that the word takes; as the recipe says, or as --initial has them, if not given.
         resolution: Side of the square training pictures; the model's own if not given.
         seed: Seed of everything random.
         precision: What the UNet computes in.
@@ -139,6 +139,8 @@ def main(
     subject = load_model(model, device)
     given = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "vectors": vectors}
     given |= {"rank": rank, "weight_rate": weight_rate, "least_rank": least_rank}
+    if start is not None and vectors is None:
+        given["vectors"] = start.length
     settings = recipe.settings(
         class_word,
         name=name,

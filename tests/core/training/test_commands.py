@@ -85,6 +85,15 @@ def test_any_method_then_the_second_stage_then_a_repair(folder, tmp_path, monkey
     assert not torch.equal(found.vectors["clip_l"], load_concept(bundle, widths={"clip_l": 32}).vectors["clip_l"])
 
 
+def test_a_word_that_is_trained_on_keeps_its_length_whatever_the_recipe_says(folder, tmp_path):
+    keywords = {"class_word": "dog", "preset": "Fast", "core": False, "steps": 2, "batch": 1, "resolution": 64}
+    first = command.main(folder, out=tmp_path / "one", vectors=3, **keywords)
+    again = command.main(folder, out=tmp_path / "two", initial=first["bundle"], **keywords)
+    assert load_concept(again["bundle"], widths={"clip_l": 32}).length == 3
+    with pytest.raises(ValueError, match="this training needs"):
+        command.main(folder, out=tmp_path / "two", initial=first["bundle"], vectors=2, **keywords)
+
+
 def test_the_command_says_what_is_wrong(folder, tmp_path):
     with pytest.raises(ValueError, match="no preset"):
         command.main(folder, class_word="dog", preset="nothing")
