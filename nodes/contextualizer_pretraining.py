@@ -17,6 +17,7 @@ from . import inputs
 from .clip_session import content_of, encoder_session
 from .folders import NONE, input_files, input_path, version
 from .interrupted import Resumable
+from .live_view import OUTPUT
 from .reporting import Reporter, loss_map
 from .running import report_resumable
 from .sockets import CATEGORY, PREFIX, ContextualizerSocket
@@ -173,7 +174,8 @@ class PretrainContextualizer(io.ComfyNode):
             work = Resumable("contextualizer", partial(pretrain_contextualizer, encoder, source), settings, facts)
             reporter = Reporter(cls.hidden.unique_id, settings.steps, conclusion)
             finished = report_resumable(work, reporter, continue_interrupted)
-        return io.NodeOutput(finished.contextualizer, loss_map(finished.losses), finished.held_out.summary())
+        shown = {OUTPUT: [reporter.view.whole()]}
+        return io.NodeOutput(finished.contextualizer, loss_map(finished.losses), finished.held_out.summary(), ui=shown)
 
 
 def conclusion(event: Pretrained) -> str:

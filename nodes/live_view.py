@@ -38,6 +38,8 @@ class LiveView:
         self.samples: list[dict[str, Any]] = []
         self.text = ""
         self.ended = False
+        self.stoppable = False
+        """Whether the page may stop it and keep what was learned."""
         self._began = time.perf_counter()
         self._sent_steps, self._sent_samples, self._sent_at = 0, 0, -math.inf
 
@@ -89,7 +91,7 @@ class LiveView:
         pace = (time.perf_counter() - self._began) / max(1, self.step - self.first_step)
         left = None if self.ended or self.step == self.first_step else pace * (self.total_steps - self.step)
         facts = {"version": 1, "node_id": self.node_id, "step": self.step, "total_steps": self.total_steps}
-        return {**facts, "seconds_left": left, "text": self.text, "ended": self.ended}
+        return {**facts, "seconds_left": left, "text": self.text, "ended": self.ended, "stoppable": self.stoppable}
 
     def _send(self, data: Mapping[str, Any]) -> None:
         self._sent_at = time.perf_counter()

@@ -6,7 +6,7 @@ A request names a node by its id and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,14 +50,15 @@ def announced(view: LiveView) -> Iterator[RunningTraining]:
 def report(events: Any, reporter: Reporter, stop: Callable[[str], None] | None = None) -> Any:
     """Show every event of some work, which cancelling ends. Returns the last event; `events` are closed.
 
-    With `stop` the page finds the work and may ask to stop and keep: `stop` is then called with the reason.
+    With `stop` the page may ask to stop and keep: `stop` is then called with the reason.
     """
-    with announced(reporter.view) if stop else nullcontext() as training, closing(events):
+    reporter.view.stoppable = stop is not None
+    with announced(reporter.view) as training, closing(events):
         for event in events:
             reporter(event)
             comfy.model_management.throw_exception_if_processing_interrupted()
             # Before its first step there is nothing to keep.
-            if training is not None and training.stop and isinstance(event, Step):
+            if stop is not None and training.stop and isinstance(event, Step):
                 stop(STOPPED)
     return reporter.finished
 
@@ -101,7 +102,8 @@ async def answer_training(request: web.Request) -> web.Response:
 
 
 async def answer_stop(request: web.Request) -> web.Response:
-    """202 where the training will stop, 400 where no node is named, 404 where that node is not training."""
+    """202 where the training will stop, 400 where no node is named, 404 where that node is not training, 409 where it
+    has nothing to keep before its end."""
     try:
         asked = await request.json()
     except ValueError:
@@ -112,5 +114,7 @@ async def answer_stop(request: web.Request) -> web.Response:
     training = _running.get(node_id)
     if training is None:
         return web.json_response({"error": "that node is not training now"}, status=404)
+    if not training.view.stoppable:
+        return web.json_response({"error": "that node can be cancelled alone"}, status=409)
     training.stop = True
     return web.json_response({"stopping": node_id}, status=202)

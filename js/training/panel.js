@@ -66,7 +66,7 @@ export class TrainingPanel {
     const { step, total_steps: total, seconds_left: left, ended, text } = facts;
     const progress = `Step ${step} of ${total}`;
     this.status.textContent = ended ? text || progress : left === null ? progress : `${progress} · ${duration(left)} left`;
-    this.halt.hidden = ended;
+    this.halt.hidden = ended || facts.stoppable === false;
     if (ended || facts.begins) [this.halt.disabled, this.halt.textContent] = [false, "Stop and keep"];
     this.draw();
   }

@@ -104,6 +104,7 @@ def test_stop_and_keep_gives_the_concept_of_that_step(run_graph, comfyui, ask, e
     run = run_graph(graph(preview_every=STEPS + 1), keep=KEEP, on_event=press_at(step, ask, answers))
     assert run.status == "success", run.error
     assert answers == [(202, {"stopping": "train"})]
+    assert all(data["stoppable"] for data in run.events(EVENT))
     concept = run.kept["concept"]
     assert torch.equal(concept.vectors["clip_l"], then)
     assert concept.provenance["steps"] == step
@@ -112,6 +113,33 @@ def test_stop_and_keep_gives_the_concept_of_that_step(run_graph, comfyui, ask, e
     assert run.executed[-2:] == ["apply", "text"], "the graph goes on with it"
     assert f"stopped at step {step} of {STEPS}" in run.ui["train"][OUTPUT][0]["text"]
     assert ask("GET", "/training") == (200, {}), "nothing trains any more"
+
+
+def test_a_pretraining_is_found_and_remembered_but_has_nothing_to_stop_and_keep(
+    run_graph, comfyui, ask, every_step, monkeypatch
+):
+    """The page offered a button that did nothing, and knew nothing of the pretraining after a reload."""
+    recipes = next(value for key, value in sys.modules.items() if key.endswith(".training.contextualizer_recipes"))
+    monkeypatch.setitem(recipes.NARROW, "vocabulary_captions", 200)
+    chosen = {"text_encoder": "auto (for this model)", "captions": "concept_world", "file": "none", "real_share": 0.7}
+    numbers = {"steps": 20, "batch": 2, "learning_rate": 0.0, "mask_rate": 0.3, "held_out": 10, "seed": 0}
+    others = {"size": "auto (for this model)", "loss_mode": "masked", "continue_interrupted": True}
+    nodes = {"model": call("LoadDemoModel")}
+    nodes["train"] = call("PretrainContextualizer", clip=["model", 1], **chosen, **numbers, **others)
+    answers: list = []
+
+    def on_event(event: str, data: dict) -> None:
+        if event == EVENT and data["step"] == 15 and not answers:
+            answers.extend([ask("GET", "/training"), ask("POST", "/stop", json={"node_id": "train"})])
+
+    run = run_graph(nodes, keep={"psi": ("train", 0)}, on_event=on_event)
+    assert run.status == "success", run.error
+    (status, found), (refused, _) = answers
+    assert (status, refused) == (200, 409)
+    assert found["train"]["steps"] == [*range(1, 11)]
+    assert not found["train"]["stoppable"]
+    assert run.ui["train"][OUTPUT][0]["steps"] == [*range(1, 21)]
+    assert ask("GET", "/training") == (200, {})
 
 
 def test_cancel_stays_cancel(run_graph, comfyui, ask, every_step):
