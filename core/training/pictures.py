@@ -73,22 +73,20 @@ def encode_pictures(
     pictures = checked_pictures(images)
     coverage = _checked_masks(masks, pictures)
     versions = 1 if augmentation is None else augmentation.bank
-    prepared = [
-        _prepare(picture, mask, resolution, augmentation, seed, index * versions + version)
-        for index, (picture, mask) in enumerate(zip(pictures, coverage, strict=True))
-        for version in range(versions)
-    ]
-    stack = torch.stack([picture for picture, _ in prepared])
-    latents = torch.cat(
-        [
-            model.to_latents(part.to(model.device) * 2 - 1).to(model.device, torch.float32)
-            for part in stack.split(ENCODE_BATCH)
+    weighed = masks is not None or (augmentation is not None and augmentation.rotation > 0)
+    parts, shares = [], []
+    # Piece by piece: a bank of large pictures would be gigabytes before it is latents.
+    for start in range(0, len(pictures) * versions, ENCODE_BATCH):
+        prepared = [
+            _prepare(pictures[row // versions], coverage[row // versions], resolution, augmentation, seed, row)
+            for row in range(start, min(start + ENCODE_BATCH, len(pictures) * versions))
         ]
-    )
-    weights = None
-    if masks is not None or (augmentation is not None and augmentation.rotation > 0):
-        covered = torch.stack([mask for _, mask in prepared])
-        weights = F.interpolate(covered, size=latents.shape[-2:], mode="area").to(model.device)
+        piece, covered = (torch.stack(column) for column in zip(*prepared, strict=True))
+        parts.append(model.to_latents(piece.to(model.device) * 2 - 1).to(model.device, torch.float32))
+        if weighed:
+            shares.append(F.interpolate(covered, size=parts[-1].shape[-2:], mode="area"))
+    latents = torch.cat(parts)
+    weights = torch.cat(shares).to(model.device) if weighed else None
     digest = _digest(pictures, coverage if masks is not None else [], resolution)
     # Cloned: what came out of a model loaded in inference mode may not be kept for a backward pass.
     return LatentBank(latents.clone(), weights, len(pictures), versions, digest)

@@ -50,6 +50,12 @@ class PromptEncoder:
             encodings[name] = encoder.encode(inputs, ids)
         return encodings, prompts
 
+    def require_room(self, templates: Sequence[str]) -> None:
+        """Raises ValueError that names the first of `templates` which does not fit a text encoder with the word."""
+        for name in self.model.text_encoders:
+            for template in templates:
+                self._tokenized(name, template)
+
     def with_words(self, templates: Sequence[str], words: str | tuple[str, ...] | None) -> Encoded:
         """Each template with plain `words` in its placeholder, without gradient; kept for the next time."""
         if len(templates) == 1:

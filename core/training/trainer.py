@@ -178,6 +178,7 @@ class TrainingRun(Iterator[Event]):
         self.identity = _identity(self, start)
         size = ImageSize(self.resolution, self.resolution)
         self.prompts = PromptEncoder(model, learner.word, size, self.weights)
+        self.prompts.require_room([*settings.templates, *([settings.preview_prompt] if settings.preview_every else [])])
         if self.weights is not None and self.weights.ranked:
             model = RankedModel(model, self.weights)
         self.objective = Objective(model, settings, self.regularizers, self.bank, self.prompts)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stub_model import StubModel
 
+from contextual_inversion.core.training import pictures as training_pictures
 from contextual_inversion.core.training.pictures import _augmenting_grid, _prepare, encode_pictures
 from contextual_inversion.core.training.settings import Augmentation, TrainSettings
 from contextual_inversion.core.training.trainer import resolution_for
@@ -116,3 +117,22 @@ def test_a_real_model_trains_at_its_own_size_whatever_the_pictures_are(encoders,
     pictures = [torch.empty(3, *shape, device="meta") for shape in shapes]
     assert resolution_for(model, TrainSettings("dog"), pictures) == side
     assert resolution_for(model, TrainSettings("dog", resolution=256), pictures) == 256
+
+
+def test_a_bank_is_prepared_and_encoded_piece_by_piece(monkeypatch):
+    """Ten versions of a few photographs at SDXL's size would be gigabytes before they are latents."""
+    happened, prepare, encoded = [], training_pictures._prepare, StubModel.to_latents
+
+    def preparing(*given):
+        happened.append("prepared")
+        return prepare(*given)
+
+    def encoding(self, images):
+        happened.append("encoded")
+        return encoded(self, images)
+
+    monkeypatch.setattr(training_pictures, "_prepare", preparing)
+    monkeypatch.setattr(StubModel, "to_latents", encoding)
+    found = encode(torch.rand(3, 64, 64, 3), torch.ones(3, 64, 64), STILL)
+    assert happened == ["prepared", "prepared", "prepared", "prepared", "encoded"] * 3
+    assert len(found.latents) == len(found.weights) == 12

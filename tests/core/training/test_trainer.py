@@ -422,6 +422,8 @@ def test_settings_refuse_what_cannot_work(wrong, message):
         ({"masks": torch.ones(2, 64, 64)}, "as many masks"),
         ({"masks": torch.ones(3, 32, 64)}, "mask 1"),
         ({"images": []}, "at least one"),
+        ({"preview_every": 4, "preview_prompt": "a {} " + "word " * 40}, "takes 42 tokens"),
+        ({"templates": ("a {}", "a {} " + "word " * 40)}, "takes 42 tokens"),
     ],
 )
 def test_training_refuses_what_cannot_work_and_gives_the_model_back(run, keywords, message):
