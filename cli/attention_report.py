@@ -12,21 +12,27 @@ def main(n: int = 100, concept: str | None = None, file: Path | None = None, see
     Args:
         n: Scenes.
         concept: A held-out concept ("goblet") as the subject of all scenes; ordinary subjects if not given.
-        file: A learned word for that concept (.safetensors); its class word is used if not given.
+        file: A learned word for that concept (.safetensors), with all that was learned beside it; if not given, its
+            class word.
         seed: Of the scenes and of the noise.
     """
     from ..core.files import load_concept
     from ..core.inspection.attention_report import attention_report
     from ..core.models.diffusers_adapter import DiffusersModel
     from ..core.models.tiny import load_tiny
+    from ..core.training.word import layer_vectors_of
     from ..core.world.concepts import CONCEPTS
 
     if concept is not None and concept not in CONCEPTS:
         raise ValueError(f"there is no concept {concept!r}; choose one of {', '.join(CONCEPTS)}")
     model = DiffusersModel.from_tiny(load_tiny())
     widths = {name: encoder.width for name, encoder in model.text_encoders.items()}
-    vectors = None if file is None else load_concept(file, widths=widths).vectors
-    report = attention_report(model, n, vectors, concept=concept, seed=seed)
+    learned: dict[str, Any] = {}
+    if file is not None:
+        word = load_concept(file, widths=widths)
+        layer_vectors_of(word, model)  # refuses those of another model
+        learned = {"vectors": word.vectors, "layers": word.layer_vectors, "lora": word.lora}
+    report = attention_report(model, n, concept=concept, seed=seed, **learned)
     print(f"{'':<42}{'subject inside':>16}{'over chance':>13}{'background outside':>20}{'over chance':>13}")
     rows = [("layers of 16 x 16", report), ("all layers", report["all_layers"])]
     rows += [(entry["layer"].partition(" (")[0], entry) for entry in report["layers"]]

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from ..maths.statistics import paired_bootstrap
+from ..models.lora import from_lora
+from ..models.low_rank import apply_deltas
 from ..models.protocol import Conditioning, ImageSize, TextToImageModel
 from ..models.text import encode_prompts
 from ..world.captions import BACKGROUND_PHRASES
@@ -54,6 +56,8 @@ def attention_report(
     concept: str | None = None,
     timesteps: Sequence[int] = TIMESTEPS,
     seed: int = 0,
+    layers: Mapping[str, torch.Tensor] | None = None,
+    lora: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """The share of the subject word's map that lies inside the subject's mask, and of the background word's outside.
 
@@ -62,7 +66,8 @@ def attention_report(
     METHODS.md section 4 shows; also of `all_layers` together, of each of `layers` by itself, and of each timestep in
     the former. The arguments are those of `scene_shares`, which raises.
     """
-    shares = scene_shares(model, scenes, vectors, concept=concept, timesteps=timesteps, seed=seed)
+    learned = {"layers": layers, "lora": lora}
+    shares = scene_shares(model, scenes, vectors, concept=concept, timesteps=timesteps, seed=seed, **learned)
     return {
         **summary(shares.shown),
         "all_layers": summary(shares.every),
@@ -85,11 +90,14 @@ def scene_shares(
     concept: str | None = None,
     timesteps: Sequence[int] = TIMESTEPS,
     seed: int = 0,
+    layers: Mapping[str, torch.Tensor] | None = None,
+    lora: Mapping[str, torch.Tensor] | None = None,
 ) -> Shares:
     """Each rendered scene is noised to every timestep and looked at once with "a photo of a {} in the snow".
 
     Without `concept` the subjects are ordinary ones, called by their class; with it they are that held-out concept,
-    called by the learned `vectors`, or by its class word where there are none. Raises ValueError where vectors come
+    called by the learned `vectors`, or by its class word where there are none. What else was learned with these is in
+    force: `layers`, vectors of every layer as in `encode_prompts`, and a `lora`. Raises ValueError where vectors come
     without their concept, or there are fewer than two scenes.
     """
     if vectors is not None and concept is None:
@@ -100,11 +108,11 @@ def scene_shares(
     drawn = [render(one.scene) for one in asked]
     masks = torch.from_numpy(np.stack([mask.subject for _, mask in drawn])).float()
     parts: list[Shares] = []
-    with model.session():
+    with model.session(), apply_deltas(model, from_lora(model, lora) if lora else {}):
         for start in range(0, scenes, BATCH):
             part = slice(start, min(start + BATCH, scenes))
             pictures = torch.from_numpy(np.stack([picture for picture, _ in drawn[part]]))
-            maps = attended(model, pictures, asked[part], vectors, timesteps, seed + start)
+            maps = attended(model, pictures, asked[part], vectors, timesteps, seed + start, layers)
             pairs = [word_pair(model, one.probe, vectors, None if vectors else one.words) for one in asked[part]]
             parts.append(shares_of(maps, pairs, masks[part], sorted(timesteps, reverse=True)))
     return Shares(
@@ -158,12 +166,15 @@ def attended(
     vectors: Mapping[str, torch.Tensor] | None,
     timesteps: Sequence[int],
     seed: int,
+    layers: Mapping[str, torch.Tensor] | None = None,
 ) -> AttentionMaps:
     """Maps of uint8 pictures (B, H, W, 3) noised to each timestep, a bin each, the earliest in the sampling first."""
     size = ImageSize(*(int(side) for side in pictures.shape[1:3]))
     latents = model.to_latents(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
     encodings = [
-        encode_prompts(model, [one.probe.template], vectors=vectors, words=None if vectors else one.words)
+        encode_prompts(
+            model, [one.probe.template], vectors=vectors, words=None if vectors else one.words, layers=layers
+        )
         for one in asked
     ]
     conditioning = Conditioning.cat([model.conditioning(encoding, size) for encoding in encodings])

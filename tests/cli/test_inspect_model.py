@@ -4,11 +4,16 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.concept import Concept
-from contextual_inversion.core.files import save_embedding
+from contextual_inversion.core.files import load_concept, save_bundle, save_embedding
+from contextual_inversion.core.inspection.attention_report import attention_report
+from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
+from contextual_inversion.core.models.lora import to_lora
+from contextual_inversion.core.models.low_rank import LowRankDelta
 from contextual_inversion.core.models.tiny import load_tiny
 from contextual_inversion.core.world.concepts import CONCEPTS
 
@@ -121,3 +126,27 @@ def test_a_learned_word_takes_its_concepts_place(words, tmp_path, capsys):
     assert name in capsys.readouterr().err
     assert main(["attention-report", "--n", "1", "--file", str(words["twin"])]) == 1
     assert "which held-out concept" in capsys.readouterr().err
+
+
+def test_all_that_was_learned_beside_a_word_is_in_force(words, tmp_path, capsys):
+    """Its LoRA and its vectors for every layer were left out without a word."""
+    model = DiffusersModel.from_tiny(load_tiny())
+    generator = torch.Generator().manual_seed(0)
+    rows = load_concept(words["between"]).vectors["clip_l"]
+    many = rows + 0.3 * torch.randn((len(model.cross_attention_layers()), *rows.shape), generator=generator)
+    layers, deltas = model.linear_layers(), {}
+    for name in (name for name in layers if name.endswith("attn2.to_k")):
+        delta = LowRankDelta.initial(layers[name], 2, generator=generator)
+        deltas[name] = LowRankDelta(delta.a.detach(), torch.randn(delta.b.shape, generator=generator))
+    parts = {"plain": {}, "layers": {"layer_vectors": {"clip_l": many}}, "lora": {"lora": to_lora(model, deltas)}}
+    found = {}
+    for name, learned in parts.items():
+        file = save_bundle(Concept(name, "cat", {"clip_l": rows}, **learned), tmp_path)
+        asked = ["attention-report", "--n", "2", "--concept", "horned-cat", "--file", str(file)]
+        assert main([*asked, "--json", str(tmp_path / "figures.json")]) == 0
+        found[name] = json.loads((tmp_path / "figures.json").read_text())["subject_inside"]
+        concept = load_concept(file)
+        own = {"layers": concept.layer_vectors, "lora": concept.lora}
+        expected = attention_report(model, 2, concept.vectors, concept="horned-cat", **own)["subject_inside"]
+        assert found[name] == pytest.approx(expected, rel=1e-5)
+    assert len({round(value, 6) for value in found.values()}) == 3
