@@ -25,6 +25,9 @@ RATES = (1e-2, 2e-2, 4e-2)
 WEIGHTS = ((0.005, 0.05), (0.015, 0.15), (0.05, 0.5), (0.15, 1.5))
 """lambda_emb and lambda_attn of CoRe, one to ten."""
 
+CLASS_PICTURES = 20
+"""For prior preservation."""
+
 KINDS = {"ti": "TI", "xti": "XTI", "custom-diffusion": "CD", "dreambooth-lora": "DB-LoRA"}
 """What the papers combine, by the name in `METHODS`."""
 COSINE = {"schedule": "cosine", "warmup": 5}
@@ -107,6 +110,18 @@ def methods_part(model: DiffusersModel) -> Part:
     return Part("methods", tuple(arm for group in arms.values() for arm in group), pairs)
 
 
+def prior_part(model: DiffusersModel) -> Part:
+    """Methods that change weights, without and with prior preservation."""
+    kinds = ("custom-diffusion", "dreambooth-lora")
+    plain = [combined(model, kind, KINDS[kind], core=False, mlm=False) for kind in kinds]
+    kept = [
+        replace(one, name=f"{one.name}_prior", label=f"{one.label} + prior preservation", prior=CLASS_PICTURES)
+        for one in plain
+    ]
+    pairs = tuple((treated.name, control.name) for treated, control in zip(kept, plain, strict=True))
+    return Part("prior", (*plain, *kept), pairs)
+
+
 def norm_modes_part(model: DiffusersModel) -> Part:
     """CoRe with every rule for the length of the vectors (METHODS.md C5, 6 no. 1), against CoRe without one."""
     # The recipe's own rule is left unsaid, so that its trials are those of CoRe.
@@ -147,6 +162,7 @@ PARTS: dict[str, Callable[[DiffusersModel], Part]] = {
     "companions": companion_part,
     "companions-neutral": neutral_companion_part,
     "methods": methods_part,
+    "prior": prior_part,
     "norm-modes": norm_modes_part,
     "ablation": ablation_part,
     "time-to-quality": quality_part,

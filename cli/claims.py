@@ -23,6 +23,8 @@ DEVELOPMENT = ("crested-bird", "goblet")
 MEASURES = {
     "fidelity": "prompt fidelity",
     "held_out_background": "held-out background right",
+    "second_object": "second object there",
+    "style": "style right",
     "leak": "training background leaks",
     "recognised": "subject recognised",
     "composed": "subject recognised and prompt obeyed",
@@ -215,7 +217,8 @@ def as_markdown(part: Part, found: dict[str, Any]) -> list[str]:
     """What each method reached, every comparison, and every trial, as tables."""
     labels = {method.name: method.label for method in part.methods}
     trials, rows = found["trials"], found["comparisons"]
-    shown = [key for key in MEASURES if all(key in trial for trial in trials)]
+    # A part may ask for some things never: they are NaN everywhere.
+    shown = [key for key in MEASURES if not all(math.isnan(trial.get(key, math.nan)) for trial in trials)]
     lines = [*table_header("method", *(MEASURES[key] for key in shown))]
     for name, label in labels.items():
         own = [trial for trial in trials if trial["method"] == name]

@@ -15,7 +15,7 @@ import numpy as np
 from ..core.concept import Concept
 from ..core.inspection.diagnostics import context_similarity
 from ..core.inspection.symmetric_kl import skl
-from ..core.inspection.world_evaluation import as_training_images, context_probes, draw, score, with_lora
+from ..core.inspection.world_evaluation import SIZE, as_training_images, context_probes, draw, score, with_lora
 from ..core.maths.mlm import RHO
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.tiny import load_tiny
@@ -25,6 +25,7 @@ from ..core.training.core_regularizer import CoReRegularizer, recommended_weight
 from ..core.training.events import Finished, Step
 from ..core.training.mlm_regularizer import recommended_lambda, recommended_mlm
 from ..core.training.presets import DEMO, demo_preset
+from ..core.training.prior import PriorPreservation
 from ..core.training.regularizer import Regularizer
 from ..core.training.trainer import TrainingRun, train
 from ..core.world import concepts as world
@@ -42,14 +43,15 @@ XTI_PROMPTS = 12
 @dataclass(frozen=True)
 class Method:
     """A way to train a word: `core` is lambda_emb and lambda_attn (METHODS.md C4), `mlm` is lambda, rho and, where it
-    is not the usual one, the number of prompts a step (METHODS.md 2.6); None where the method does without. `changes`
-    are settings other than `DEMO`'s."""
+    is not the usual one, the number of prompts a step (METHODS.md 2.6); None where the method does without. `prior` is
+    how many pictures of the class preserve what its word means. `changes` are settings other than `DEMO`'s."""
 
     name: str
     label: str
     core: tuple[float, float] | None = None
     mlm: tuple[float, float] | tuple[float, float, int] | None = None
     changes: dict[str, Any] = field(default_factory=dict)
+    prior: int = 0
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,9 @@ def regularizers(method: Method, model: DiffusersModel, prompts: Sequence[str] |
         listed = ListedPrompts(tuple(prompts)) if prompts else None
         options = {"batch": batch[0]} if batch else {}
         found.append(recommended_mlm(model, prompts=listed, weight=weight, rho=rho, **options))
+    if method.prior:
+        side = SIZE.height  # of the training pictures, too
+        found.append(PriorPreservation(pictures=method.prior, batch=DEMO.values["batch"], resolution=side))
     return found
 
 
@@ -240,5 +245,6 @@ def method_key(method: Method) -> str:
     import hashlib
 
     decisive = [method.core, method.mlm, {**DEMO.values, **method.changes}]
+    decisive += [method.prior] if method.prior else []
     text = json.dumps(decisive, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()

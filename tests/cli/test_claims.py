@@ -12,7 +12,7 @@ from contextual_inversion.cli.claims import cell_name
 from contextual_inversion.cli.paper_tables import LABELS, NOT_YET, ROWS, gathered, methods_table, papers_table
 from contextual_inversion.cli.quality_trials import first_reaching, reached_table, run_quality_trial
 from contextual_inversion.cli.tables import END, START
-from contextual_inversion.cli.trials import Method, demo_model, method_key
+from contextual_inversion.cli.trials import Method, demo_model, method_key, regularizers
 from contextual_inversion.core.training.presets import DEMO, demo_preset
 
 NARROW = SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=128)})
@@ -43,6 +43,7 @@ def test_parts_share_the_trials_that_train_the_same_way():
 
     assert cells("core") < cells("mlm") < cells("methods")
     assert len(cells("norm-modes") & cells("core")) == len(cells("ablation") & cells("norm-modes")) - 1 == 1
+    assert len(cells("prior") & cells("methods")) == 2
     # Judged otherwise, so kept elsewhere.
     assert not cells("time-to-quality") & cells("methods")
 
@@ -54,6 +55,16 @@ def test_the_plain_arm_is_the_recipe_of_the_bundled_model():
         assert {**DEMO.values, **arms[kind].changes} == {**recipe, "norm_mode": "none"}
         assert {**DEMO.values, **arms[f"{kind}_core"].changes} == recipe
     assert len(NORM_MODES) == len(PARTS["norm-modes"](NARROW).methods)
+
+
+def test_prior_preservation_is_in_the_training_of_its_arms_alone():
+    arms = {method.name: regularizers(method, demo_model()) for method in PARTS["prior"](demo_model()).methods}
+    assert {name: [one.name for one in added] for name, added in arms.items()} == {
+        "custom-diffusion": [],
+        "dreambooth-lora": [],
+        "custom-diffusion_prior": ["prior"],
+        "dreambooth-lora_prior": ["prior"],
+    }
 
 
 def test_the_papers_rows_name_what_the_parts_compare():
