@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -100,12 +100,15 @@ class ListedCaptions:
 
 
 class ShardCaptions:
-    """The `.txt` members of webdataset shards, which are plain tar files. Each shard's index is read once; a caption is
-    then read at its place, so nothing is unpacked and no shard is held in memory."""
+    """The `.txt` members of webdataset shards, which are plain tar files. Each shard is read once, so that a caption
+    that is no text is found at the beginning; then a caption is read at its place, so nothing is unpacked and no shard
+    is held in memory. Hidden files and empty captions are left out."""
 
     def __init__(self, paths: Sequence[Path | str], name: str = "shards", member: str = ".txt") -> None:
         self.name, self.paths, self.member = name, tuple(Path(path) for path in paths), member
-        entries = [_members(path, member) for path in self.paths]
+        content = hashlib.blake2b(digest_size=8)
+        entries = [_members(path, member, content.update) for path in self.paths]
+        self._digest = content.hexdigest()
         self.shard = np.repeat(np.arange(len(entries)), [len(entry) for entry in entries])
         places = [entry for entry in entries if len(entry)]
         if not places:
@@ -116,23 +119,18 @@ class ShardCaptions:
         return len(self.shard)
 
     def __getitem__(self, index: int) -> str:
-        """Caption number `index`. Raises ValueError where it is not UTF-8 text."""
+        """Caption number `index`."""
         path = self.paths[int(self.shard[index])]
         offset, size = self.places[index].tolist()
         with path.open("rb") as file:
             file.seek(offset)
-            data = file.read(size)
-        try:
-            return " ".join(data.decode("utf-8").split())
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path.name}: the caption at byte {offset} is not UTF-8 text") from error
+            return _caption(file.read(size))
 
     def draw(self, count: int, generator: torch.Generator) -> list[str]:
         return [self[i] for i in torch.randint(len(self), (count,), generator=generator).tolist()]
 
     def state(self) -> dict[str, object]:
-        digest = hashlib.blake2b(self.places.tobytes() + self.shard.tobytes(), digest_size=8).hexdigest()
-        return {"source": self.name, "member": self.member, "captions": len(self), "digest": digest}
+        return {"source": self.name, "member": self.member, "captions": len(self), "digest": self._digest}
 
 
 @dataclass(frozen=True)
@@ -236,14 +234,31 @@ def captions_from_file(path: Path | str) -> ListedCaptions:
     return ListedCaptions(tuple(line for line in lines if line), path.name)
 
 
-def _members(path: Path, ending: str) -> np.ndarray:
-    """Offset and size (n, 2) of every member of a tar file that ends in `ending`. Raises ValueError for no tar file."""
+def _members(path: Path, ending: str, seen: Callable[[bytes], None]) -> np.ndarray:
+    """Offset and size (n, 2) of every caption of a tar file, a member that ends in `ending`; `seen` gets its content.
+
+    Raises ValueError for no tar file, and for a caption that is not UTF-8 text.
+    """
+    found = []
     try:
         with tarfile.open(path, "r:") as tar:  # "r:" refuses compression, in which nothing can be read at its place
-            found = [(one.offset_data, one.size) for one in tar if one.isfile() and one.name.endswith(ending)]
+            for one in tar:
+                # Beside every file macOS packs one of its own, whose name begins with a dot.
+                if not one.isfile() or not one.name.endswith(ending) or Path(one.name).name.startswith("."):
+                    continue
+                data = tar.extractfile(one).read()  # type: ignore[union-attr]
+                if _caption(data):
+                    found.append((one.offset_data, one.size))
+                    seen(data + b"\0")
     except tarfile.TarError as error:
         raise ValueError(f"{path.name} is no uncompressed tar file: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name}: {one.name} is not UTF-8 text") from error
     return np.array(found, dtype=np.int64).reshape(-1, 2)
+
+
+def _caption(data: bytes) -> str:
+    return " ".join(data.decode("utf-8-sig").split())
 
 
 __all__ = [

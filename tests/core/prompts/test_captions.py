@@ -56,13 +56,30 @@ def test_shards_give_what_is_in_them_wherever_it_lies(tmp_path):
     assert source.state() != ShardCaptions([first]).state()
 
 
+def test_shards_of_other_words_in_the_same_places_are_other_shards(tmp_path):
+    one, other = (shard(tmp_path / name, {"0.txt": text}) for name, text in (("0.tar", b"a cat"), ("1.tar", b"a dog")))
+    assert ShardCaptions([one]).state() != ShardCaptions([other]).state()
+    assert ShardCaptions([one]).state() == ShardCaptions([shard(tmp_path / "2.tar", {"0.txt": b"a cat"})]).state()
+
+
+def test_hidden_files_and_empty_captions_are_no_captions(tmp_path):
+    members = {
+        "._0.txt": b"\x00\x05\x16\x07\xff",
+        "0.txt": b"\xef\xbb\xbfa cat\r\n",
+        "a/._1.txt": b"\xff",
+        "a/1.txt": b" \n",
+    }
+    source = ShardCaptions([shard(tmp_path / "0.tar", members)])
+    assert [source[n] for n in range(len(source))] == ["a cat"]
+
+
 def test_shards_that_cannot_be_read_are_errors(tmp_path):
     with pytest.raises(ValueError, match=r"no \.txt member"):
         ShardCaptions([shard(tmp_path / "0.tar", {"0.jpg": b"\xff"})])
     with pytest.raises(ValueError, match="uncompressed tar"):
         ShardCaptions([shard(tmp_path / "1.tar.gz", {"0.txt": b"a"}, mode="w:gz")])
     with pytest.raises(ValueError, match="not UTF-8"):
-        ShardCaptions([shard(tmp_path / "2.tar", {"0.txt": b"\xff\xfe\xfa"})])[0]
+        ShardCaptions([shard(tmp_path / "2.tar", {"0.txt": b"a cat", "1.txt": b"\xff\xfe\xfa"})])
 
 
 def test_a_caption_file_is_its_lines(tmp_path):
