@@ -103,7 +103,7 @@ class MLMRegularizer:
 
     def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
         """Freeze copies of the contextualizers on the model's device. Raises ValueError where one is not for this
-        model, or a prompt does not fit a text encoder."""
+        model, a prompt does not fit a text encoder, or there is nothing to guess in any of them."""
         self._encoders = []
         if self.weight == 0:
             return
@@ -117,8 +117,13 @@ class MLMRegularizer:
                 )
             psi.encoder.require(encoder)
             guesser = _Guesser(encoder, frozen_copy(psi, encoder.table().device), beside, length)
-            for prompt in self.prompts.hardest(lambda text, encoder=encoder: len(encoder.tokenize(text))):
-                guesser.row(prompt)
+            hardest = self.prompts.hardest(lambda text, encoder=encoder: len(encoder.tokenize(text)))
+            rows = [guesser.row(prompt) for prompt in hardest]
+            if not any(bool(row.maskable.any()) for row in rows):
+                raise ValueError(
+                    f"the contextualizer of {psi.encoder.name} knows no word of the prompts, such as {hardest[0]!r}: it "
+                    "would do nothing; write prompts with more context, or of words that it was trained on"
+                )
             self._encoders.append(guesser)
 
     def __call__(self, step: TrainingStep) -> Terms:

@@ -218,7 +218,7 @@ def test_the_term_is_the_mean_over_masked_positions_of_all_prompts(model):
 
 
 def test_no_masked_token_gives_zero_and_a_gradient_of_zero(model):
-    mlm, vectors = regularizer(model, ListedPrompts(("{}",))), leaves(model)
+    mlm, vectors = regularizer(model, rho=1e-9), leaves(model)
     mlm.prepare(model, "dog", 1)
     term = mlm(step_of(model, vectors)).losses["mlm/clip_l"]
     assert term.value.item() == 0
@@ -298,6 +298,18 @@ def test_prompts_that_do_not_fit_are_refused_before_training(model):
         regularizer(model, ListedPrompts(("a {}", "a {} " + "and " * 20))).prepare(model, "dog", 1)
     with pytest.raises(ValueError, match="room for"):
         regularizer(model, rich_prompts("pets")).prepare(model, "dog", 12)
+
+
+def test_prompts_without_a_word_to_guess_are_refused_before_training(model):
+    """The loss was 0 at every step, and nobody was told."""
+    with pytest.raises(ValueError, match="knows no word"):
+        regularizer(model, ListedPrompts(("{}",))).prepare(model, "dog", 1)
+    encoder = model.text_encoders["clip_l"]
+    few = contextualizer(encoder, token_ids=[encoder.bos, encoder.eos, *encoder.tokenize("night")])
+    with pytest.raises(ValueError, match="knows no word"):
+        MLMRegularizer(few, ListedPrompts(("a {} in the snow",)), weight=0.1).prepare(model, "dog", 1)
+    MLMRegularizer(few, PROMPTS, weight=0.1).prepare(model, "dog", 1)
+    MLMRegularizer(few, ListedPrompts(("{}",)), weight=0.0).prepare(model, "dog", 1)
 
 
 def test_loaded_in_inference_mode_it_still_trains(model):
