@@ -44,12 +44,16 @@ def main(
 
     if count < 1 or temperature < 0:
         raise ValueError(f"--count is at least 1 and --temperature at least 0, not {count} and {temperature}")
+    if llm is None and class_word is not None:
+        raise ValueError("--class-word is what a language model is told: name one with --llm")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists; choose another name with --out, or allow --overwrite")
     known = rich_set(examples.removeprefix("rich ")) if examples.startswith("rich ") else built_in_set(examples)
     figures: dict[str, Any] = {"file": str(out), "examples": examples, "llm": llm}
     if llm is None:
-        prompts: tuple[str, ...] = known.prompts[:count]
+        prompts: tuple[str, ...] = known.prompts[:count] if known.rich is None else known.rich.first(count)
+        if len(prompts) < count:
+            print(f"{examples} has no more than {len(prompts)} prompts")
     else:
         from ..core.prompts.written import WrittenPrompts, local_model
 

@@ -156,6 +156,17 @@ class RichPrompts:
         generator = torch.Generator().manual_seed(0)
         return tuple(dict.fromkeys(self.draw(count, generator)))
 
+    def first(self, count: int) -> tuple[str, ...]:
+        """`count` different prompts, those of `sample` and more, as long as new ones turn up among as many draws."""
+        generator = torch.Generator().manual_seed(0)
+        found: dict[str, None] = {}
+        while len(found) < count:
+            before = len(found)
+            found |= dict.fromkeys(self.draw(count, generator))
+            if len(found) == before:
+                break
+        return tuple(found)[:count]
+
     def with_lines(self, name: str, lines: Sequence[str]) -> RichPrompts:
         """The set and one more type that holds `lines` as they are; drawn as often as every other type."""
         return replace(self, types=(*self.types, PromptType(name, tuple(map(Line, lines)), prefixed=False)))

@@ -8,7 +8,7 @@ import pytest
 
 from contextual_inversion.cli import main as cli
 from contextual_inversion.core.prompts.parse import read_prompt_file
-from contextual_inversion.core.prompts.sets import built_in_set
+from contextual_inversion.core.prompts.sets import built_in_set, rich_set
 from contextual_inversion.core.prompts.written import WrittenPrompts, lines_of, request
 
 
@@ -126,3 +126,19 @@ def test_without_a_language_model_it_writes_a_built_in_set_and_replaces_nothing(
     assert "--overwrite" in capsys.readouterr().err
     assert cli.main(["prompts", "--out", str(out), "--llm", str(tmp_path / "nothing"), "--overwrite"]) == 1
     assert read_prompt_file(out) == built_in_set("animate").prompts
+
+
+def test_of_a_rich_set_it_writes_as_many_as_asked_for(tmp_path, capsys):
+    """400 stood for all: the rest was left out without a word."""
+    pytest.importorskip("tyro")
+    out = tmp_path / "set.txt"
+    assert cli.main(["prompts", "--out", str(out), "--examples", "rich pets", "--count", "1500"]) == 0
+    prompts = read_prompt_file(out)
+    assert len(set(prompts)) == 1500
+    assert prompts[: len(rich_set("pets"))] == rich_set("pets").prompts
+    capsys.readouterr()
+    options = ["--examples", "animate", "--count", "1500", "--overwrite"]
+    assert cli.main(["prompts", "--out", str(out), *options]) == 0
+    assert "no more than 100" in capsys.readouterr().out
+    assert cli.main(["prompts", "--out", str(out), *options, "--class-word", "dog"]) == 1
+    assert "--llm" in capsys.readouterr().err
