@@ -11,6 +11,9 @@ import comfy.utils
 from ..core.concept import Concept
 from ..core.models.lora import DIFF, DIFF_BIAS, DOWN, ENDINGS, UP
 
+MID = ".lora_mid.weight"
+"""Of a convolution's LoRA in three parts, whose shapes say less."""
+
 
 def with_weights(model: Any, clip: Any, concept: Concept, strength_model: float, strength_clip: float) -> Any:
     """Clones of `model` and `clip` with the concept's LoRA or whole changes of weights.
@@ -28,7 +31,9 @@ def with_weights(model: Any, clip: Any, concept: Concept, strength_model: float,
 
 
 def stem_of(key: str) -> str:
-    """The layer that a LoRA tensor is about."""
+    """The layer that a LoRA tensor is about, whichever of its parts the tensor is: a DoRA's scale too."""
+    if key.startswith("lora_"):
+        return key.partition(".")[0]  # in kohya's names the layer's own dots are underscores
     return next((key.removesuffix(ending) for ending in ENDINGS if key.endswith(ending)), key)
 
 
@@ -42,7 +47,7 @@ def _require_fit(concept: Concept, stem: str, target: str | None, place: Any) ->
     parts = {ending: concept.lora.get(stem + ending) for ending in (DOWN, UP, DIFF, DIFF_BIAS)}
     down, up, diff = parts[DOWN], parts[UP], parts[DIFF]
     fits = diff is None or diff.shape == weight.shape
-    if down is not None and up is not None:
+    if down is not None and up is not None and concept.lora.get(stem + MID) is None:
         fits = up.shape[0] == weight.shape[0] and down[0].numel() == weight[0].numel()
     if not fits:
         raise ValueError(

@@ -169,6 +169,14 @@ class LoadConcept(io.ComfyNode):
                     tooltip="The ordinary word for the thing, such as dog. Needed for files of other programs, which "
                     "do not say it, where the concept is refined or a prompt repaired. Empty: what the file says.",
                 ),
+                io.String.Input(
+                    "embedding",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Which word, where the file of another program bundles several; an error lists them. It is "
+                    "then typed by that name.",
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept, or TrainConcept to continue."),
@@ -181,11 +189,11 @@ class LoadConcept(io.ComfyNode):
         return version(saved_path, file)
 
     @classmethod
-    def execute(cls, file: str, clip: Any = None, class_word: str = "") -> io.NodeOutput:
-        path = saved_path(file)
-        concept = load_concept(path, widths=None if clip is None else encoder_widths(clip))
+    def execute(cls, file: str, clip: Any = None, class_word: str = "", embedding: str = "") -> io.NodeOutput:
+        path, chosen = saved_path(file), embedding.strip() or None
+        concept = load_concept(path, widths=None if clip is None else encoder_widths(clip), embedding=chosen)
         _, _, inner = file.partition("/")
-        concept = concept.renamed(typeable(inner.removesuffix(ENDING)))
+        concept = concept.renamed(typeable(chosen.strip("<>") if chosen else inner.removesuffix(ENDING)))
         concept = replace(concept, class_word=class_word.strip() or concept.class_word)
         return io.NodeOutput(concept, f"embedding:{concept.name}")
 

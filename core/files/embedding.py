@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
@@ -25,6 +26,8 @@ FAMILY_OF_WIDTH: Mapping[int, str] = {
     1280: "clip_g of SDXL",
 }
 EMB_PARAMS = "emb_params"
+OF_AN_ENCODER = re.compile(r"text_encoders_\d+")
+"""Diffusers' scripts for SDXL number the text encoders."""
 
 
 def save_embedding(
@@ -89,6 +92,11 @@ def embedding_from_tensors(
         key, value = next(iter(tensors.items()))
         rows = as_vectors(path, key, value)
         tensors = {facts.encoder or encoder_of_width(path, rows.shape[1], widths): rows}
+    elif all(OF_AN_ENCODER.fullmatch(key) for key in tensors):
+        rows = [as_vectors(path, key, value) for key, value in tensors.items()]
+        tensors = {encoder_of_width(path, value.shape[1], widths): value for value in rows}
+        if len(tensors) < len(rows):
+            raise ConceptFileError(f"{path.name} holds vectors of one width for several text encoders")
     elif not set(tensors) <= known:
         strange = sorted(set(tensors) - known)
         raise ConceptFileError(

@@ -95,7 +95,7 @@ NAMES = {
     ),
     "ApplyConcept": (["model", "clip"], ["model", "clip", "concept", "strength_model", "strength_clip", "name"]),
     "SaveConcept": (["text"], ["concept", "name", "if_taken", "embedding_file", "half_precision", "lora_file"]),
-    "LoadConcept": (["concept", "text"], ["file", "clip", "class_word"]),
+    "LoadConcept": (["concept", "text"], ["file", "clip", "class_word", "embedding"]),
     "EvaluateConcept": (
         ["table", "json", "sheet"],
         [

@@ -221,6 +221,41 @@ def test_what_is_saved_can_be_loaded(run_graph, given, comfyui):
         assert torch.equal(tensors(run.kept["a"])[0], tensors(run.kept["b"])[0])
 
 
+def test_a_file_of_another_program_with_two_words_gives_either(run_graph, given, comfyui):
+    from safetensors.torch import save_file
+
+    words = {name: torch.randn(1, 128) for name in ("<s0>", "<s1>")}
+    given()
+    (comfyui.base / "models" / "embeddings").mkdir(parents=True, exist_ok=True)
+    file = comfyui.base / "models" / "embeddings" / "two.safetensors"
+    save_file({f"bundle_emb.{name}.clip_l": value for name, value in words.items()}, file)
+    graph = {"load": call("LoadConcept", file="embeddings/two.safetensors")}
+    run = run_graph(graph, keep={"concept": ("load", 0)})
+    assert "choose one: <s0>, <s1>" in run.error["exception_message"]
+    graph["load"]["inputs"]["embedding"] = "<s1>"
+    run = run_graph(graph, keep={"concept": ("load", 0), "text": ("load", 1)})
+    assert run.status == "success", run.error
+    assert torch.equal(run.kept["concept"].vectors["clip_l"], words["<s1>"])
+    assert run.kept["text"] == "embedding:s1"
+
+
+STEM = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+DORA = {f"{STEM}.lora_down.weight": (2, 128), f"{STEM}.lora_up.weight": (128, 2), f"{STEM}.dora_scale": (1, 128)}
+TUCKER = {"lora_unet_conv_out.lora_down.weight": (3, 32, 1, 1), "lora_unet_conv_out.lora_up.weight": (4, 3, 1, 1)}
+TUCKER |= {"lora_unet_conv_out.lora_mid.weight": (3, 3, 3, 3)}
+
+
+@pytest.mark.parametrize("shapes", [DORA, TUCKER], ids=["DoRA", "in three parts"])
+def test_every_kind_of_lora_that_comfyui_reads_is_applied(run_graph, given, shapes):
+    """They come in bundles of other programs, and are not "for another kind of model"."""
+    lora = {key: torch.ones(shape) for key, shape in shapes.items()}
+    run = run_graph(given(thing=concept(lora=lora)) | {"apply": applied()}, keep={"model": ("apply", 0)})
+    assert run.status == "success", run.error
+    (patches,) = run.kept["model"].patches.values()
+    held = [value for value in patches[0][1].weights if isinstance(value, torch.Tensor)]
+    assert sorted(tuple(value.shape) for value in held) == sorted(shapes.values())
+
+
 def test_a_taken_name_is_handled_as_chosen(run_graph, given, comfyui):
     texts = []
     for seed, if_taken in enumerate(("add a number", "add a number", "replace")):

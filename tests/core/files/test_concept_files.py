@@ -219,6 +219,18 @@ def test_hostile_names_write_nothing(tmp_path, name, save):
     assert not list(tmp_path.iterdir())
 
 
+def test_numbered_text_encoders_are_told_by_their_widths(tmp_path):
+    """As diffusers' scripts write SDXL's."""
+    path = tmp_path / "xl.safetensors"
+    one, two = torch.randn(2, 768), torch.randn(2, 1280)
+    save_file({"text_encoders_0": one, "text_encoders_1": two}, path)
+    found = load_concept(path, widths={"clip_l": 768, "clip_g": 1280})
+    assert same_tensors(found.vectors, {"clip_l": one, "clip_g": two})
+    save_file({"text_encoders_0": one, "text_encoders_1": one.clone()}, path)
+    with pytest.raises(ConceptFileError, match="one width"):
+        load_concept(path)
+
+
 def test_a_file_with_several_embeddings_asks_which(tmp_path):
     path = tmp_path / "two.safetensors"
     one, two = torch.randn(1, 768), torch.randn(2, 768)
