@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from ..core.concept import Concept
-from ..core.files import safe_name, save_bundle, save_embedding
+from ..core.files import nameable, safe_name, save_bundle, save_embedding
 from ..core.files.tuning_encoder import load_tuning_encoder
 from ..core.models.tiny.weights import tiny_weights_path
 from ..core.networks.tuning_encoder import TuningEncoder
@@ -43,7 +43,7 @@ def main(
         out: Folder to write to.
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
     """
-    name = safe_name(name or picture.stem.replace(" ", "_"))
+    name = safe_name(name) if name else nameable(picture.stem)
     network = chosen_encoder(model, encoder)
     subject = load_model(model, device)
     images = load_image_encoder(model, image_encoder, subject.device)

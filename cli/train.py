@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..core.concept import Concept
-from ..core.files import LearnedNothingError, load_concept, safe_name, save_bundle, save_embedding
+from ..core.files import LearnedNothingError, load_concept, nameable, safe_name, save_bundle, save_embedding
 from ..core.files.contextualizer import load_contextualizer
 from ..core.inspection.evaluation import pictures as files_of_pictures
 from ..core.inspection.evaluation.pictures import ENDINGS, BrokenPictureError, mask_of
@@ -135,7 +134,7 @@ def main(
     if recipe.method.startswith("refine") and start is None:
         raise ValueError(f"{recipe.method} refines a concept: give its bundle with --initial")
     files, images, shown, skipped = read_pictures(picture_files(pictures), masks, skip_broken)
-    name = safe_name(name or re.sub(r"[^A-Za-z0-9_.+-]+", "_", pictures.resolve().name))  # before hours of training
+    name = safe_name(name) if name else nameable(pictures.resolve().name)  # before hours of training
     subject = load_model(model, device)
     given = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "vectors": vectors}
     given |= {"rank": rank, "weight_rate": weight_rate, "least_rank": least_rank}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ..core.files import load_concept, safe_name
+from ..core.files import load_concept, nameable, safe_name
 from ..core.training.events import Finished, Step
 from ..core.training.tuning import MOST_STEPS, Tuned, TuneSettings, tune
 from .predict import chosen_encoder, save, summary
@@ -62,7 +62,7 @@ def main(
         out: Folder to write to.
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
     """
-    name = safe_name(name or picture.stem.replace(" ", "_"))
+    name = safe_name(name) if name else nameable(picture.stem)
     given = {
         "lora_learning_rate": lora_learning_rate,
         "vector_learning_rate": vector_learning_rate,

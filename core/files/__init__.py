@@ -6,7 +6,7 @@ from .contents import describe, kind_of, load_concept
 from .embedding import check_widths, load_embedding, save_embedding
 from .errors import ConceptFileError, LearnedNothingError
 from .learned import check_learned
-from .names import inside, safe_name
+from .names import inside, nameable, safe_name
 from .networks import describe_network
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "load_bundle",
     "load_concept",
     "load_embedding",
+    "nameable",
     "safe_name",
     "save_bundle",
     "save_embedding",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from itertools import groupby
 from pathlib import Path
 
 MAX_CHARACTERS = 100
@@ -46,6 +47,22 @@ def safe_name(name: str) -> str:
     if name.casefold().endswith(ENDINGS):
         raise ValueError(f"give the name {name!r} without its file ending; .safetensors is added")
     return name
+
+
+def nameable(text: str) -> str:
+    """A `safe_name` made of any text, as a picture's name: whatever no name can hold is an underscore.
+
+    A name that is safe stays as it is.
+    """
+    composed = unicodedata.normalize("NFC", text)
+    name = "".join("".join(run) if fine else "_" for fine, run in groupby(composed, key=_allowed))
+    while len(name) > MAX_CHARACTERS or len(name.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        name = name[:-1]
+    name = name.lstrip(".-").rstrip(".")
+    try:
+        return safe_name(name)
+    except ValueError:  # empty, reserved, or with a file's ending
+        return safe_name(f"_{name[: MAX_CHARACTERS // 2].replace('.', '_')}")
 
 
 def inside(root: Path | str, name: str, ending: str = "") -> Path:

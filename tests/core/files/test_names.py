@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from contextual_inversion.core.files.names import RESERVED, inside, safe_name
+from contextual_inversion.core.files.names import RESERVED, inside, nameable, safe_name
 
 HOSTILE = [
     "", ".", "..", "../x", "..\\x", "/etc/passwd", "C:\\x", "C:x", "\\\\server\\share", "a/../../b", "a//b", "a/", "/a",
@@ -91,3 +91,18 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path):
     assert inside(root, "sub/x") == root.resolve() / "sub" / "x"
     (tmp_path / "link_to_root").symlink_to(root, target_is_directory=True)
     assert inside(tmp_path / "link_to_root", "x") == root.resolve() / "x"
+
+
+@given(any_text)
+def test_any_text_makes_a_name_and_a_name_stays(text):
+    """Folders and pictures are called anything, and a word may be called after them."""
+    name = nameable(text)
+    assert safe_name(name) == name == nameable(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("my thing", "my_thing"), ("IMG (1)", "IMG_1_"), ("犬", "犬"), ("con", "_con"), ("-x.pt", "_x_pt")],
+)
+def test_names_are_made_of_what_people_call_their_pictures(text, name):
+    assert nameable(text) == name
