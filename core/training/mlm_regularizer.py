@@ -121,8 +121,8 @@ class MLMRegularizer:
             rows = [guesser.row(prompt) for prompt in hardest]
             if not any(bool(row.maskable.any()) for row in rows):
                 raise ValueError(
-                    f"the contextualizer of {psi.encoder.name} knows no word of the prompts, such as {hardest[0]!r}: it "
-                    "would do nothing; write prompts with more context, or of words that it was trained on"
+                    f"the contextualizer of {psi.encoder.name} knows no word of the prompts, such as {hardest[0]!r}; "
+                    "write prompts with more context, or of words that it was trained on"
                 )
             self._encoders.append(guesser)
 
