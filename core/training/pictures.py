@@ -86,7 +86,10 @@ def encode_pictures(
         if weighed:
             shares.append(F.interpolate(covered, size=parts[-1].shape[-2:], mode="area"))
     latents = torch.cat(parts)
-    weights = torch.cat(shares).to(model.device) if weighed else None
+    weights = torch.cat(shares) if weighed else None
+    if weights is not None:
+        _require_something(weights.unflatten(0, (len(pictures), versions)))
+        weights = weights.to(model.device)
     digest = _digest(pictures, coverage if masks is not None else [], resolution)
     # Cloned: what came out of a model loaded in inference mode may not be kept for a backward pass.
     return LatentBank(latents.clone(), weights, len(pictures), versions, digest)
@@ -140,6 +143,16 @@ def _checked_masks(
         if not bool((mask > 0).any()):
             raise ValueError(f"mask {number} is empty: it leaves nothing of its picture to learn from; is it inverted?")
     return [mask.detach().to("cpu", torch.float32).clamp(0, 1)[None].clone() for mask in singles]
+
+
+def _require_something(weights: torch.Tensor) -> None:
+    """Raises ValueError where no version of a picture, of (pictures, versions, 1, h, w), holds anything that counts."""
+    for number, versions in enumerate(weights, 1):
+        if not bool((versions > 0).any()):
+            raise ValueError(
+                f"what mask {number} shows lies outside the square that is cut from its picture, which would teach "
+                "nothing: crop the picture so that it lies in the middle"
+            )
 
 
 def _prepare(

@@ -136,3 +136,16 @@ def test_a_bank_is_prepared_and_encoded_piece_by_piece(monkeypatch):
     found = encode(torch.rand(3, 64, 64, 3), torch.ones(3, 64, 64), STILL)
     assert happened == ["prepared", "prepared", "prepared", "prepared", "encoded"] * 3
     assert len(found.latents) == len(found.weights) == 12
+
+
+@pytest.mark.parametrize(
+    "augmentation", [None, Augmentation(rotation=0, rotate=0, flip=0.5, random_crop=False, bank=2)]
+)
+def test_a_subject_that_is_cut_off_is_said_and_not_trained_on(augmentation):
+    """Half of the pictures taught nothing, in silence, where the thing stood at the side of a wide one."""
+    images, masks = torch.rand(2, 64, 192, 3), torch.zeros(2, 64, 192)
+    masks[0, :, 90:100] = 1
+    masks[1, :, :40] = 1
+    with pytest.raises(ValueError, match="what mask 2 shows lies outside the square"):
+        encode(images, masks, augmentation)
+    assert len(encode(images[:1], masks[:1], augmentation).weights) == (1 if augmentation is None else 2)
