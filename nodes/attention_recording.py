@@ -22,6 +22,8 @@ from ..core.models.attention import AttentionObserver, split_heads
 from .comfy_attention import BlockKey, CrossAttentionLayer, cross_attention_layers, diffusers_names
 
 KEY = "contextual_inversion_attention"
+CHUNK_LENGTH = 77
+"""Tokens of CLIP; the context of a longer prompt is that of several chunks."""
 CONDITIONAL = 0
 """ComfyUI's mark of the conditional part in `cond_or_uncond`."""
 
@@ -68,7 +70,9 @@ def recording(
             rows = dict(enumerate(rows.values()))
         if rows:
             size = (int(x.shape[-2]), int(x.shape[-1]))
-            options = observing(options, layers, recorder.watch((progress or sampling_progress)(options), rows, size))
+            periods = {name: period_of(context, slices) for name, slices in rows.items()}
+            watch = recorder.watch((progress or sampling_progress)(options), rows, size, periods)
+            options = observing(options, layers, watch)
         return executor(x, timesteps, context, y, control, options, **keywords)
 
     clone = model.clone()
@@ -98,6 +102,21 @@ def conditional_rows(options: Mapping[str, Any], batch: int) -> Rows:
         if mark == CONDITIONAL:
             rows.setdefault(name, []).append(slice(index * chunk, (index + 1) * chunk))
     return rows
+
+
+def period_of(context: torch.Tensor, rows: Sequence[slice]) -> int:
+    """After how many tokens the context (B, L, D) of some rows repeats itself at the earliest; L where it does not.
+
+    ComfyUI repeats the shorter of two contexts, up to four times, to run them in one batch.
+    """
+    length = context.shape[1]
+    for copies in (4, 3, 2):
+        tokens = length // copies
+        # Of one chunk nothing is repeated, and nobody has to wait for the device.
+        whole = length % copies == 0 and tokens >= CHUNK_LENGTH
+        if whole and all(torch.equal(context[part, tokens:], context[part, :-tokens]) for part in rows):
+            return tokens
+    return length
 
 
 def sampling_progress(options: Mapping[str, Any]) -> float:

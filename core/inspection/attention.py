@@ -51,12 +51,13 @@ class AttentionRecorder:
     trouble: str | None = None
     """Why the recording ended early. Looking on never stops the sampling itself."""
     _run: Hashable = None
+    _periods: dict[Hashable, int] = field(default_factory=dict)
     _plan: LayerPlan | None = None
     _sums: dict[Hashable, dict[int, _Sums]] = field(default_factory=dict)
 
     def begin(self, layers: Sequence[str]) -> None:
         """Forget everything; a sampling of a model with these cross-attention layers is about to start."""
-        self._plan, self._sums = layer_plan(layers), {}
+        self._plan, self._sums, self._periods = layer_plan(layers), {}, {}
         self.finished, self.trouble = False, None
 
     def finish(self, sampling_digest: str | None = None, run: Hashable = None) -> None:
@@ -73,10 +74,19 @@ class AttentionRecorder:
         """The sampling failed: half a recording is none."""
         self._sums, self.finished = {}, False
 
-    def watch(self, progress: float, rows: Rows, latent_size: tuple[int, int]) -> Pass:
-        """The observer of one UNet pass. `progress` is in [0, 1), `latent_size` (h, w) in latent cells."""
+    def watch(
+        self,
+        progress: float,
+        rows: Rows,
+        latent_size: tuple[int, int],
+        periods: Mapping[Hashable, int] | None = None,
+    ) -> Pass:
+        """The observer of one UNet pass. `progress` is in [0, 1), `latent_size` (h, w) in latent cells, `periods` say
+        of a conditioning after how many tokens its context repeats itself at the earliest."""
         if self._plan is None:
             raise RuntimeError("begin a recording before a pass is watched")
+        for name, period in (periods or {}).items():
+            self._periods[name] = max(period, self._periods.get(name, 0))
         return Pass(self, min(int(progress * self.bins), self.bins - 1), rows, latent_size)
 
     def sampling(
@@ -128,7 +138,7 @@ class AttentionRecorder:
             raise ValueError("no attention was recorded: sample with the model that comes out of the recording first")
         if not 0 <= conditioning < len(self._sums):
             raise ValueError(f"{len(self._sums)} conditionings were recorded; there is no number {conditioning + 1}")
-        groups = list(self._sums.values())[conditioning]
+        name, groups = list(self._sums.items())[conditioning]
         order = sorted(groups)
         seen = [b for b in range(self.bins) if any(groups[group].counts[b] for group in order)]
         ends = [*(b / self.bins for b in seen[1:]), 1.0]
@@ -137,6 +147,7 @@ class AttentionRecorder:
             bins=tuple((b / self.bins, end) for b, end in zip(seen, ends, strict=True)),
             weights=tuple(max(groups[group].counts[b] for group in order) for b in seen),
             values=tuple(_means(groups[group], seen) for group in order),
+            period=self._periods.get(name),
         )
 
     def _described(self, group: int, total: torch.Tensor) -> LayerGroup:

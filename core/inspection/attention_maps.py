@@ -34,6 +34,8 @@ class AttentionMaps:
     bins: tuple[tuple[float, float], ...]
     weights: tuple[int, ...]
     values: tuple[torch.Tensor, ...]
+    period: int | None = None
+    """The context repeats itself after so many tokens, at the earliest; None where that is not known."""
 
     @property
     def images(self) -> int:
@@ -54,7 +56,7 @@ class AttentionMaps:
         """
         if self.tokens == tokens:
             return self
-        if self.tokens < tokens or self.tokens % tokens:
+        if self.tokens < tokens or self.tokens % tokens or tokens % (self.period or tokens):
             raise ValueError(
                 f"the prompt takes {tokens} positions of the text encoder, but attention to {self.tokens} was "
                 "recorded: give the prompt that was sampled with"

@@ -223,6 +223,24 @@ def test_a_context_repeated_for_a_long_negative_prompt_is_folded_back(sockets: A
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+def test_two_prompts_one_behind_the_other_are_no_repetition(sockets: Any) -> None:
+    """ConditioningConcat, or a long prompt of which a part is asked for: the maps of different tokens were added up."""
+    from contextual_inversion.nodes.attention_recording import recording
+
+    long = " ".join(f"cat {number}" for number in range(40))
+    same = "very " * 150
+    for prompt in (long, same):
+        recorder = AttentionRecorder()
+        sampled(recording(sockets.model, recorder), sockets.clip, encoded(sockets.clip, prompt), steps=1)
+        maps = recorder.maps()
+        assert maps.for_prompt(154) is maps
+        if prompt == same:
+            assert maps.for_prompt(77).tokens == 77, "its chunks are the same"
+        else:
+            with pytest.raises(ValueError, match="77 positions"):
+                maps.for_prompt(77)
+
+
 def test_of_two_paths_the_hard_one_is_recorded(sockets: Any) -> None:
     """Its first layer sees what the plain model sees with the real word; behind that the blend has come in."""
     from contextual_inversion.core.concept import Concept
