@@ -15,6 +15,7 @@ from ..core.networks.tuning_encoder import PRESETS
 from ..core.training.encoder_pictures import GivenPictures, WorldPictures
 from ..core.training.encoder_pretraining import EncoderPretrainSettings, PretrainedEncoder, pretrain_encoder
 from ..core.training.encoder_recipes import known_words, recommended_encoder
+from ..core.training.pictures import native_resolution
 from . import inputs
 from .clip_vision import image_encoder_of
 from .comfy_model import ComfyModel
@@ -72,8 +73,8 @@ class PretrainTuningEncoder(io.ComfyNode):
                     default=3000,
                     min=1,
                     max=1_000_000,
-                    tooltip="Without pictures of your own: so many of the demo model's drawn world, none of them of "
-                    "the concepts that DemoImages shows.",
+                    tooltip="Without pictures of your own, for the demo model: so many of its drawn world, none of "
+                    "them of the concepts that DemoImages shows.",
                 ),
                 io.Combo.Input(
                     "size",
@@ -130,6 +131,11 @@ class PretrainTuningEncoder(io.ComfyNode):
         root = first_folder(TUNING_ENCODERS)
         free = free_name(name.strip(), [root], NUMBER)
         adapted = ComfyModel(model, clip, vae)
+        if images is None and native_resolution(adapted) is not None:
+            raise ValueError(
+                "Connect images with one subject each: the drawn world that stands in for them is the demo model's, "
+                "and an encoder for Stable Diffusion would learn nothing else from it."
+            )
         source = GivenPictures(images) if images is not None else WorldPictures(world_pictures, seed, say_place=True)
         settings = EncoderPretrainSettings(
             **{

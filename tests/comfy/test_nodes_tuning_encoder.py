@@ -205,6 +205,15 @@ def test_a_cancelled_pretraining_goes_on_from_its_checkpoint(run_graph, comfyui,
     assert list(kept.glob("tuning-encoder-*")) == []
 
 
+def test_a_real_model_is_not_taught_the_demo_models_world(run_graph, comfyui, monkeypatch):
+    monkeypatch.setattr(pack("nodes.tuning_encoders"), "native_resolution", lambda model: 512)
+    encoder = pretraining()
+    encoder["inputs"]["seed"] = 7  # no other run's, so that nothing comes from the cache
+    run = run_graph({"model": call("LoadDemoModel"), "encoder": encoder}, keep={"loss": ("encoder", 1)})
+    assert run.status == "error"
+    assert "Connect images" in run.error["exception_message"]
+
+
 def test_a_disk_that_is_full_in_the_end_costs_no_step(run_graph, comfyui, monkeypatch):
     """What was trained waits until it is in a file."""
     nodes, reporter, started = pack("nodes.tuning_encoders"), pack("nodes.reporting").Reporter, []
