@@ -13,7 +13,7 @@ from ..core.networks.contextualizer import Contextualizer
 from . import inputs
 from .clip_session import encoders_of
 from .folders import CONTEXTUALIZERS, first_folder, name_in, path_of, version
-from .saving import free_name, written_as
+from .saving import checked_word, free_name, written_as
 from .sockets import CATEGORY, PREFIX, ContextualizerSocket
 
 
@@ -74,6 +74,15 @@ class SaveContextualizer(io.ComfyNode):
             outputs=[io.String.Output(display_name="file", tooltip="The file's name in models/contextualizers.")],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str = "contextualizer") -> bool | str:
+        # Before the graph runs: what is pretrained in it may take hours.
+        try:
+            checked_word(name.strip())
+        except ValueError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, contextualizer: Contextualizer, name: str, if_taken: str, half_precision: bool) -> io.NodeOutput:

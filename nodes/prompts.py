@@ -16,6 +16,7 @@ from ..core.prompts.sets import (
     rich_set,
     rich_sets,
 )
+from ..core.prompts.written import without_bullets
 from .folders import NONE, input_files, input_path
 from .sockets import CATEGORY, PREFIX, PromptsSocket
 
@@ -59,7 +60,7 @@ class ContextPrompts(io.ComfyNode):
                     optional=True,
                     force_input=True,
                     tooltip="More prompts from any node that gives text, such as a language model: one a line, {} "
-                    "where the new word goes.",
+                    "where the new word goes. A list's bullets and numbers are left out.",
                 ),
             ],
             outputs=[PromptsSocket.Output(display_name="prompts", tooltip="The checked prompts, each of them once.")],
@@ -89,7 +90,7 @@ def gather(name: str, own_prompts: str, path: Path | None, text: str = "") -> Pr
     if path is not None:
         sets.append(prompt_set_from_file(path))
     if text.strip():
-        sets.append(prompt_set_from_text(text, "text"))
+        sets.append(prompt_set_from_text(without_bullets(text), "text"))
     if not sets:
         raise ValueError("There are no prompts: choose a built-in set, write some lines, or choose a file.")
     return joined(sets)

@@ -110,6 +110,11 @@ def lines_of(text: str) -> list[str]:
     return [" ".join(line.split()) for line in lines if line]
 
 
+def without_bullets(text: str) -> str:
+    """The same lines without the bullets and numbers of a list, as language models write it."""
+    return "\n".join(BULLET.sub("", line) for line in text.splitlines())
+
+
 def _same(text: str) -> str:
     return " ".join(text.casefold().split())
 
@@ -147,4 +152,4 @@ def local_model(source: str, device: str | None = None, *, temperature: float = 
     return proceed
 
 
-__all__ = ["Continue", "Written", "WrittenPrompts", "lines_of", "local_model", "request"]
+__all__ = ["Continue", "Written", "WrittenPrompts", "lines_of", "local_model", "request", "without_bullets"]

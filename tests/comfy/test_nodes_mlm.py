@@ -198,8 +198,20 @@ def test_what_is_saved_can_be_loaded_and_belongs_to_its_text_encoder(run_graph, 
         loaded.kept["psi"].encoder.require(other)
     assert loaded.kept["psi"].encoder.fingerprint in str(refused.value)
     hostile = run_graph({**graph, "save": call("SaveContextualizer", **save | {"name": "../x"})})
-    assert hostile.status == "error"
+    assert hostile.status == "invalid"
+    with pytest.raises(ValueError, match="may not begin"):
+        node.SaveContextualizer.execute(loaded.kept["psi"], "../x", "replace", False)
     assert not (comfyui.base / "models" / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["my contextualizer", "../mine", "con"])
+def test_a_name_that_cannot_be_written_is_refused_before_the_graph_runs(run_graph, name):
+    save = {"contextualizer": ["load", 0], "name": name, "if_taken": "add a number", "half_precision": True}
+    nodes = {"load": call("LoadContextualizer", file=BUNDLED), "save": call("SaveContextualizer", **save)}
+    refused = run_graph(nodes)
+    assert (refused.status, refused.executed) == ("invalid", [])
+    nodes["save"]["inputs"]["name"] = " mine "
+    assert run_graph(nodes).status == "success"
 
 
 def test_what_does_not_exist_is_not_loaded(run_graph):
@@ -303,6 +315,13 @@ def test_text_of_another_node_becomes_prompts(run_graph):
     assert yellow.float().mean() > 0.01, "the star is on the picture and not under the mask"
     wrong = run_graph({"p": prompts("none", text=["t", 0]), "t": text("a {} here\n\nno place")}, keep={"p": ("p", 0)})
     assert "line 3" in wrong.error["exception_message"]
+    # A language model numbers its lines; the numbers became words of the prompts.
+    listed = text("1. a {} here\n\n- a {} there\n12) 3 of {}")
+    assert run_graph({"p": prompts("none", text=["t", 0]), "t": listed}, keep={"p": ("p", 0)}).kept["p"].prompts == (
+        "a {} here",
+        "a {} there",
+        "3 of {}",
+    )
     refused = call("DemoImages", concept="horned-cat", count=1, background="grass", seed=0, companion="white cat")
     assert "both a cat" in run_graph({"i": refused}, keep={"i": ("i", 0)}).error["exception_message"]
 
