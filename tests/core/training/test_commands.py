@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 def test_a_folder_of_pictures_becomes_files_that_hold_the_word(folder, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a {} in the snow\na {} at sea\n")
-    keywords = {"class_word": "dog", "preset": "Fast", "steps": 3, "batch": 2, "prompts": str(prompts)}
+    keywords = {"class_word": "dog", "preset": "CoRe stage 1 (paper)", "steps": 3, "batch": 2, "prompts": str(prompts)}
     result = command.main(
         folder, out=tmp_path / "out", preview_every=3, events=tmp_path / "events.jsonl", resolution=64, **keywords
     )
@@ -141,7 +141,7 @@ def test_a_recipe_is_named_or_the_methods_and_the_bundled_model_has_its_own():
     assert command.recipe_for(None, None, Path("sd")) == next(iter(PRESETS.values()))
     assert command.recipe_for(None, "dreambooth", Path("sd")).method == "dreambooth"
     assert command.recipe_for("Fast", "xti", Path("sd")).method == "xti"
-    for preset, method in (("Fast", "dreambooth-lora"), ("DreamBooth, LoRA", "ti")):
+    for preset, method in (("Fast", "ti"), ("Fast", "dreambooth-lora"), ("DreamBooth, LoRA", "ti")):
         with pytest.raises(ValueError, match=f"the recipe '{preset}' is for"):
             command.recipe_for(preset, method, Path("sd"))
 
