@@ -56,6 +56,13 @@ class ComfyTextEncoder:
         return fingerprint({"table": base_weight(self.patcher, key)}, name=self.name, max_length=self.max_length)
 
     @property
+    def output(self) -> str:
+        layers, at = self.clip.num_layers, self._intermediate()
+        if at is None:
+            return f"layer {layers}, normed"
+        return f"layer {at % layers + 1}, {'normed' if self.clip.layer_norm_hidden_state else 'raw'}"
+
+    @property
     def _text_model(self) -> Any:
         return self.clip.transformer.text_model
 

@@ -38,6 +38,11 @@ class DiffusersTextEncoder:
     def fingerprint(self) -> str:
         return fingerprint({"table": self.table()}, name=self.name, max_length=self.max_length)
 
+    @property
+    def output(self) -> str:
+        depth = len(self._transformer.encoder.layers)
+        return f"layer {depth - 1}, raw" if self.penultimate else f"layer {depth}, normed"
+
     def tokenize(self, text: str) -> list[int]:
         """As the pipelines do, which take SD 2's and SDXL's padding token "!" for itself even after a word (id 0)."""
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

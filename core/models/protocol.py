@@ -121,6 +121,8 @@ class TextEncoder(Protocol):
     pad: int
     fingerprint: str
     """Hash that changes when the token table changes; contextualizers and encoders are tied to it."""
+    output: str
+    """What `encode` gives: how many layers it runs, and whether the final norm, as "layer 11, raw"."""
 
     def tokenize(self, text: str) -> list[int]:
         """BPE ids of `text` without special tokens, not truncated."""

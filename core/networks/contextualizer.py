@@ -7,7 +7,7 @@ the concept help or hinder the guess and what carries the gradient back to it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,25 +53,32 @@ tiny model's."""
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """The text encoder that a contextualizer belongs to. Another one speaks another language, whatever its width."""
+    """The text encoder that a contextualizer belongs to. Another one speaks another language, whatever its width.
+
+    `output` is the encoder's; "" where it is not known, as in files from before it was kept. SD 1 and SDXL share the
+    words of one encoder and read it at different layers.
+    """
 
     name: str
     fingerprint: str
     width: int
     max_length: int
     vocabulary: int
+    output: str = ""
 
     @classmethod
     def of(cls, encoder: TextEncoder) -> EncoderIdentity:
-        return cls(encoder.name, encoder.fingerprint, encoder.width, encoder.max_length, int(encoder.table().shape[0]))
+        size = (encoder.width, encoder.max_length, int(encoder.table().shape[0]))
+        return cls(encoder.name, encoder.fingerprint, *size, encoder.output)
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.fingerprint}, {self.width} wide, {self.vocabulary} tokens)"
+        output = f", {self.output}" if self.output else ""
+        return f"{self.name} ({self.fingerprint}, {self.width} wide, {self.vocabulary} tokens{output})"
 
     def require(self, encoder: TextEncoder) -> None:
         """Raises ValueError that names both unless `encoder` is this one (METHODS.md 2.8 no. 4)."""
         other = EncoderIdentity.of(encoder)
-        if other != self:
+        if other != (self if self.output else replace(self, output=other.output)):
             raise ValueError(
                 f"this contextualizer was trained on the text encoder {self}, but here is {other}; "
                 "load one of this text encoder or train it with `contextual-inversion pretrain-contextualizer`"

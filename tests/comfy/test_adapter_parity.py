@@ -148,7 +148,7 @@ def test_same_description(pair: Pair) -> None:
     assert list(ours.text_encoders) == list(theirs.text_encoders)
     for name, encoder in ours.text_encoders.items():
         other = theirs.text_encoders[name]
-        for fact in ("name", "width", "max_length", "bos", "eos", "pad", "fingerprint"):
+        for fact in ("name", "width", "max_length", "bos", "eos", "pad", "fingerprint", "output"):
             assert getattr(encoder, fact) == getattr(other, fact), fact
         # Without "!": it is SD 2's padding token to transformers, which therefore keeps it apart from words.
         assert encoder.tokenize("A dog, a CAT's hat.") == other.tokenize("A dog, a CAT's hat.")

@@ -17,7 +17,8 @@ TABLE = torch.randn(50, 32, generator=torch.Generator().manual_seed(9))
 
 
 def encoder_like(**changes):
-    facts = {"name": "clip_l", "fingerprint": "0123456789abcdef", "width": 32, "max_length": 12, **changes}
+    facts = {"name": "clip_l", "fingerprint": "0123456789abcdef", "width": 32, "max_length": 12}
+    facts |= {"output": "layer 12, normed", **changes}
     return SimpleNamespace(**facts, table=lambda: TABLE)
 
 
@@ -58,7 +59,14 @@ def test_the_file_says_what_it_is_without_being_opened_by_us(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other", [{"fingerprint": "fedcba9876543210"}, {"width": 64}, {"name": "clip_g"}, {"max_length": 20}]
+    "other",
+    [
+        {"fingerprint": "fedcba9876543210"},
+        {"width": 64},
+        {"name": "clip_g"},
+        {"max_length": 20},
+        {"output": "layer 11, raw"},  # SDXL's clip_l has the words of SD 1's
+    ],
 )
 def test_another_encoders_file_is_refused_with_both_names(tmp_path, other):
     path = save_contextualizer(contextualizer(), tmp_path, "mine")
@@ -67,6 +75,14 @@ def test_another_encoders_file_is_refused_with_both_names(tmp_path, other):
     here = EncoderIdentity.of(encoder_like(**other))
     assert str(here) in str(caught.value)
     assert str(EncoderIdentity.of(encoder_like())) in str(caught.value)
+
+
+def test_a_file_that_does_not_say_which_layer_it_read_is_taken(tmp_path):
+    unknown = EncoderIdentity.of(encoder_like(output=""))
+    read = load_contextualizer(
+        save_contextualizer(Contextualizer(unknown, PRESETS["tiny"], [1, 2]), tmp_path, "old"), encoder_like()
+    )
+    assert read.encoder == unknown
 
 
 def test_files_that_are_something_else_or_damaged_are_refused(tmp_path):

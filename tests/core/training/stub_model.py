@@ -20,6 +20,7 @@ class StubEncoder(nn.Module):
     def __init__(self, name="clip_l", width=32):
         super().__init__()
         self.name, self.width, self.max_length = name, width, LENGTH
+        self.output = "layer 1, normed"
         self.bos, self.eos, self.pad = VOCABULARY - 2, VOCABULARY - 1, VOCABULARY - 1
         self.tokens = nn.Embedding(VOCABULARY, width)
         self.positions = nn.Parameter(0.1 * torch.randn(LENGTH, width))
