@@ -23,7 +23,7 @@ from ..core.prompts.rich import ListedPrompts
 from ..core.prompts.sets import built_in_set
 from ..core.training.core_regularizer import CoReRegularizer, recommended_weights
 from ..core.training.events import Finished, Step
-from ..core.training.mlm_regularizer import recommended_lambda, recommended_mlm
+from ..core.training.mlm_regularizer import XTI_BATCH, recommended_lambda, recommended_mlm
 from ..core.training.presets import DEMO, demo_preset
 from ..core.training.prior import PriorPreservation
 from ..core.training.regularizer import Regularizer
@@ -35,9 +35,6 @@ PICTURES = 4
 """Training pictures of a concept, as a user would have."""
 PLAIN = 6
 """Pictures of the prompt that was trained on, to see whether the word was learned at all."""
-
-XTI_PROMPTS = 12
-"""MLM's prompts a step where each of them is encoded once a slot (METHODS.md 2.6)."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def combined(model: DiffusersModel, kind: str, label: str, *, core: bool, mlm: b
         "_".join([kind, *(name for name, (_, wanted) in added.items() if wanted)]),
         " + ".join([label, *(title for title, wanted in added.values() if wanted)]),
         core=core_inversion(model).core if core else None,
-        mlm=(recommended_lambda(model), RHO, *([XTI_PROMPTS] if "xti" in kind else [])) if mlm else None,
+        mlm=(recommended_lambda(model), RHO, *([XTI_BATCH] if "xti" in kind else [])) if mlm else None,
         # CoRe's hold on the vectors' length belongs to CoRe.
         changes=changes if core else {**changes, "norm_mode": "none"},
     )

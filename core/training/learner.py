@@ -9,13 +9,10 @@ import torch
 
 from ..maths import norms
 from ..models.protocol import TextEncoder, TextToImageModel
+from .loss_scale import LOSS_SCALE, rescaled
 from .schedules import learning_rate_factor
 from .settings import TrainSettings, optimizer_class
 from .word import Word
-
-LOSS_SCALE = 2.0**16
-LOSS_SCALE_PATIENCE = 2000
-"""Steps without an overflow after which the scale of fp16 losses doubles (torch's GradScaler takes the same)."""
 
 TensorTree = dict[str, torch.Tensor]
 
@@ -189,12 +186,8 @@ class Learner:
                 self.norms[name] = torch.where(good, self.norms[name], old)
 
     def _rescale_loss(self, finite: torch.Tensor) -> None:
-        if not self.scaled:
-            return
-        calm = torch.where(finite, self.calm + 1, torch.zeros_like(self.calm))
-        grown = torch.where(calm >= LOSS_SCALE_PATIENCE, self.scale * 2, self.scale)
-        self.scale = torch.where(finite, grown, self.scale / 2)
-        self.calm = torch.where(calm >= LOSS_SCALE_PATIENCE, torch.zeros_like(calm), calm)
+        if self.scaled:
+            self.scale, self.calm = rescaled(self.scale, self.calm, finite)
 
     @torch.no_grad()
     def _restore(self, before: dict[str, Any]) -> None:

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from .learner import LOSS_SCALE, LOSS_SCALE_PATIENCE
+LOSS_SCALE = 2.0**16
+LOSS_SCALE_PATIENCE = 2000
+"""Steps without an overflow after which the scale of fp16 losses doubles (torch's GradScaler takes the same)."""
 
 
 class LossScale:
     """What a loss is multiplied by before its backward pass, on the device; 1 and without effect for any type but fp16.
 
-    It halves where a gradient overflows and doubles after `LOSS_SCALE_PATIENCE` steps without, as PyTorch's own does.
+    It changes as `rescaled` says.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -35,10 +37,7 @@ class LossScale:
         finite = torch.isfinite(torch.stack([one.abs().sum() for one in gradients]).sum())
         for one in gradients:
             one.copy_(torch.where(finite, one / self.value, torch.zeros_like(one)))
-        self.calm = torch.where(finite, self.calm + 1, torch.zeros_like(self.calm))
-        grown = torch.where(self.calm >= LOSS_SCALE_PATIENCE, self.value * 2, self.value)
-        self.value = torch.where(finite, grown, self.value / 2)
-        self.calm = torch.where(self.calm >= LOSS_SCALE_PATIENCE, torch.zeros_like(self.calm), self.calm)
+        self.value, self.calm = rescaled(self.value, self.calm, finite)
         return finite
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -48,3 +47,12 @@ class LossScale:
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over what `state` gave, on any device."""
         self.value, self.calm = (state[name].to(self.value.device) for name in ("value", "calm"))
+
+
+def rescaled(scale: torch.Tensor, calm: torch.Tensor, finite: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The next scale and its count of calm steps, all () on the device, after a step whose gradients were `finite` or
+    not: halved where not, doubled after `LOSS_SCALE_PATIENCE` such steps on end, as PyTorch's own."""
+    calm = torch.where(finite, calm + 1, torch.zeros_like(calm))
+    long = calm >= LOSS_SCALE_PATIENCE
+    scale = torch.where(finite, torch.where(long, scale * 2, scale), scale / 2)
+    return scale, torch.where(long, torch.zeros_like(calm), calm)

@@ -78,7 +78,7 @@ class PriorPreservation:
             return
         if not class_word.strip():
             raise ValueError("prior preservation draws pictures of the class: give the class word")
-        side = (self.resolution or getattr(model, "resolution", None) or 512) // model.latent_factor
+        side = (self.resolution or 512) // model.latent_factor
         self.size = ImageSize(side * model.latent_factor, side * model.latent_factor)
         path = None if self.folder is None else self.folder / f"class_{self._key(model, class_word, side)}.safetensors"
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,28 +93,34 @@ def test_a_pretraining_gives_a_contextualizer_its_losses_and_a_report(run_graph,
     assert "psi" not in again.executed
 
 
-@pytest.mark.parametrize("mode", ["masked", "non_padding"])
-def test_a_cancelled_pretraining_goes_on_to_the_same_contextualizer(
-    run_graph, comfyui, small_vocabulary, monkeypatch, mode
-):
+@pytest.fixture
+def cancelled_at_two(comfyui, monkeypatch):
+    """A pretraining is cancelled after its second step while `cancel` is true; `started` has where each one began."""
     import comfy.model_management
 
     reporting = sys.modules[f"{pack_name()}.nodes.reporting"]
-    reports, started = reporting.Reporter.__call__, []
+    reports, seen = reporting.Reporter.__call__, SimpleNamespace(cancel=True, started=[])
 
     def report(reporter: object, event: object) -> None:
         reports(reporter, event)
         if hasattr(event, "first_step"):
-            started.append(event.first_step)
-        if cancel and getattr(event, "step", None) == 2:
+            seen.started.append(event.first_step)
+        if seen.cancel and getattr(event, "step", None) == 2:
             comfy.model_management.interrupt_current_processing()
 
     monkeypatch.setattr(reporting.Reporter, "__call__", report)
-    cancel = True
+    return seen
+
+
+@pytest.mark.parametrize("mode", ["masked", "non_padding"])
+def test_a_cancelled_pretraining_goes_on_to_the_same_contextualizer(
+    run_graph, comfyui, small_vocabulary, cancelled_at_two, mode
+):
+    started = cancelled_at_two.started
     graph = pretraining(loss_mode=mode)
     assert run_graph(graph, keep=KEEP).status == "interrupted"
     assert len(list((comfyui.base / "user").rglob("*.safetensors"))) == 1
-    cancel = False
+    cancelled_at_two.cancel = False
     resumed = run_graph(graph, keep=KEEP)
     assert resumed.status == "success", resumed.error
     assert list((comfyui.base / "user").rglob("*.safetensors")) == []
@@ -123,21 +130,9 @@ def test_a_cancelled_pretraining_goes_on_to_the_same_contextualizer(
     assert resumed.kept["loss"] == whole.kept["loss"]
 
 
-def test_what_changes_the_text_encoder_makes_it_another_pretraining(run_graph, comfyui, small_vocabulary, monkeypatch):
+def test_what_changes_the_text_encoder_makes_it_another_pretraining(run_graph, small_vocabulary, cancelled_at_two):
     """A checkpoint was gone on with whatever LoRA was on the CLIP by then, and whatever layer was read."""
-    import comfy.model_management
-
-    reporting = sys.modules[f"{pack_name()}.nodes.reporting"]
-    reports, started = reporting.Reporter.__call__, []
-
-    def report(reporter: object, event: object) -> None:
-        reports(reporter, event)
-        if hasattr(event, "first_step"):
-            started.append(event.first_step)
-        if getattr(event, "step", None) == 2:
-            comfy.model_management.interrupt_current_processing()
-
-    monkeypatch.setattr(reporting.Reporter, "__call__", report)
+    started = cancelled_at_two.started
     skipping = call("PretrainContextualizer", clip=["skip", 0], **PRETRAIN)
     skip = {"class_type": "CLIPSetLastLayer", "inputs": {"clip": ["model", 1], "stop_at_clip_layer": -2}}
     assert run_graph(pretraining(), keep=KEEP).status == "interrupted"
