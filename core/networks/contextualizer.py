@@ -153,7 +153,7 @@ class Contextualizer(nn.Module):
         self.register_buffer("rows", rows, persistent=False)
         d, stages = encoder.width, range(shape.attentions)
         self.mask = nn.Parameter(torch.zeros(d))
-        self.positions = nn.Parameter(torch.empty(min(shape.positions or encoder.max_length, encoder.max_length), d))
+        self.positions = nn.Parameter(torch.zeros(min(shape.positions or encoder.max_length, encoder.max_length), d))
         with torch.random.fork_rng(devices=[]):  # what `initialise` or a file replaces must not move anyone's numbers
             self.attentions = nn.ModuleList(Attention(d, shape.heads) for _ in stages)
             self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in stages)
