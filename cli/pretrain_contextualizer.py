@@ -19,11 +19,11 @@ from ..core.training.contextualizer_pretraining import (
     PretrainingEvent,
     PretrainingMode,
     PretrainSettings,
-    Processes,
     pretrain_contextualizer,
 )
 from ..core.training.contextualizer_recipes import recommended_pretraining
 from ..core.training.events import CheckpointSaved, Started, Step
+from ..core.training.processes import Processes
 from ..core.training.schedules import LearningRateSchedule
 from .outputs import file_name, require_empty
 

@@ -13,14 +13,9 @@ from PIL import Image
 from ..core.files.tuning_encoder import save_tuning_encoder
 from ..core.models.image_encoder import ImageEncoder
 from ..core.training.encoder_pictures import FolderPictures, PictureSource, ShardPictures, WorldPictures
-from ..core.training.encoder_pretraining import (
-    EncoderPrecision,
-    EncoderPretrainingEvent,
-    EncoderPretrainSettings,
-    PretrainedEncoder,
-    pretrain_encoder,
-)
+from ..core.training.encoder_pretraining import EncoderPretrainingEvent, PretrainedEncoder, pretrain_encoder
 from ..core.training.encoder_recipes import WORLD_PICTURES, known_words, recommended_encoder
+from ..core.training.encoder_settings import EncoderPrecision, EncoderPretrainSettings
 from ..core.training.events import CheckpointSaved, Preview, Started, Step
 from ..core.training.schedules import LearningRateSchedule
 from .outputs import file_name, require_empty

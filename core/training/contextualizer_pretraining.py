@@ -6,7 +6,7 @@ what one process would, and a resumed run what an uninterrupted one would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,6 +25,7 @@ from .held_out import HeldOut, Questions, held_out_accuracy
 from .history import History
 from .masking import MaskedBatch, caption_row, mask_rows, masked_inputs, nameable_ids
 from .pretraining_loop import Stopwatch, pretraining_steps
+from .processes import Processes
 from .schedules import LearningRateSchedule, learning_rate_factor
 
 PretrainingMode = Literal["non_padding", "masked"]
@@ -77,19 +78,6 @@ class PretrainSettings:
         for name in ("log_every", "checkpoint_dir", "checkpoint_every", "workers", "held_out"):
             values.pop(name)
         return values
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that share a batch. `add` sums a tensor over all of them."""
-
-    rank: int = 0
-    size: int = 1
-    add: Callable[[torch.Tensor], torch.Tensor] = lambda value: value
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
 
 
 @dataclass(frozen=True)
@@ -200,7 +188,7 @@ class _Pretraining:
             loss, accuracy = self.loss(batch)
             # Of psi alone: the encoder's own parameters get no gradient, whatever their flags say.
             gradients = torch.autograd.grad(loss, self.parameters)
-            self._assign(gradients)
+            self.processes.share_gradients(self.parameters, gradients)
             factor = learning_rate_factor(
                 self.done, self.settings.steps, schedule=self.settings.schedule, warmup=self.settings.warmup
             )
@@ -209,7 +197,7 @@ class _Pretraining:
             self.whole = False
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        means = self._mean(torch.stack([loss.detach(), accuracy]))
+        means = self.processes.mean(torch.stack([loss.detach(), accuracy]))
         self.history.add({"loss": means[0], "masked accuracy": means[1]})
         self.done, self.whole = self.done + 1, True
 
@@ -222,25 +210,13 @@ class _Pretraining:
         logits = self.psi(outputs, positions)
         rows = self.psi.rows[targets]
         # Every process divides by the number of masks in the whole batch, not by its own.
-        share = self._mean(hidden.sum().float())
+        share = self.processes.mean(hidden.sum().float())
         with torch.no_grad():
             right = ((logits.argmax(dim=-1) == rows) & hidden).sum() / share.clamp(min=1e-9)
         entropy = cross_entropy(logits, rows)
         if self.settings.mode == "masked":
             return masked_loss(entropy, hidden, share), right
         return non_padding_loss(entropy, hidden, masked.ids.numel(), MASKED_WEIGHT), right
-
-    def _assign(self, gradients: tuple[torch.Tensor, ...]) -> None:
-        """Give the parameters their gradients, averaged over the processes in one exchange."""
-        if self.processes.size > 1:
-            flat = self._mean(torch.cat([gradient.flatten() for gradient in gradients]))
-            parts = flat.split([gradient.numel() for gradient in gradients])
-            gradients = tuple(part.view_as(one) for part, one in zip(parts, gradients, strict=True))
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-
-    def _mean(self, value: torch.Tensor) -> torch.Tensor:
-        return value if self.processes.size == 1 else self.processes.add(value) / self.processes.size
 
     def report(self) -> Mapping[str, torch.Tensor]:
         """What happened since the last report. Raises RuntimeError where a loss was not finite."""
@@ -338,4 +314,4 @@ def used_tokens(encoder: TextEncoder, captions: CaptionSource, count: int, seed:
     return sorted({encoder.bos, encoder.eos, *(token for text in set(texts) for token in encoder.tokenize(text))})
 
 
-__all__ = ["PretrainSettings", "Pretrained", "PretrainingEvent", "Processes", "pretrain_contextualizer", "used_tokens"]
+__all__ = ["PretrainSettings", "Pretrained", "PretrainingEvent", "pretrain_contextualizer", "used_tokens"]

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 
-from ..maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ..maths.norms import vocabulary_norm
 from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
 from ..models.dual_path import DualPath, predict_dual
@@ -23,7 +21,6 @@ from ..models.protocol import ImageSize, TextToImageModel
 from ..models.sampling import sample
 from ..networks.tuning_encoder import (
     PRESETS,
-    TIMESTEPS,
     Identity,
     Prediction,
     Shape,
@@ -31,92 +28,22 @@ from ..networks.tuning_encoder import (
     initialise,
 )
 from .checkpoint import Checkpoint, checkpoint_path, load_checkpoint, require_same_run, save_checkpoint
-from .contextualizer_pretraining import Processes
 from .draws import alpha_bar_on, generator_for, sample_order, send
 from .embedding_regularization import EmbeddingRegularization, HardWords, KnownWords
 from .encoder_pictures import PictureSource
+from .encoder_settings import EncoderPretrainSettings
 from .events import CheckpointSaved, Preview, Started, Step
 from .history import History
 from .loss_scale import LossScale
 from .prediction import PREDICTION_TEMPLATE, Observer, deltas_of, predicted_conditioning, worded_conditioning
+from .prepared_pictures import PreparedPictures
 from .pretraining_loop import Stopwatch, pretraining_steps
-from .schedules import LearningRateSchedule, learning_rate_factor
-from .square_pictures import square_picture
+from .processes import Processes
+from .schedules import learning_rate_factor
 from .stream import EventStream
 
-EncoderPrecision = Literal["fp32", "bf16"]
 NEGATIVES = 256
 """Embeddings of pretraining subjects that an encoder keeps, for a contrastive loss on one picture (METHODS.md 3.4)."""
-
-
-CACHE_BYTES = 4 * 2**30
-"""What a process keeps of its pictures: with a large CLIP one takes a megabyte."""
-
-
-@dataclass(frozen=True)
-class EncoderPretrainSettings:
-    """Every choice of a pretraining, checked when it is made; the defaults are METHODS.md 3.4's table.
-
-    `batch` is that of all processes together. `ema` averages the weights, None does not. `alpha` is the dual path's
-    blend, None trains the soft path alone. `cache` pictures keep their latents and CLIP features in memory,
-    `CACHE_BYTES` at most.
-    """
-
-    steps: int = 150_000
-    batch: int = 16
-    learning_rate: float = 1.6e-5
-    weight_decay: float = 1e-2
-    schedule: LearningRateSchedule = "constant"
-    warmup: int = 0
-    preset: str = "sd"
-    rank: int = 4
-    resolution: int = 512
-    timesteps: tuple[int, ...] = TIMESTEPS
-    contrastive: float = LAMBDA_CONTRASTIVE
-    l2: float = LAMBDA_NORM
-    temperature: float = TAU
-    positives: int = NEIGHBOURS
-    detach_negatives: bool = False
-    alpha: float | None = None
-    ema: float | None = 0.999
-    precision: EncoderPrecision = "fp32"
-    gradient_checkpointing: bool = False
-    clip_norm: float | None = 1.0
-    seed: int = 0
-    cache: int = 20_000
-    log_every: int = 50
-    checkpoint_dir: Path | None = None
-    checkpoint_every: int = 1000
-    preview_every: int = 0
-    preview_pictures: int = 4
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "rank", "positives", "log_every", "checkpoint_every", "preview_pictures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "contrastive", "l2", "seed", "cache", "weight_decay", "preview_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} cannot be negative: {getattr(self, name)}")
-        if not self.learning_rate > 0 or not self.temperature > 0:
-            raise ValueError("the learning rate and the temperature are greater than 0")
-        if self.ema is not None and not 0 <= self.ema < 1:
-            raise ValueError(f"ema is a decay within 0 <= ema < 1, not {self.ema}")
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is a share within 0 to 1, not {self.alpha}")
-        if self.preset not in PRESETS:
-            raise ValueError(f"unknown preset {self.preset!r}: expected one of {', '.join(PRESETS)}")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"unknown precision {self.precision!r}: fp32 or bf16")
-        if not self.timesteps or not all(0 <= one < 1000 for one in self.timesteps):
-            raise ValueError(f"timesteps lie within 0 to 999, at least one of them, not {self.timesteps}")
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the numbers of a run, as JSON data."""
-        values = asdict(self)
-        for name in ("log_every", "checkpoint_dir", "checkpoint_every", "cache", "preview_every", "preview_pictures"):
-            values.pop(name)
-        values.pop("gradient_checkpointing")
-        return {**values, "timesteps": list(self.timesteps)}
 
 
 @dataclass(frozen=True)
@@ -204,7 +131,7 @@ class _Pretraining:
         if settings.resolution % (model.latent_factor * 8):
             raise ValueError(f"the resolution is a multiple of {model.latent_factor * 8} for this model")
         self.size = ImageSize(settings.resolution, settings.resolution)
-        self.prepared = _Prepared(model, images, pictures, settings.resolution, settings.cache)
+        self.prepared = PreparedPictures(model, images, pictures, settings.resolution, settings.cache)
         self.observer = Observer(model, self.size)
         self.encoder = new_encoder(model, images, settings, self.observer.channels(), known).to(self.device)
         self.regularization = EmbeddingRegularization(
@@ -233,7 +160,7 @@ class _Pretraining:
         settings = self.settings
         terms = self._backward()
         gradients = [value.grad if value.grad is not None else torch.zeros_like(value) for value in self.parameters]
-        self._assign(gradients)
+        self.processes.share_gradients(self.parameters, gradients)
         self.scale.unscale([value.grad for value in self.parameters])
         if settings.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm, foreach=False)
@@ -244,7 +171,7 @@ class _Pretraining:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._average()
-        names, values = list(terms), self._mean(torch.stack(list(terms.values())))
+        names, values = list(terms), self.processes.mean(torch.stack(list(terms.values())))
         self.history.add(dict(zip(names, values, strict=True)))
         self.done, self.whole = self.done + 1, True
 
@@ -313,18 +240,6 @@ class _Pretraining:
             rest = self.processes.add(mine)
             whole[name] = torch.cat([rest[:start], own, rest[start + len(own) :]])
         return whole
-
-    def _assign(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Give the parameters their gradients, averaged over the processes in one exchange."""
-        if self.processes.size > 1:
-            flat = self._mean(torch.cat([gradient.flatten() for gradient in gradients]))
-            parts = flat.split([gradient.numel() for gradient in gradients])
-            gradients = [part.view_as(one) for part, one in zip(parts, gradients, strict=True)]
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-
-    def _mean(self, value: torch.Tensor) -> torch.Tensor:
-        return value if self.processes.size == 1 else self.processes.add(value) / self.processes.size
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -435,48 +350,6 @@ class _Pretraining:
         return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-class _Prepared:
-    """Latents and CLIP features of pictures, computed once and kept while there is room."""
-
-    def __init__(
-        self, model: TextToImageModel, images: ImageEncoder, pictures: PictureSource, resolution: int, room: int
-    ) -> None:
-        self.model, self.images, self.pictures = model, images, pictures
-        self.resolution, self.room = resolution, room
-        self.kept: dict[int, tuple[torch.Tensor, ImageFeatures]] = {}
-        self.bytes = 0
-
-    @torch.no_grad()
-    def __call__(self, rows: Sequence[int]) -> tuple[torch.Tensor, ImageFeatures]:
-        """Latents (b, C, h, w) and features of the pictures `rows`, on the model's device."""
-        missing = [row for row in dict.fromkeys(rows) if row not in self.kept]
-        fresh = self._compute(missing) if missing else {}
-        for row, value in fresh.items():
-            latents, features = value
-            size = sum(one.nbytes for one in (latents, features.vectors, features.grid))
-            if len(self.kept) < self.room and self.bytes + size <= CACHE_BYTES:
-                self.kept[row] = value
-                self.bytes += size
-        found = [self.kept[row] if row in self.kept else fresh[row] for row in rows]
-        device = self.model.device
-        features = ImageFeatures.cat([one for _, one in found])
-        return torch.cat([latents for latents, _ in found]).to(device), features.to(device)
-
-    def _compute(self, rows: Sequence[int]) -> dict[int, tuple[torch.Tensor, ImageFeatures]]:
-        stack = torch.stack([square_picture(self.pictures.picture(row), self.resolution) for row in rows])
-        latents = self.model.to_latents(stack.to(self.model.device) * 2 - 1).float().cpu()
-        seen = self.images.features(stack.to(self.images.device))
-        vectors, grid = seen.vectors.cpu(), seen.grid.cpu()
-        # Cloned: a slice would keep the whole batch alive.
-        return {
-            row: (
-                latents[i : i + 1].clone(),
-                ImageFeatures(vectors[i : i + 1].clone(), grid[i : i + 1].clone()),
-            )
-            for i, row in enumerate(rows)
-        }
-
-
 def new_encoder(
     model: TextToImageModel,
     images: ImageEncoder,
@@ -503,7 +376,6 @@ def new_encoder(
 
 
 __all__ = [
-    "EncoderPretrainSettings",
     "EncoderPretrainingEvent",
     "PretrainedEncoder",
     "new_encoder",

@@ -18,7 +18,6 @@ from contextual_inversion.core.training.checkpoint import CheckpointMismatchErro
 from contextual_inversion.core.training.contextualizer_pretraining import (
     Pretrained,
     PretrainSettings,
-    Processes,
     _CaptionBatches,
     pretrain_contextualizer,
     used_tokens,
@@ -27,6 +26,7 @@ from contextual_inversion.core.training.draws import generator_for
 from contextual_inversion.core.training.events import CheckpointSaved, Started, Step
 from contextual_inversion.core.training.held_out import Questions, held_out_accuracy, shuffled_context
 from contextual_inversion.core.training.masking import caption_row, mask_rows, nameable_ids
+from contextual_inversion.core.training.processes import Processes
 
 HERE = Path(__file__).parent
 MODES = ("non_padding", "masked")

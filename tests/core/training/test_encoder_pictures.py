@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tuning_parts import images, model, source
 
-from contextual_inversion.core.training import encoder_pretraining
+from contextual_inversion.core.training import prepared_pictures
 from contextual_inversion.core.training.encoder_pictures import FolderPictures, ShardPictures, decoded
 
 GREY = np.linspace(0, 255, 20 * 24).round().astype(np.uint8).reshape(20, 24)
@@ -49,8 +49,8 @@ def test_what_is_kept_of_the_pictures_has_an_end_and_changes_nothing(monkeypatch
     """Twenty thousand pictures under a large CLIP are more than twenty gigabytes."""
 
     def prepared(most):
-        monkeypatch.setattr(encoder_pretraining, "CACHE_BYTES", most)
-        return encoder_pretraining._Prepared(model(), images(), source(), 64, room=20_000)
+        monkeypatch.setattr(prepared_pictures, "CACHE_BYTES", most)
+        return prepared_pictures.PreparedPictures(model(), images(), source(), 64, room=20_000)
 
     whole = prepared(2**30)
     latents, features = whole([0, 1, 2, 3])

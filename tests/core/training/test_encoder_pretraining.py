@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from tuning_parts import images, model, pictures, settings, source
 
 from contextual_inversion.core.training.checkpoint import CheckpointMismatchError
-from contextual_inversion.core.training.contextualizer_pretraining import Processes
 from contextual_inversion.core.training.encoder_pictures import (
     FolderPictures,
     GivenPictures,
@@ -26,6 +25,7 @@ from contextual_inversion.core.training.encoder_pictures import (
 )
 from contextual_inversion.core.training.encoder_pretraining import PretrainedEncoder, pretrain_encoder
 from contextual_inversion.core.training.events import CheckpointSaved, Preview, Started, Step
+from contextual_inversion.core.training.processes import Processes
 from contextual_inversion.core.world.concepts import RESERVED
 
 HERE = Path(__file__).parent
