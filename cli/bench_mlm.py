@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..core.models.diffusers_text import DiffusersTextEncoder
+from ..core.models.families import is_narrow
 from ..core.models.protocol import TextToImageModel
 from ..core.networks.contextualizer import PRESETS, Contextualizer, EncoderIdentity, initialise
 from ..core.prompts.rich import RichPrompts, rich_prompts
@@ -82,8 +83,7 @@ def true_mlm_cost(
 
 def prompts(subject: TextToImageModel) -> RichPrompts:
     """Rich prompts of the length that the model is made for."""
-    widest = max(encoder.width for encoder in subject.text_encoders.values())
-    return rich_prompts("objects" if widest >= 768 else "concept_world")
+    return rich_prompts("concept_world" if is_narrow(subject) else "objects")
 
 
 def sd15_text_encoder() -> Any:

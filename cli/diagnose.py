@@ -13,6 +13,7 @@ from ..core.inspection.diagnosis import Diagnosis, diagnose
 from ..core.inspection.probes import parse_probes, place_probes
 from ..core.inspection.world_evaluation import context_probes
 from ..core.models.diffusers_adapter import DiffusersModel
+from ..core.models.families import drawn_resolution
 from ..core.models.protocol import ImageSize
 from ..core.prompts.parse import text_of
 
@@ -23,13 +24,14 @@ def diagnosis_of(
     against: Path | None,
     class_word: str | None,
     prompts: Path | None,
-    side: int,
+    side: int | None,
     sampling: Mapping[str, Any],
 ) -> Diagnosis:
     """Diagnose the word in `file`, with the prompts of a file or those that suit the model."""
     tiny = model == "tiny"
     subject = load_tiny_model() if tiny else DiffusersModel.from_pipeline(model, device=_device())
     widths = {name: encoder.width for name, encoder in subject.text_encoders.items()}
+    side = side or drawn_resolution(subject)
     if prompts is not None:
         probes = parse_probes(text_of(prompts))
     else:

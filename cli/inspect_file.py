@@ -45,7 +45,7 @@ def main(
         images: Pictures a prompt to sample for SKL; 0 leaves SKL out.
         steps: Sampling steps.
         guidance: Scale of the classifier-free guidance.
-        size: Side of the pictures; 128 for the bundled model and 512 for others if not given.
+        size: Side of the pictures in pixels; the model's own if not given.
         seed: Of the pictures.
         plot: Where to draw the figures as a PNG.
         table: Where to write them as Markdown.
@@ -66,9 +66,8 @@ def main(
         return contents
     from .diagnose import diagnosis_of
 
-    side = size or (128 if model == "tiny" else 512)
     sampling = {"images": images, "steps": steps, "guidance": guidance, "seed": seed}
-    found = diagnosis_of(file, model, against, class_word, prompts, side, sampling)
+    found = diagnosis_of(file, model, against, class_word, prompts, size, sampling)
     return {**contents, "diagnosis": write_diagnosis(found, plot, table)}
 
 

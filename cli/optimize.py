@@ -14,9 +14,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..core.files import load_concept, safe_name, save_bundle, save_embedding
+from ..core.models.families import drawn_resolution
 from ..core.training.core_regularizer import CoReWeights, recommended_weights
 from ..core.training.events import Finished, Step
-from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, own_side, repair
+from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, repair
 from .train import load_model
 
 
@@ -59,7 +60,7 @@ def main(
     widths = {name: encoder.width for name, encoder in subject.text_encoders.items()}
     loaded = [load_concept(path, widths=widths) for path in concepts]
     given = [replace(one, class_word=one.class_word or class_word) for one in loaded]
-    side = size or own_side(subject, given)
+    side = size or drawn_resolution(subject)
     weights = recommended_weights(subject)
     chosen = CoReWeights(
         weights.embedding if core_embedding is None else core_embedding,

@@ -9,7 +9,8 @@ from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from comfy_api.latest import io
 
 from ..core.concept import Concept
-from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, own_side, repair
+from ..core.models.families import drawn_resolution
+from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, repair
 from . import inputs
 from .comfy_model import ComfyModel
 from .live_view import OUTPUT
@@ -105,7 +106,7 @@ class OptimizeForPrompt(io.ComfyNode):
         given = [concept, concept_2, concept_3]
         concepts = [one for one in given if one is not None]
         adapted = ComfyModel(model, clip, vae)
-        width = width or own_side(adapted, concepts)
+        width = width or drawn_resolution(adapted)
         size = (height or width, width)
         options = {"steps": steps, "learning_rate": learning_rate, "batch": batch, "seed": seed}
         if latents == NOISE or concept.latents is None:

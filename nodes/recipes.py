@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..core.models.families import is_narrow
 from ..core.models.protocol import TextToImageModel
 from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset
 from ..core.training.settings import TrainSettings
@@ -27,8 +28,7 @@ def recipe_for(name: str, model: TextToImageModel, method: str = "ti") -> Preset
     """
     if name != inputs.AUTO:
         return RECIPES[name].training(method)
-    widest = max(encoder.width for encoder in model.text_encoders.values())
-    if widest >= 768:
+    if not is_narrow(model):
         return next(recipe for recipe in PRESETS.values() if recipe.method == method)
     return DEMO if method == "ti" else demo_preset(method)
 

@@ -10,13 +10,13 @@ import torch
 from comfy_api.latest import io
 
 from ..core.files.tuning_encoder import load_tuning_encoder, save_tuning_encoder
+from ..core.models.families import native_resolution
 from ..core.models.tiny.weights import tiny_weights_path
 from ..core.networks.tuning_encoder import PRESETS
 from ..core.training.encoder_pictures import GivenPictures, WorldPictures
 from ..core.training.encoder_pretraining import PretrainedEncoder, pretrain_encoder
 from ..core.training.encoder_recipes import known_words, recommended_encoder
 from ..core.training.encoder_settings import EncoderPretrainSettings
-from ..core.training.pictures import native_resolution
 from . import inputs
 from .clip_vision import image_encoder_of
 from .comfy_model import ComfyModel

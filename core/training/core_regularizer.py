@@ -19,6 +19,7 @@ from ..maths.core import (
     embedding_loss,
     paired_context_positions,
 )
+from ..models.families import is_narrow
 from ..models.protocol import Conditioning, Encoding, TextEncoder, TextToImageModel, TokenMeans
 from ..prompts.tokens import tokenize_prompt
 from .draws import send
@@ -45,8 +46,7 @@ def recommended_weights(model: TextToImageModel) -> CoReWeights:
     """lambda does not carry over between models: the paper's for encoders of Stable Diffusion's width (768 and more,
     METHODS.md C4), larger ones for narrow encoders such as the bundled tiny model's, whose gradient of the diffusion
     loss is larger (docs/claims.md has the sweep)."""
-    widest = max(encoder.width for encoder in model.text_encoders.values())
-    return PAPER if widest >= 768 else NARROW
+    return NARROW if is_narrow(model) else PAPER
 
 
 class CoReRegularizer:

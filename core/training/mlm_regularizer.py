@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..maths.mlm import LAMBDA_MLM, RHO, cross_entropy, masked_loss
+from ..models.families import is_narrow
 from ..models.frozen import autograd
 from ..models.protocol import TextEncoder, TextToImageModel, fingerprint
 from ..networks.contextualizer import Contextualizer, ShortEncoder
@@ -40,8 +41,7 @@ def recommended_lambda(model: TextToImageModel, method: str = "ti") -> float:
     """lambda does not carry over between models: the paper's for encoders of Stable Diffusion's width (768 and more,
     METHODS.md 2.8 no. 5, by the method that it is added to), a larger one for narrow encoders, whose gradient of the
     diffusion loss is larger."""
-    widest = max(encoder.width for encoder in model.text_encoders.values())
-    return LAMBDAS.get(method, LAMBDA_MLM) if widest >= 768 else NARROW_LAMBDA
+    return NARROW_LAMBDA if is_narrow(model) else LAMBDAS.get(method, LAMBDA_MLM)
 
 
 def recommended_mlm(

@@ -20,9 +20,6 @@ ENCODE_BATCH = 4
 KEPT = 6
 """Pictures whose latents a concept keeps."""
 
-NARROWEST = 768
-"""Width of the text encoders of Stable Diffusion 1, the narrowest of the family."""
-
 
 @dataclass(frozen=True)
 class LatentBank:
@@ -93,19 +90,6 @@ def encode_pictures(
     digest = _digest(pictures, coverage if masks is not None else [], resolution)
     # Cloned: what came out of a model loaded in inference mode may not be kept for a backward pass.
     return LatentBank(latents.clone(), weights, len(pictures), versions, digest)
-
-
-def native_resolution(model: TextToImageModel) -> int | None:
-    """Pixels a side that a family of Stable Diffusion was trained at: 512, SD 2.x with v-prediction 768, SDXL 1024.
-
-    None for narrower text encoders than theirs, of which nothing is known.
-    """
-    widths = {name: encoder.width for name, encoder in model.text_encoders.items()}
-    if max(widths.values()) < NARROWEST:
-        return None
-    if "clip_g" in widths:
-        return 1024
-    return 768 if "clip_h" in widths and model.schedule.prediction_type == "v_prediction" else 512
 
 
 def checked_pictures(images: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -41,8 +41,8 @@ class PriorPreservation:
 
     They are drawn once, by the model as it came, and kept in `folder` under a name that says which model, words and
     numbers they belong to; where an interrupted run has left some, the rest is drawn. `batch` of them are looked at in
-    a step. `applied` is whatever else changes what the model draws, such as LoRAs on it. Weight 0 costs nothing and
-    changes nothing.
+    a step. `resolution` is that of the training pictures, in pixels a side. `applied` is whatever else changes what the
+    model draws, such as LoRAs on it. Weight 0 costs nothing and changes nothing.
     """
 
     name = "prior"
@@ -51,11 +51,11 @@ class PriorPreservation:
         self,
         folder: Path | None = None,
         *,
+        resolution: int,
         weight: float = 1.0,
         pictures: int = 100,
         batch: int = 4,
         prompt: str = PRIOR_PROMPT,
-        resolution: int | None = None,
         steps: int = 25,
         guidance: float = 7.5,
         seed: int = 0,
@@ -78,7 +78,7 @@ class PriorPreservation:
             return
         if not class_word.strip():
             raise ValueError("prior preservation draws pictures of the class: give the class word")
-        side = (self.resolution or 512) // model.latent_factor
+        side = self.resolution // model.latent_factor
         self.size = ImageSize(side * model.latent_factor, side * model.latent_factor)
         path = None if self.folder is None else self.folder / f"class_{self._key(model, class_word, side)}.safetensors"
         with torch.no_grad():

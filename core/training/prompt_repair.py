@@ -176,15 +176,6 @@ def _noise(model: TextToImageModel, settings: TrainSettings, side: int) -> Laten
     return latent_bank(torch.randn(shape, generator=generator_for(settings.seed, "repair", 0)))
 
 
-def own_side(model: TextToImageModel, concepts: Sequence[Concept]) -> int:
-    """The side in pixels of the pictures that a model draws: that of latents that a concept kept, or its family's."""
-    kept = next((concept.latents for concept in concepts if concept.latents is not None), None)
-    if kept is not None:
-        return int(kept.shape[-1]) * model.latent_factor
-    widest = max(encoder.width for encoder in model.text_encoders.values())
-    return 128 if widest < 768 else 1024 if len(model.text_encoders) > 1 else 512
-
-
 @torch.no_grad()
 def draw(
     model: TextToImageModel,

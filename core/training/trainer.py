@@ -15,6 +15,7 @@ import torch
 from ..concept import Concept
 from ..files.errors import LearnedNothingError
 from ..files.learned import check_learned
+from ..models.families import native_resolution
 from ..models.frozen import autograd
 from ..models.low_rank import Delta, apply_deltas
 from ..models.protocol import ImageSize, TextToImageModel
@@ -25,7 +26,7 @@ from .events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from .history import History
 from .learner import Learner
 from .objective import Objective
-from .pictures import LatentBank, checked_pictures, encode_pictures, native_resolution
+from .pictures import LatentBank, checked_pictures, encode_pictures
 from .prompts import PromptEncoder
 from .regularizer import Regularizer
 from .settings import TrainSettings

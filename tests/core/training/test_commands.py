@@ -77,7 +77,7 @@ def test_any_method_then_the_second_stage_then_a_repair(folder, tmp_path, monkey
         assert torch.equal(before.layer_vectors["clip_l"], after.layer_vectors["clip_l"])
         assert after.lora
         bundle = refined["bundle"]
-    repaired = optimize.main([bundle], prompt="a <thing> in the snow", out=tmp_path / "three", steps=3)
+    repaired = optimize.main([bundle], prompt="a <thing> in the snow", out=tmp_path / "three", steps=3, size=64)
     assert set(repaired["losses"]) == {"core/embedding", "core/attention"}
     assert Image.open(repaired["picture"]).size == (128, 64)
     found = load_concept(repaired["files"][0], widths={"clip_l": 32})
