@@ -84,6 +84,14 @@ class ComfyModel:
             parts.append(fingerprint({"alpha_bar": self.schedule.alpha_bar}))
         return "/".join(parts) if any(parts) else ""
 
+    @cached_property
+    def autoencoder(self) -> str:
+        """What tells the VAE from others: the latents of a training are its own. "" where there is none."""
+        if self.vae is None:
+            return ""
+        kernels = [key for key, value in self.vae.first_stage_model.state_dict().items() if value.ndim > 1]
+        return fingerprint({key: base_weight(self.vae.patcher, key) for key in (kernels[0], kernels[-1])})
+
     @property
     def device(self) -> torch.device:
         return self.patcher.load_device

@@ -44,6 +44,7 @@ def train_concept(
         "node": str(node_id),
         "model": model.fingerprint,
         "applied": model.applied,
+        "autoencoder": model.autoencoder,
         "encoders": {name: encoder.fingerprint for name, encoder in model.text_encoders.items()},
         "settings": settings.identity(),
         "regularizers": [regularizer.state() for regularizer in regularizers],

@@ -152,7 +152,8 @@ class PretrainTuningEncoder(io.ComfyNode):
             log_every=5,
         )
         looking = image_encoder_of(clip_vision, adapted)
-        facts = [str(cls.hidden.unique_id), adapted.fingerprint, adapted.applied, looking.fingerprint, source.state()]
+        facts = [str(cls.hidden.unique_id), adapted.fingerprint, adapted.applied, adapted.autoencoder]
+        facts += [looking.fingerprint, source.state()]
         start = partial(pretrain_encoder, adapted, looking, source, known=known_words(adapted))
         work = Resumable("tuning-encoder", start, settings, [*facts, settings.identity()])
         reporter = Reporter(cls.hidden.unique_id, settings.steps, conclusion)

@@ -216,6 +216,20 @@ def test_other_inputs_do_not_continue_a_cancelled_training(run_graph, comfyui, c
     assert checkpoints(comfyui) == []
 
 
+def test_another_vae_begins_again(run_graph, comfyui, cancel_at, monkeypatch):
+    """Its latents are others, so the steps so far were about other pictures."""
+    cancel_at(2)
+    cancelled = run_graph(graph(seed=6), keep=KEEP | PARTS)
+    assert cancelled.status == "interrupted"
+    monkeypatch.undo()
+    with torch.inference_mode():  # ComfyUI has the node's output still, and this is it
+        next(value for value in cancelled.kept["vae"].first_stage_model.parameters() if value.ndim > 1).mul_(1.01)
+    run = run_graph(graph(seed=6), keep=KEEP)
+    assert run.status == "success", run.error
+    assert not any("continued" in text for text in texts(run))
+    assert len(checkpoints(comfyui)) == 1, "the cancelled one still waits"
+
+
 def test_a_damaged_checkpoint_means_beginning_again(run_graph, comfyui, cancel_at, monkeypatch):
     whole = run_graph(graph(seed=8, regularized=False), keep=KEEP)
     prompt = graph(seed=8, regularized=False)
