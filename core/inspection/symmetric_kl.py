@@ -21,7 +21,8 @@ SIDE = 16
 
 
 class SymmetricKL(NamedTuple):
-    """Means over prompts and pictures. `raw` as the paper's code computes it, `normalised` over the pixels, in nats."""
+    """Means over prompts and pictures. `raw` of the maps as they are, `normalised` of maps that sum to one over the
+    pixels, in nats; the paper's code was seen with both (METHODS.md 2.7)."""
 
     raw: float
     normalised: float
@@ -47,8 +48,8 @@ def skl(
 
     `images` pictures of each probe's prompt are sampled (DDIM, picture i of all has seed `seed` + i). Only the
     conditional half of the last step is looked at, in the layers whose maps are 16 x 16 or nearest to it, averaged over
-    layers and heads. A word of several tokens, concept or context, is the mean of its tokens' maps. Pictures are of
-    `size`, 128 x 128 unless given.
+    layers and heads. A concept of several vectors is the mean of their maps; of a context word of several tokens each
+    counts alone, and the mean of the divergences is taken. Pictures are of `size`, 128 x 128 unless given.
 
     Raises ValueError where there are no probes or a probe's word is not in its prompt.
     """
@@ -91,9 +92,11 @@ def skl_of_each(
             maps = last_step_maps(model, context, empty, size, steps=steps, guidance=guidance, seeds=seeds)
             nearest = maps.layers_of(side=SIDE)
             for index, probe in enumerate(part):
-                pair = word_pair(model, probe, vectors, words)
-                one, other = word_maps(maps, pair, layers=nearest)[index].flatten(1)
-                found.append(torch.stack([symmetric_kl(one, other), pixel_symmetric_kl(one, other)]).cpu())
+                concept, context = word_pair(model, probe, vectors, words)
+                own = word_maps(maps, [concept, *([at] for at in context)], layers=nearest)[index].flatten(1)
+                one, others = own[:1].expand(len(context), -1), own[1:]
+                both = [measure(one, others).mean() for measure in (symmetric_kl, pixel_symmetric_kl)]
+                found.append(torch.stack(both).cpu())
     return torch.stack(found)
 
 

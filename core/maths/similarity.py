@@ -70,14 +70,14 @@ def sim2(outputs: Array, context_at: int, reference: Array, reference_at: int) -
 
 
 def symmetric_kl(a: Array, b: Array) -> Array:
-    """METHODS.md 2.7 SKL as computed there: KL(a||b)/2 + KL(b||a)/2 of two attention maps (N,) flattened and *not* made
-    to sum to one over the pixels, each divided by N (`batchmean` of a flat vector divides by its length)."""
-    return _symmetric_divergence(a, b) / a.shape[-1]
+    """METHODS.md 2.7 SKL of two attention maps (..., N) as they are, *not* made to sum to one over the pixels:
+    KL(a||b)/2 + KL(b||a)/2, summed over the pixels (`batchmean` there divides by the number of context tokens)."""
+    return _symmetric_divergence(a, b)
 
 
 def pixel_symmetric_kl(a: Array, b: Array) -> Array:
     """METHODS.md 2.8 no. 6: the symmetric KL of two maps (..., N) made to sum to one over the pixels: a proper KL, in
-    nats, not divided by N."""
+    nats."""
     xp = array_namespace(a, b)
     a, b = widen(a), widen(b)
     return _symmetric_divergence(a / xp.sum(a, axis=-1, keepdims=True), b / xp.sum(b, axis=-1, keepdims=True))
