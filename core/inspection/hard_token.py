@@ -51,17 +51,10 @@ def is_readable(text: str) -> bool:
     return text.endswith(END_OF_WORD) and len(word) > 1 and word.isascii() and word.isalpha()
 
 
-def hard_tokens(encoder: TextEncoder, vectors: torch.Tensor, *, readable: bool = True) -> list[int]:
-    """METHODS.md 3.6: the nearest vocabulary token of each of `vectors` (n, d)."""
-    return [row[0] for row in candidates(encoder, readable=readable).nearest(vectors)]
-
-
-def hard_words(
-    encoders: Mapping[str, TextEncoder], vectors: Mapping[str, torch.Tensor], *, readable: bool = True
-) -> str:
-    """The hard tokens of a concept as text, one word a vector. Of several text encoders, which share their vocabulary
-    and read the same prompt, the words with the highest mean cosine over all."""
-    every = {name: candidates(encoder, readable=readable) for name, encoder in encoders.items()}
+def hard_words(encoders: Mapping[str, TextEncoder], vectors: Mapping[str, torch.Tensor]) -> str:
+    """METHODS.md 3.6: the nearest words of a concept, one a vector. Of several text encoders, which share their
+    vocabulary and read the same prompt, the words with the highest mean cosine over all."""
+    every = {name: candidates(encoder) for name, encoder in encoders.items()}
     first = next(iter(encoders.values()))
     common = sorted(set.intersection(*(set(one.ids) for one in every.values())))
     score = sum(_cosines(every[name], vectors[name], common) for name in every)

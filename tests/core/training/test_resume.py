@@ -13,10 +13,12 @@ from stub_model import StubModel, pictures
 from training_child import TINY_METHODS, core, settings
 
 from contextual_inversion.core.training.checkpoint import (
+    Checkpoint,
     CheckpointMismatchError,
     checkpoint_path,
     checkpoints_in,
     load_checkpoint,
+    require_same_run,
 )
 from contextual_inversion.core.training.events import CheckpointSaved, Finished, Step
 from contextual_inversion.core.training.trainer import train
@@ -138,6 +140,13 @@ def test_a_checkpoint_of_another_training_is_refused_by_naming_the_differences(t
     for item in ("learning_rate (checkpoint 0.005, now 0.01)", "model (", "pictures (", "text_encoders ("):
         assert item in message
     assert "seed" not in message
+
+
+@pytest.mark.parametrize(("here", "there"), [({"seed": 1}, {}), ({}, {"seed": 1}), ({"seed": None}, {"seed": 1})])
+def test_what_one_of_both_trainings_lacks_is_a_difference(here, there):
+    """As a setting that a later version adds or drops."""
+    with pytest.raises(CheckpointMismatchError, match="seed"):
+        require_same_run(here, Checkpoint(there, {}, {}, {}))
 
 
 def test_reporting_settings_may_change_on_resume(tmp_path, run):
