@@ -71,8 +71,9 @@ def repair(
 ) -> Repair:
     """Optimise the words of `concepts` for one `prompt`: both terms of CoRe, no diffusion loss (METHODS.md C6).
 
-    Latents are those of the training pictures that the first concept kept; with `noise_side`, the side of the latents,
-    or where it kept none, pure noise at late timesteps. The LoRAs of the concepts are in force and stay as they are.
+    Both passes of a step see all `batch` latents: those of the training pictures that the first concept kept; with
+    `noise_side`, the side of the latents, or where it kept none, pure noise at late timesteps. The LoRAs of the
+    concepts are in force and stay as they are.
     Raises ValueError as `placed_prompt`, or where a concept does not fit the model or does not say its class word.
     """
     placed = placed_prompt(prompt, concepts)
@@ -81,6 +82,7 @@ def repair(
         [placed.template],
         embedding_weight=chosen.embedding,
         attention_weight=chosen.attention,
+        attention_batch=batch,  # nothing else looks at the latents
         places=len(placed.concepts),
     )
     kept = None if noise_side is not None else concepts[0].latents

@@ -39,7 +39,7 @@ def test_core_falls_and_only_words_move(run, keywords, noise_side):
     assert (repaired.layer_vectors is None) == (start.layer_vectors is None)
     assert repaired.provenance["optimized_for"]["prompt"] == PROMPT
     # Two passes a step, both for the attention of CoRe: the diffusion loss and its pass are left out.
-    assert len(model.predictions) == 2 * 30
+    assert model.predictions == [(6, True, False), (6, True, True)] * 30, "METHODS.md 1.6: all six latents"
     assert not any(part._forward_hooks for part in model.modules())
 
 
