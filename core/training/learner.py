@@ -89,6 +89,9 @@ class Learner:
         """The word as it is now, by its running average where there is one: float32 on the CPU."""
         now = self.average or self.leaves
         learned = {name: now[name].detach().to("cpu", copy=True) for name in self.vectors}
+        if self.average and self.settings.norm_mode in ("fixed_mean", "spherical"):
+            # The mean of points on a sphere lies inside it.
+            learned = {name: norms.rescale(value, self.norms[name].cpu()) for name, value in learned.items()}
         fixed = {name: value.to("cpu", copy=True) for name, value in self.word.fixed.items()}
         return Word(learned, fixed, self.word.slot_of_layer, self.word.parts)
 
