@@ -100,7 +100,8 @@ PRESETS = {
         Preset(
             "Fixed norm (DTI-like)",
             "METHODS.md 5 and 6 no. 1: DTI's 400 steps, batch 4, rate 0.01 and norm at the vocabulary's mean, with "
-            "AdamW on the tangent instead of its Riemannian SGD; weight decay off, since the norm is fixed",
+            "AdamW on the tangent instead of its Riemannian SGD and without its pull to the class word; weight decay "
+            "off, since the norm is fixed",
             {
                 "steps": 400,
                 "batch": 4,
