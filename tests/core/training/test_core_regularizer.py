@@ -44,9 +44,11 @@ def test_zero_at_the_class_word_and_only_there(encoders, axis, mode, class_word)
     assert losses["core/attention"] > 1e-12
 
 
-def test_values_are_those_of_the_equations_in_float64():
-    model = StubModel()
-    regularizer = CoReRegularizer(PROMPTS[:1], attention_batch=6)
+@pytest.mark.parametrize("encoders", [1, 2])
+@pytest.mark.parametrize(("axis", "mode"), [("paper", "official"), ("official", "paper")])
+def test_values_are_those_of_the_equations_in_float64(encoders, axis, mode):
+    model = StubModel(encoders=encoders)
+    regularizer = CoReRegularizer(PROMPTS[:1], attention_batch=6, axis=axis, attention_mode=mode)
     losses, run = first_step(model, regularizer, displaced=1.0, vectors=2, class_word="dog and cat")
     encoder = model.text_encoders["clip_l"]
     ours = tokenize_prompt(encoder, PROMPTS[0], rows=2)
@@ -54,21 +56,24 @@ def test_values_are_those_of_the_equations_in_float64():
     assert len(ours.context) == len(theirs.context)
     concept, _ = run.prompts.with_concept(PROMPTS[:1])
     reference, _ = run.prompts.with_words(PROMPTS[:1], "dog and cat")
-    c, r = (e["clip_l"].tokens[0].detach().double().numpy() for e in (concept, reference))
-    a, b = c[list(ours.context)], r[list(theirs.context)]
-    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    assert losses["core/embedding"] == pytest.approx((1 - cosines).mean(), rel=1e-4)
+    along, distances = 1 if axis == "paper" else 0, []
+    for name in model.text_encoders:
+        c, r = (e[name].tokens[0].detach().double().numpy() for e in (concept, reference))
+        a, b = c[list(ours.context)], r[list(theirs.context)]
+        cosines = (a * b).sum(along) / np.linalg.norm(a, axis=along) / np.linalg.norm(b, axis=along)
+        distances.append((1 - cosines).mean())
+    assert losses["core/embedding"] == pytest.approx(np.mean(distances), rel=1e-4)
     draws = run.objective._draw(0)
     z_t = noised(run, draws)
     means = []
     for encoding in (concept, reference):
         probe = TokenMeans()
         with torch.no_grad():
-            model.predict(
-                z_t, draws.timesteps, run.prompts.conditioning({"clip_l": encoding["clip_l"].expand(6)}), probe
-            )
+            model.predict(z_t, draws.timesteps, run.prompts.conditioning(encoding).expand(6), probe)
         means.append([layer.double().numpy() for layer in probe.layers])
     gaps = [x[:, list(ours.context)] - y[:, list(theirs.context)] for x, y in zip(*means, strict=True)]
+    if mode == "paper":
+        gaps = [np.mean(gaps, axis=0)]
     expected = np.mean([(gap**2).mean(1).sum() for gap in gaps])
     assert losses["core/attention"] == pytest.approx(expected, rel=1e-3)
 
@@ -107,6 +112,20 @@ def test_passes_are_as_few_and_as_small_as_promised():
     assert model.predictions == [(2, True, False), (6, False, True), (2, True, True)]
     first_step(model, CoReRegularizer(PROMPTS, attention_weight=0))
     assert model.predictions == [(6, False, True)]
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+@pytest.mark.parametrize("passes", ["joint", "separate"])
+def test_the_total_is_the_weighted_sum_of_the_terms(weight, passes):
+    """METHODS.md C4, with a weight of the diffusion loss as well."""
+    settings = TrainSettings(class_word="dog", vectors=2, batch=3, steps=1, diffusion_weight=weight, passes=passes)
+    core = CoReRegularizer(PROMPTS[:1], embedding_weight=0.3, attention_weight=700.0)
+    with train(StubModel(), pictures(), settings, regularizers=[core]) as run:
+        next(run)
+        losses, total = run.objective.gather(0, lambda _: None)
+    parts = [weight * losses["diffusion"], 0.3 * losses["core/embedding"], 700 * losses["core/attention"]]
+    assert min(parts) > 1e-3
+    torch.testing.assert_close(total, sum(parts), rtol=1e-5, atol=0)
 
 
 def test_reference_prompts_are_encoded_once():

@@ -1,6 +1,7 @@
 """Everything that can be trained, by one loop: what moves and what does not, and that every law of it holds for all."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,11 +11,14 @@ from test_trainer import PROMPTS, Pull
 from training_child import TINY_METHODS
 
 from contextual_inversion.core.files.errors import LearnedNothingError
+from contextual_inversion.core.maths.core import embedding_loss
+from contextual_inversion.core.maths.schedule import add_noise
 from contextual_inversion.core.models.lora import from_lora
 from contextual_inversion.core.models.low_rank import LowRankDelta, apply_deltas, text_layers, text_weight_layers
-from contextual_inversion.core.models.protocol import Conditioning
+from contextual_inversion.core.models.protocol import Conditioning, TokenMeans
 from contextual_inversion.core.models.text import encode_prompts
 from contextual_inversion.core.prompts.tokens import input_embeddings, tokenize_prompt
+from contextual_inversion.core.training import core_regularizer
 from contextual_inversion.core.training.checkpoint import CheckpointMismatchError
 from contextual_inversion.core.training.core_regularizer import CoReRegularizer
 from contextual_inversion.core.training.masking import mask_rows, masked_inputs
@@ -159,8 +163,59 @@ def test_mlm_reads_the_prompts_that_the_word_is_trained_in(method):
 
 
 @every_method
-def test_core_compares_with_the_model_as_it_came(run, method):
-    """At the start, with the class word as the word and nothing changed yet, both losses of CoRe are 0."""
+def test_core_compares_with_the_model_as_it_came(monkeypatch, method):
+    """However far the training is, its reference is what the untouched model says and sees of the class word."""
+    references = {}
+    for name in ("embedding_loss", "attention_loss"):
+
+        def keeping(loss, name, ours, theirs, *rest, **keywords):
+            references[name] = theirs
+            return loss(ours, theirs, *rest, **keywords)
+
+        monkeypatch.setattr(core_regularizer, name, partial(keeping, getattr(core_regularizer, name), name))
+    regularizer = CoReRegularizer(PROMPTS[:1], embedding_weight=0.1, attention_weight=1.0, attention_batch=3)
+    with train(StubModel(), pictures(), settings_of(method), regularizers=[regularizer]) as running:
+        next(running)
+        with torch.no_grad():
+            for leaf in running.learner.leaves.values():
+                leaf.add_(0.1)
+        running.objective.gather(0, lambda _: None)
+        draws = running.objective._draw(0)
+        alpha_bar_t = running.objective.alpha_bar[draws.timesteps]
+        z_t = add_noise(running.bank.latents[draws.rows], draws.noise, alpha_bar_t)
+    untouched, probe = StubModel(), TokenMeans()
+    with torch.no_grad():
+        encodings = encode_prompts(untouched, PROMPTS[:1], words="dog")
+        untouched.predict(z_t, draws.timesteps, untouched.conditioning(encodings, None).expand(3), probe)
+    said = references["embedding_loss"]
+    torch.testing.assert_close(said, encodings["clip_l"].tokens[0].expand_as(said), rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(references["attention_loss"], probe.layers, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_core_looks_at_what_every_layer_is_told():
+    model = StubModel()
+    with train(model, pictures(), settings_of("xti"), regularizers=[CoReRegularizer(PROMPTS[:1])]) as running:
+        next(running)
+        with torch.no_grad():
+            for leaf in running.learner.leaves.values():
+                leaf.add_(torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0)))
+            losses, _ = running.objective.gather(0, lambda _: None)
+            places = running.regularizers[0]._positions["clip_l", PROMPTS[0]]
+            reference = encode_prompts(model, PROMPTS[:1], words="dog")["clip_l"].tokens[0]
+            each = [
+                embedding_loss(
+                    encode_prompts(model, PROMPTS[:1], vectors={"clip_l": one})["clip_l"].tokens[0], reference, *places
+                )
+                for one in running.concept.layer_vectors["clip_l"]
+            ]
+    assert each[0] != each[1]
+    torch.testing.assert_close(losses["core/embedding"], torch.stack(each).mean(), rtol=1e-5, atol=1e-6)
+
+
+@every_method
+def test_core_is_zero_where_every_method_starts(method):
+    """With the class word as the word and nothing changed yet."""
     keywords = {**TINY_METHODS[method], "identifier": "", "steps": 1, "vectors": 1}
     with train(StubModel(), pictures(), TrainSettings(class_word="dog", **keywords), regularizers=[core()]) as running:
         next(running)

@@ -345,11 +345,12 @@ def test_the_recommended_one_suits_the_model_and_names_no_evaluated_background()
     from contextual_inversion.core.models.tiny.load import load_part
 
     encoder = DiffusersTextEncoder("clip_l", load_part("text_encoder"), tiny_tokenizer())
-    model = SimpleNamespace(text_encoders={"clip_l": encoder})
+    model = SimpleNamespace(text_encoders={"clip_l": encoder}, device=torch.device("cpu"))
     chosen = recommended_mlm(model)
     chosen.prepare(model, "butterfly", 2)
     assert chosen.weight == recommended_lambda(model) > LAMBDA_MLM
     assert recommended_mlm(model, weight=0.5, rho=0.9).state()["weight"] == 0.5
+    assert not chosen.beside_class  # as in the prompts that the word is trained in
     drawn = chosen.prompts.draw(500, torch.Generator().manual_seed(0))
     held_out = [phrase for name in EVALUATION_BACKGROUNDS for phrase in BACKGROUND_PHRASES[name]]
     assert not any(phrase in prompt for prompt in drawn for phrase in held_out)

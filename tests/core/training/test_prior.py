@@ -80,7 +80,7 @@ OTHERWISE = {"prompt": "the {}", "resolution": 128, "steps": 3, "guidance": 1.0,
 """What decides the pictures, beside the model and the class word."""
 
 
-def test_whatever_decides_the_pictures_is_in_their_name_and_in_the_trainings_identity(tmp_path):
+def test_whatever_decides_the_pictures_is_in_their_name(tmp_path):
     def with_other(part):
         model = StubModel()
         part(model).data.add_(0.5)
@@ -92,8 +92,6 @@ def test_whatever_decides_the_pictures_is_in_their_name_and_in_the_trainings_ide
     for name, value in OTHERWISE.items():
         prior(tmp_path, pictures=1, **{name: value}).prepare(StubModel(), "dog", 1)
     assert len(list(tmp_path.iterdir())) == len(models) + len(OTHERWISE)
-    states = [prior(**{name: value}).state() for name, value in {**OTHERWISE, "weight": 2.0, "batch": 3}.items()]
-    assert all(state != prior().state() for state in states)
 
 
 def test_fewer_than_were_drawn_are_the_first_of_them(tmp_path):
