@@ -29,8 +29,9 @@ from ..core.training.core_regularizer import CoReRegularizer, recommended_weight
 from ..core.training.events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from ..core.training.methods import method_called
 from ..core.training.mlm_regularizer import XTI_BATCH, recommended_mlm
+from ..core.training.nearest_token_regularizer import NearestTokenRegularizer
 from ..core.training.pictures import checked_pictures
-from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset
+from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset, without_core
 from ..core.training.prior import PriorPreservation, require_weights
 from ..core.training.regularizer import Regularizer
 from ..core.training.settings import Precision, TrainSettings
@@ -78,6 +79,7 @@ def main(
     mlm_weight: float | None = None,
     mlm_rho: float = RHO,
     mlm_batch: int | None = None,
+    nearest: float | None = None,
     least_rank: int | None = None,
     skip_broken: bool = False,
 ) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def main(
         out: Folder to write to.
         model: "tiny" (bundled), or a folder of a diffusers pipeline (SD 1.x, SD 2.x, SDXL).
         preset: The recipe to start from; the options below replace its values. The method's own if not given.
-        core: Add CoRe; as the recipe says if not given.
+        core: Add CoRe; as the recipe says if not given. Its rescaling window goes with it.
         prompts: CoRe's prompts: a built-in set or a text file with one prompt a line.
         core_embedding: lambda of the context-embedding loss; chosen by the model's text encoder if not given.
         core_attention: lambda of the context-attention loss; chosen by the model's text encoder if not given.
@@ -125,6 +127,7 @@ def main(
         mlm_weight: lambda of the MLM loss; chosen by the model's text encoder and the method if not given.
         mlm_rho: Probability that MLM masks a token.
         mlm_batch: MLM's prompts a step; 25, or 12 for XTI, if not given.
+        nearest: Add the pull towards the nearest real words with this weight; 0.01 is the tuning-encoder's.
         least_rank: Of a LoRA, the rank that learns at the noisiest timestep (T-LoRA); the whole rank at every one if
             not given.
         skip_broken: Leave out, and name, pictures and masks that are broken, empty or missing, instead of stopping.
@@ -158,6 +161,7 @@ def main(
     if prior > 0:
         require_weights(settings.trains)
     wanted = recipe.core if core is None else core
+    settings = settings if wanted else without_core(settings)
     regularizers: list[Regularizer] = []
     if wanted:
         regularizers.append(core_regularizer(subject, prompts, core_embedding, core_attention))
@@ -173,6 +177,8 @@ def main(
                 batch=mlm_batch or (XTI_BATCH if settings.method.startswith("xti") else 25),
             )
         )
+    if nearest:
+        regularizers.append(NearestTokenRegularizer(weight=nearest, known=known_words(subject)))
     if prior > 0:
         side = resolution_for(subject, settings, checked_pictures(images))
         options = {"pictures": prior_pictures, "batch": settings.batch, "resolution": side, "seed": seed}

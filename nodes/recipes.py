@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.models.families import is_narrow
 from ..core.models.protocol import TextToImageModel
-from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset
+from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset, without_core
 from ..core.training.settings import TrainSettings
 from . import inputs
 
@@ -47,5 +47,5 @@ def train_settings(recipe: Preset, *, norm_mode: str | None, numbers: dict[str, 
     """
     own = recipe.settings(**others, **inputs.chosen(**numbers))
     if norm_mode is None:
-        return replace(own, norm_mode="none") if own.norm_mode == "core_window" else own
+        return without_core(own)
     return own if norm_mode == AS_RECIPE else replace(own, norm_mode=norm_mode)

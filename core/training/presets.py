@@ -64,6 +64,11 @@ class Preset:
         return TrainSettings(**{"class_word": class_word, **self.values, **changes})
 
 
+def without_core(settings: TrainSettings) -> TrainSettings:
+    """`settings` where CoRe is not added: its rescaling window (METHODS.md C5) belongs to it, other norm rules stay."""
+    return replace(settings, norm_mode="none") if settings.norm_mode == "core_window" else settings
+
+
 PRESETS = {
     preset.name: preset
     for preset in (

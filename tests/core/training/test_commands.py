@@ -58,6 +58,21 @@ def test_a_folder_of_pictures_becomes_files_that_hold_the_word(folder, tmp_path)
     assert torch.equal(load_concept(again["embedding"], widths=widths).vectors["clip_l"], embedding.vectors["clip_l"])
 
 
+@pytest.mark.parametrize(
+    ("preset", "core", "rule"),
+    [
+        ("CoRe stage 1 (paper)", None, "core_window"),
+        ("CoRe stage 1 (paper)", False, "none"),
+        ("Fixed norm (DTI-like)", False, "spherical"),
+    ],
+)
+def test_the_rescaling_window_comes_and_goes_with_core(folder, tmp_path, preset, core, rule):
+    keywords = {"class_word": "dog", "preset": preset, "core": core, "steps": 1, "batch": 1, "resolution": 64}
+    made = command.main(folder, out=tmp_path, prompts="animate", **keywords)
+    assert made["provenance"]["settings"]["norm_mode"] == rule
+    assert ("core/embedding" in made["losses"]) == (core is None)
+
+
 @pytest.mark.parametrize("method", ["xti", "custom-diffusion", "dreambooth-lora", "dreambooth"])
 def test_any_method_then_the_second_stage_then_a_repair(folder, tmp_path, monkeypatch, method):
     monkeypatch.setattr(optimize, "load_model", lambda name, device: StubModel())
