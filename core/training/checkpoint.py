@@ -43,12 +43,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Checkpoints of a folder, newest step first."""
-    return sorted(folder.glob("step_*.safetensors"), key=_step, reverse=True)
+    found = (path for path in folder.glob("step_*.safetensors") if path.stem.removeprefix("step_").isdecimal())
+    return sorted(found, key=_step, reverse=True)
 
 
 def _step(path: Path) -> int:
-    digits = path.stem.removeprefix("step_")
-    return int(digits) if digits.isdecimal() else -1
+    return int(path.stem.removeprefix("step_"))
 
 
 def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint) -> Path:

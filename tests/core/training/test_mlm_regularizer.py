@@ -71,9 +71,11 @@ def test_a_contextualizer_that_reads_fewer_positions_loses_nothing_but_padding(m
 
 
 def step_of(model, vectors, seed=0, class_word="dog"):
-    prompts = PromptEncoder(model, Word(vectors), None)
+    """`vectors` (n, d), or (S, n, d) for a copy for each of S slots."""
+    first = next(iter(vectors.values()))
+    prompts = PromptEncoder(model, Word(vectors, None, range(len(first)) if first.ndim == 3 else None), None)
     zeros = torch.zeros(1)
-    length = len(next(iter(vectors.values())))
+    length = first.shape[-2]
     generator = torch.Generator().manual_seed(seed)
     return StepView(model, 0, 10, zeros, zeros, class_word, length, generator, prompts)
 
@@ -129,6 +131,14 @@ def test_a_caption_is_cut_to_the_encoder_and_keeps_its_end(model):
     assert row.ids[0] == encoder.bos
     assert row.ids[-1] == encoder.eos
     assert row.end == encoder.max_length - 1
+    object.__setattr__(encoder, "tokenize", lambda text: [encoder.bos, 5, encoder.eos, 6, encoder.eos])
+    assert caption_row(encoder, "one<|endoftext|>two", all_names(encoder)).ids[:4].tolist() == [
+        encoder.bos,
+        5,
+        6,
+        encoder.eos,
+    ]
+    object.__delattr__(encoder, "tokenize")
     short = caption_row(encoder, "one two", all_names(encoder))
     assert short.ids[3] == encoder.eos
     assert short.end == 3
@@ -157,6 +167,7 @@ def test_masked_positions_hold_the_mask_row_and_targets_what_was_there(model):
     assert (inputs.flatten(0, 1)[here] == 7).all()
     assert torch.equal(inputs.flatten(0, 1)[~here], encoder.table()[batch.ids.flatten()[~here]].detach())
     assert torch.equal(batch.targets, batch.ids.flatten()[here])
+    assert not inputs.requires_grad  # though the table does
 
 
 def test_changing_the_concept_changes_the_logits_of_a_masked_word_before_it(model):
@@ -190,22 +201,28 @@ def test_only_the_concept_gets_a_gradient(model):
     assert vectors["clip_l"].grad.abs().max() > 0
     frozen = [*model.parameters(), *(value for psi in mlm.given for value in psi.parameters())]
     assert all(value.grad is None for value in frozen)
+    assert not any(value.requires_grad for value in mlm._encoders[0].psi.parameters())
 
 
-def test_the_term_is_the_mean_over_masked_positions_of_all_prompts(model):
-    """Against the whole way round: all logits, a loop, and the textbook cross-entropy."""
+@pytest.mark.parametrize("slots", [None, 2])
+def test_the_term_is_the_mean_over_masked_positions_of_all_prompts(model, slots):
+    """Against the whole way round: all logits, a loop, and the textbook cross-entropy. A word with a copy for each slot
+    says every prompt once with each (METHODS.md 2.6), masked anew."""
     mlm, vectors = regularizer(model), leaves(model)
+    if slots:
+        vectors = {"clip_l": torch.stack([leaves(model, seed=seed)["clip_l"] for seed in range(slots)])}
     psi, encoder = mlm.given[0], model.text_encoders["clip_l"]
     mlm.prepare(model, "dog", 1)
     value = mlm(step_of(model, vectors, seed=4)).losses["mlm/clip_l"].value
 
     generator = torch.Generator().manual_seed(4)
     chosen = [with_class(text, "dog") for text in PROMPTS.draw(4, generator)]
-    uniform = torch.rand((4, encoder.max_length), generator=generator)
+    copies = vectors["clip_l"] if slots else [vectors["clip_l"]]
+    uniform = torch.rand((4 * len(copies), encoder.max_length), generator=generator)
     prompts = [tokenize_prompt(encoder, text, rows=1) for text in chosen]
-    inputs, ids = input_embeddings(encoder, prompts, vectors["clip_l"])
+    inputs, ids = (torch.cat(p) for p in zip(*(input_embeddings(encoder, prompts, one) for one in copies), strict=True))
     found = []
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(prompts * len(copies)):
         spared = {0, *prompt.fill, prompt.fill[0] + 1}
         for place in range(prompt.eot):
             if place not in spared and uniform[row, place] < 0.5:

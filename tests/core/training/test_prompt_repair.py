@@ -43,6 +43,23 @@ def test_core_falls_and_only_words_move(run, keywords, noise_side):
     assert not any(part._forward_hooks for part in model.modules())
 
 
+def test_noise_is_looked_at_late_and_kept_latents_anywhere(run):
+    """METHODS.md 1.10 no. 8. Noise is drawn by the seed and has the side that is asked for."""
+    start = concept(run)
+    kept, noise = (
+        repair(StubModel(), [start], PROMPT).run,
+        repair(StubModel(), [start], PROMPT, noise_side=6, seed=2).run,
+    )
+    other = repair(StubModel(), [start], PROMPT, noise_side=6).run
+    for one in (kept, noise, other):
+        next(one)
+    assert kept.objective.timesteps == range(1000)
+    assert noise.objective.timesteps == range(800, 1000)
+    assert torch.equal(kept.bank.latents, start.latents)
+    assert noise.bank.latents.shape[1:] == (4, 6, 6)
+    assert not torch.equal(noise.bank.latents, other.bank.latents)
+
+
 def test_several_concepts_in_one_prompt(run):
     one, two = concept(run), concept(run, vectors=2, seed=3, name="other", class_word="wooden toy")
     prompt = "<thing> beside embedding:other, and <thing> again"
@@ -50,7 +67,9 @@ def test_several_concepts_in_one_prompt(run):
     assert [value.name for value in repaired] == ["thing", "other"]
     assert [value.length for value in repaired] == [1, 2]
     for after, before in zip(repaired, (one, two), strict=True):
-        assert not torch.equal(after.vectors["clip_l"], before.vectors["clip_l"])
+        # Each its own rows: Adam takes them no further than its rate a step.
+        assert 0 < (after.vectors["clip_l"] - before.vectors["clip_l"]).abs().max() < 1.2 * 20 * 0.02
+    assert (one.vectors["clip_l"] - two.vectors["clip_l"]).abs().max() > 2 * 20 * 0.02
     assert last.losses["core/embedding"][-4:].mean() < last.losses["core/embedding"][:4].mean()
 
 

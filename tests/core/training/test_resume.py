@@ -181,4 +181,5 @@ def test_a_run_that_begins_anew_is_not_lost_among_an_earlier_ones_checkpoints(tm
 def test_checkpoints_are_in_the_order_of_their_steps_however_many_digits(tmp_path):
     for step in (999_950, 1_000_000, 50):
         checkpoint_path(tmp_path, step).touch()
+    (tmp_path / "step_best.safetensors").touch()  # somebody's copy
     assert [path.stem for path in checkpoints_in(tmp_path)] == ["step_1000000", "step_999950", "step_000050"]
