@@ -26,6 +26,7 @@ from ..core.models.tiny.contextualizer import load_contextualizer as load_bundle
 from ..core.networks.contextualizer import Contextualizer
 from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_set_from_file, rich_set, rich_sets
 from ..core.training.core_regularizer import CoReRegularizer, recommended_weights
+from ..core.training.encoder_recipes import known_words
 from ..core.training.events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from ..core.training.methods import method_called
 from ..core.training.mlm_regularizer import XTI_BATCH, recommended_mlm

@@ -42,6 +42,7 @@ def extension() -> Any:
                 contextualizer_pretraining.PretrainContextualizer,
                 contextualizers.SaveContextualizer,
                 regularizers.MLMRegularizerNode,
+                regularizers.NearestWordRegularizer,
                 training.TrainConcept,
                 refinement.RefineConcept,
                 prompt_repair.OptimizeForPrompt,

@@ -7,14 +7,18 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ..core.maths.core import LAMBDA_ATTN, LAMBDA_EMB
 from ..core.maths.mlm import LAMBDA_MLM, RHO
 from ..core.models.protocol import TextToImageModel
 from ..core.networks.contextualizer import Contextualizer
+from ..core.networks.tuning_encoder import TuningEncoder
 from ..core.prompts.rich import PromptSource
 from ..core.prompts.sets import PromptSet
 from ..core.training.core_regularizer import PAPER, CoReRegularizer, CoReWeights, recommended_weights
+from ..core.training.encoder_recipes import known_words
 from ..core.training.mlm_regularizer import MLMRegularizer, recommended_lambda
+from ..core.training.nearest_token_regularizer import NearestTokenRegularizer
 from .inputs import AUTO
 from .recipes import AS_RECIPE
 from .sockets import (
@@ -25,6 +29,7 @@ from .sockets import (
     PromptsSocket,
     Regularization,
     RegularizerSocket,
+    TuningEncoderSocket,
 )
 
 PAPER_WEIGHTS, STRONG, CUSTOM = "paper", "strong", "custom"
@@ -259,3 +264,90 @@ def make_mlm(
     """MLM with `weight`, or with the one recommended for model and method where it is None."""
     chosen = recommended_lambda(model, method) if weight is None else weight
     return MLMRegularizer(contextualizers, prompts, weight=chosen, **options)
+
+
+class NearestWordRegularizer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=PREFIX + "NearestWordRegularizer",
+            display_name="Nearest Word Regularizer",
+            category=CATEGORY,
+            description="Pulls the new word towards the real words that it is nearest to, and away from others. Looks "
+            "at the vectors alone, so a step costs the same.",
+            inputs=[
+                io.Float.Input(
+                    "weight",
+                    default=LAMBDA_CONTRASTIVE,
+                    min=0.0,
+                    max=100.0,
+                    step=0.001,
+                    round=0.00001,
+                    tooltip="How much the pull counts. The tuning-encoder takes 0.01; 0 switches it off.",
+                ),
+                io.Float.Input(
+                    "norm_weight",
+                    default=LAMBDA_NORM,
+                    min=0.0,
+                    max=100.0,
+                    step=0.001,
+                    round=0.00001,
+                    tooltip="How much a long vector costs: its length, squared. 0 with a rescale mode that holds the "
+                    "length.",
+                ),
+                io.Int.Input(
+                    "neighbours",
+                    default=NEIGHBOURS,
+                    min=1,
+                    max=1000,
+                    tooltip="Nearest words that pull, chosen anew every step.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=TAU,
+                    min=0.01,
+                    max=10.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Smaller: the nearest of the others push hardest.",
+                ),
+                io.Int.Input(
+                    "words",
+                    default=64,
+                    min=0,
+                    max=4096,
+                    advanced=True,
+                    tooltip="Random words that push, a step, where no tuning-encoder is connected.",
+                ),
+                TuningEncoderSocket.Input(
+                    "tuning_encoder",
+                    optional=True,
+                    tooltip="What pushes in place of random words: the things that it was trained on.",
+                ),
+                RegularizerSocket.Input(
+                    "regularizer", optional=True, tooltip="Another regularizer to add this one to, such as CoRe."
+                ),
+            ],
+            outputs=[regularizer_output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        weight: float,
+        norm_weight: float,
+        neighbours: int,
+        temperature: float,
+        words: int,
+        tuning_encoder: TuningEncoder | None = None,
+        regularizer: Regularization | None = None,
+    ) -> io.NodeOutput:
+        options = {"weight": weight, "norm_weight": norm_weight, "neighbours": neighbours, "tau": temperature}
+        bank = None if tuning_encoder is None else tuning_encoder.negatives
+        maker = partial(make_nearest, bank=bank, words=words, **options)
+        return io.NodeOutput((regularizer or NO_REGULARIZATION).adding(maker))
+
+
+def make_nearest(model: TextToImageModel, _: str, **options: Any) -> NearestTokenRegularizer:
+    """The pull towards the words that the model knows."""
+    return NearestTokenRegularizer(known=known_words(model), **options)

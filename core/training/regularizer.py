@@ -1,4 +1,4 @@
-"""The one signature of everything that is added to the diffusion loss: CoRe, MLM, prior preservation.
+"""The one signature of everything that is added to the diffusion loss: CoRe, MLM, the nearest-token contrastive loss.
 
 A regularizer is called once a step and answers with `Terms`: losses that are ready, and optionally a UNet pass whose
 cross-attention it wants to see. The trainer runs all wanted passes *together with* the main pass, then calls `finish`.

@@ -62,6 +62,10 @@ NAMES = {
             "contextualizer_2",
         ],
     ),
+    "NearestWordRegularizer": (
+        ["regularizer"],
+        ["weight", "norm_weight", "neighbours", "temperature", "words", "tuning_encoder", "regularizer"],
+    ),
     "TrainConcept": (
         ["concept", "loss"],
         [

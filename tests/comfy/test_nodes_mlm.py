@@ -323,3 +323,32 @@ def test_text_of_another_node_becomes_prompts(run_graph):
 
 def text(value: str) -> dict:
     return {"class_type": "PrimitiveStringMultiline", "inputs": {"value": value}}
+
+
+def test_words_pull_in_a_chain_and_in_a_training(run_graph):
+    """Random words push where no tuning-encoder is connected; the demo model's neighbours are words that it knows."""
+    numbers = {"weight": 0.3, "norm_weight": 0.0, "neighbours": 7, "temperature": 0.1, "words": 9}
+    graph = {"p": prompts(own="a {} in a jar"), "near": call("NearestWordRegularizer", **numbers)}
+    graph |= {"core": core(regularizer=["near", 0]), "said": call("LoadTuningEncoder", file=BUNDLED)}
+    graph |= {"banked": call("NearestWordRegularizer", tuning_encoder=["said", 0], regularizer=["core", 0], **numbers)}
+    graph |= {"model": call("LoadDemoModel")}
+    graph |= {"images": call("DemoImages", concept="castle", count=2, background="grass", seed=0)}
+    sockets = {"model": ["model", 0], "clip": ["model", 1], "vae": ["model", 2], "images": ["images", 0]}
+    settings = {"train": "textual inversion", "recipe": "auto (for this model)", "continue_interrupted": False}
+    settings |= {"class_word": "house", "name": "near", "steps": 3, "learning_rate": 0.02, "batch": 1, "vectors": 2}
+    settings |= {"seed": 0, "preview_every": 0, "preview_prompt": "a photo of a {}", "regularizer": ["near", 0]}
+    graph |= {"train": call("TrainConcept", **sockets, **settings)}
+    run = run_graph(
+        graph, keep={name: (name, 0) for name in ("near", "core", "banked", "said")} | {"loss": ("train", 1)}
+    )
+    assert run.status == "success", run.error
+    (alone,) = run.kept["near"].make(Model(768))
+    assert (alone.weight, alone.norm_weight, alone.neighbours, alone.tau, alone.words) == (0.3, 0, 7, 0.1, 9)
+    assert not alone.known
+    assert not alone.bank
+    assert [one.name for one in run.kept["core"].make(Model(768))] == ["nearest", "core"]
+    *_, last = run.kept["banked"].make(Model(768))
+    assert torch.equal(last.bank["clip_l"], run.kept["said"].negatives["clip_l"])
+    pull = run.kept["loss"]["nearest/contrastive"]
+    assert len(pull) == 3
+    assert all(value > 0 for value in pull)

@@ -16,6 +16,7 @@ from contextual_inversion.core.files.errors import LearnedNothingError
 from contextual_inversion.core.training.checkpoint import load_checkpoint
 from contextual_inversion.core.training.core_regularizer import CoReRegularizer
 from contextual_inversion.core.training.events import Finished, Preview, Started, Step
+from contextual_inversion.core.training.nearest_token_regularizer import NearestTokenRegularizer
 from contextual_inversion.core.training.regularizer import LossTerm, Terms
 from contextual_inversion.core.training.settings import Augmentation, TrainSettings, optimizer_class
 from contextual_inversion.core.training.trainer import NonFiniteLossError, train
@@ -102,6 +103,7 @@ def test_any_list_of_regularizers_adds_up(weights, seed):
     model = StubModel()
     parts = [Pull(weight, f"pull {weight}") for weight in weights]
     parts.append(CoReRegularizer(PROMPTS, embedding_weight=0.3, attention_weight=7.0))
+    parts.append(NearestTokenRegularizer(weight=0.3, norm_weight=0.02, neighbours=4, words=8))
     plain, losses = gradient(model, seed=seed)
     together, all_losses = gradient(model, parts, seed=seed)
     single = [gradient(model, [part], seed=seed)[0] - plain for part in parts]
