@@ -1,13 +1,20 @@
 """Repairing one prompt: what moves, towards what, and with several concepts in it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from stub_model import StubModel
 
 from contextual_inversion.core.concept import Concept
 from contextual_inversion.core.files import load_concept, save_bundle
-from contextual_inversion.core.training.core_regularizer import CoReWeights
-from contextual_inversion.core.training.prompt_repair import placed_prompt, repair
+from contextual_inversion.core.models.lora import from_lora
+from contextual_inversion.core.models.low_rank import apply_deltas
+from contextual_inversion.core.models.protocol import ImageSize
+from contextual_inversion.core.models.sampling import sample
+from contextual_inversion.core.models.text import encode_prompts
+from contextual_inversion.core.training.core_regularizer import CoReWeights, recommended_weights
+from contextual_inversion.core.training.prompt_repair import draw, placed_prompt, repair
 
 WEIGHTS = CoReWeights(1.0, 1.0, "large enough to see")
 PROMPT = "a photo of a <thing> in the snow"
@@ -76,12 +83,62 @@ def test_several_concepts_in_one_prompt(run):
 def test_a_prompt_without_its_concept_is_refused():
     thing, things = (Concept(name, "dog", {"clip_l": torch.ones(1, 32)}) for name in ("thing", "things"))
     assert placed_prompt("a {} at sea", [thing]).template == "a {} at sea"
+    version = Concept("thing.2", "dog", {"clip_l": torch.ones(1, 32)})
+    assert placed_prompt("embedding:thing.2 and embedding:thing, in the snow", [thing, version]).concepts == (1, 0)
+    assert placed_prompt("embedding:things and <thing>", [thing]).concepts == (0,), "part of another word is not it"
     found = placed_prompt("<things> and <thing>, embedding:things", [thing, things])
     assert (found.template, found.concepts) == ("{} and {}, {}", (1, 0, 1))
     with pytest.raises(ValueError, match="does not mention <things>"):
         placed_prompt("a <thing>", [thing, things])
     with pytest.raises(ValueError, match="called alike"):
         placed_prompt("a <thing>", [thing, thing])
+
+
+@pytest.mark.parametrize("keywords", [{}, {"method": "xti"}, {"method": "custom-diffusion"}])
+def test_a_picture_is_what_the_model_samples_with_all_that_was_learned(run, keywords):
+    start, model, size = concept(run, **keywords), StubModel(), ImageSize(64, 128)
+    found = draw(model, [start], PROMPT, size=(64, 128), seed=4, steps=3, guidance=2.0)
+    with torch.no_grad(), apply_deltas(model, from_lora(model, start.lora) if start.lora else {}):
+        prompt = {"vectors": start.vectors, "layers": start.layer_vectors}
+        encodings = encode_prompts(model, ["a photo of a {} in the snow"], **prompt), encode_prompts(model, [""])
+        given = [model.conditioning(one, size) for one in encodings]
+        latents = sample(model, *given, shape=(1, 4, 8, 16), steps=3, guidance=2.0, seed=4)
+    expected = (model.to_images(latents) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    assert found.shape == (1, 64, 128, 3)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_it_looks_at_the_model_with_its_concepts_loras(run):
+    """CoRe of the first step, against the same on a model into which the LoRA has been built."""
+    start = concept(run, method="custom-diffusion", weight_rate=0.05)
+    _, with_lora, _ = losses([start], steps=1)
+    _, without, _ = losses([replace(start, lora=None)], steps=1)
+    built_in = StubModel()
+    for name, delta in from_lora(built_in, start.lora).items():
+        layer = built_in.linear_layers()[name]
+        layer.weight.data.add_(delta.weight)
+        layer.bias.data.add_(delta.bias)
+    expected = repair(built_in, [replace(start, lora=None)], PROMPT, weights=WEIGHTS, learning_rate=0.02, steps=1).run
+    *_, expected = expected
+    for name, value in expected.losses.items():
+        torch.testing.assert_close(with_lora.losses[name], value, rtol=1e-4, atol=0)
+    assert (without.losses["core/attention"] / with_lora.losses["core/attention"] - 1).abs() > 1e-3
+
+
+def test_words_of_two_kinds_and_latents_of_another_autoencoder_are_refused(run):
+    plain, layered = concept(run), concept(run, method="xti", name="other")
+    with pytest.raises(ValueError, match="with and without a vector for every layer"):
+        losses([plain, layered], "<thing> and <other>")
+    with pytest.raises(ValueError, match="another autoencoder"):
+        losses([replace(plain, latents=torch.zeros(2, 16, 8, 8))])
+
+
+def test_the_models_own_weights_are_taken_where_none_are_given(run):
+    (regularizer,) = repair(StubModel(), [concept(run)], PROMPT).run.regularizers
+    chosen = recommended_weights(StubModel())
+    assert (regularizer.embedding_weight, regularizer.attention_weight) == (chosen.embedding, chosen.attention)
+    (regularizer,) = repair(StubModel(), [concept(run)], PROMPT, weights=WEIGHTS).run.regularizers
+    assert (regularizer.embedding_weight, regularizer.attention_weight) == (1.0, 1.0)
 
 
 def test_a_concept_that_says_no_class_word_is_named():
