@@ -43,23 +43,25 @@ export function keep(node, state) {
   app.canvas?.emitAfterChange?.();
 }
 
-/** What the node gave under `key` when it last ran, as far as this page or ComfyUI's history knows. */
+/** Whether a graph with this workflow's id is the one on the page. Graphs that programs send have none. */
+export const isHere = (workflow) => !workflow || !app.rootGraph?.id || workflow === app.rootGraph.id;
+
+/** What the node gave when it last gave something under `key`, as far as this page or ComfyUI's history knows. */
 export async function lastOutput(node, key) {
-  const here = node.graph === app.rootGraph || !node.graph?.id ? String(node.id) : `${node.graph.id}:${node.id}`;
-  const known = app.nodeOutputs?.[here]?.[key];
-  return known ?? found(await history(), node, key);
+  const place = node.graph === app.rootGraph || !node.graph?.id ? String(node.id) : `${node.graph.id}:${node.id}`;
+  const known = app.nodeOutputs?.[place];
+  return known?.[key] ? known : found(await history(), node, key);
 }
 
 /** The newest entry of this workflow in which a node of that id and kind gave something. */
 function found(entries, node, key) {
   for (const { prompt, outputs } of entries) {
     const [, , nodes, extra] = prompt;
-    const workflow = extra?.extra_pnginfo?.workflow?.id;
-    if (workflow && app.rootGraph?.id && workflow !== app.rootGraph.id) continue;
+    if (!isHere(extra?.extra_pnginfo?.workflow?.id)) continue;
     for (const [id, output] of Object.entries(outputs)) {
       // Inside a subgraph the id has the ids of the nodes around it in front.
       const same = id.split(":").at(-1) === String(node.id) && nodes[id]?.class_type === node.comfyClass;
-      if (same && output?.[key]) return output[key];
+      if (same && output?.[key]) return output;
     }
   }
   return undefined;

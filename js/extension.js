@@ -3,18 +3,20 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { AttentionViewer } from "./attention/viewer.js";
-import { address, addView, keep, kept, lastOutput, nodeOf } from "./comfy.js";
-import { addStyle } from "./elements.js";
+import { address, addView, isHere, keep, kept, lastOutput, nodeOf } from "./comfy.js";
+import { addStyle, element } from "./elements.js";
 import { TrainingPanel } from "./training/panel.js";
 
 const OURS = "ContextualInversion";
 const ATTENTION = "contextual_inversion_attention";
 const TRAINING = "contextual_inversion_training";
 const TRAINING_EVENT = "contextual_inversion.training";
+const TEXT = "text"; // ComfyUI's key of lines for people, which it shows on nodes of its own alone
 const SHOWS_ATTENTION = "ContextualInversionShowAttention";
 const PROGRESS_TEXT = "$$node-text-preview"; // ComfyUI's name of the line of text on a node
 
 const panels = new WeakMap();
+const texts = new WeakMap();
 const executionIds = new WeakMap(); // what the server calls a node that trains
 
 /** Calls `more` after whatever the node does on that occasion already. */
@@ -38,7 +40,7 @@ function addAttentionViewer(node) {
     const before = runs;
     const output = await lastOutput(node, ATTENTION);
     // What the node gave while ComfyUI's history was asked for is newer than what that says.
-    if (output && runs === before) viewer.show(output[0]);
+    if (output && runs === before) viewer.show(output[ATTENTION][0]);
   });
   also(node, "onExecuted", (output) => {
     if (!output?.[ATTENTION]) return;
@@ -46,6 +48,9 @@ function addAttentionViewer(node) {
     viewer.show(output[ATTENTION][0]);
   });
 }
+
+/** Whether a node trains, and so has a panel. */
+const trains = (node) => node.comfyClass?.startsWith(OURS) && node.constructor.nodeData?.output?.includes("LOSS_MAP");
 
 /** The panel of a node that trains; it comes when there is something to show. */
 function panelOf(node) {
@@ -63,12 +68,30 @@ function panelOf(node) {
 
 function followTraining(node) {
   also(node, "onConfigure", async () => {
-    const now = Object.values(await running()).find(({ node_id }) => nodeOf(node_id) === node);
-    const whole = now ?? (await lastOutput(node, TRAINING))?.[0];
+    const now = Object.values(await running()).find(({ node_id, workflow }) => isHere(workflow) && nodeOf(node_id) === node);
+    const whole = now ?? (await lastOutput(node, TRAINING))?.[TRAINING][0];
     if (now) executionIds.set(node, now.node_id);
     if (whole) panelOf(node).show(whole);
   });
   also(node, "onExecuted", (output) => output?.[TRAINING] && panelOf(node).show(output[TRAINING][0]));
+}
+
+/** What a node that shows no pictures says about its result, such as where a file is. */
+function showText(node, output) {
+  if (!output?.[TEXT] || output.images) return;
+  if (!texts.has(node)) {
+    const view = element("div", { class: "ci-view ci-text", role: "status" });
+    addView(node, "says", view, 72); // a widget called text would be drawn as an input
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
+    texts.set(node, view);
+  }
+  texts.get(node).textContent = output[TEXT].join("\n");
+}
+
+function followText(node) {
+  also(node, "onConfigure", async () => showText(node, await lastOutput(node, TEXT)));
+  also(node, "onExecuted", (output) => showText(node, output));
 }
 
 async function stopTraining(node) {
@@ -95,7 +118,7 @@ function running() {
 
 function onNews({ detail }) {
   const node = nodeOf(detail.node_id);
-  if (!node?.comfyClass?.startsWith(OURS)) return;
+  if (!node || !trains(node) || !isHere(detail.workflow)) return;
   executionIds.set(node, detail.node_id);
   panelOf(node).add(detail);
 }
@@ -117,6 +140,7 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (node.comfyClass === SHOWS_ATTENTION) addAttentionViewer(node);
-    else if (node.comfyClass?.startsWith(OURS) && node.constructor.nodeData?.output?.includes("LOSS_MAP")) followTraining(node);
+    else if (trains(node)) followTraining(node);
+    else if (node.comfyClass?.startsWith(OURS)) followText(node);
   },
 });

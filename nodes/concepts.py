@@ -137,7 +137,7 @@ class SaveConcept(io.ComfyNode):
         how = written_as(if_taken, half_precision)
         written = [save(concept, folder, name, **how) for save, folder in places]
         text = f"embedding:{name}"
-        lines = [f"Type {text} in a prompt.", *(f"Saved {path}" for path in written), *more_than_a_word(concept)]
+        lines = [f"Type {text} in a prompt.", *more_than_a_word(concept), *(f"Saved {path}" for path in written)]
         return io.NodeOutput(text, ui=ui.PreviewText("\n".join(lines)))
 
 

@@ -33,6 +33,7 @@ class LiveView:
 
     def __init__(self, node_id: str, total_steps: int) -> None:
         self.node_id, self.total_steps = node_id, total_steps
+        self.workflow = running_workflow()
         self.first_step = self.step = 0
         self.losses: dict[str, list[float]] = {}
         self.samples: list[dict[str, Any]] = []
@@ -90,12 +91,27 @@ class LiveView:
     def _facts(self) -> dict[str, Any]:
         pace = (time.perf_counter() - self._began) / max(1, self.step - self.first_step)
         left = None if self.ended or self.step == self.first_step else pace * (self.total_steps - self.step)
-        facts = {"version": 1, "node_id": self.node_id, "step": self.step, "total_steps": self.total_steps}
-        return {**facts, "seconds_left": left, "text": self.text, "ended": self.ended, "stoppable": self.stoppable}
+        facts = {"version": 1, "node_id": self.node_id, "workflow": self.workflow}
+        return {
+            **facts,
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "seconds_left": left,
+            "text": self.text,
+            "ended": self.ended,
+            "stoppable": self.stoppable,
+        }
 
     def _send(self, data: Mapping[str, Any]) -> None:
         self._sent_at = time.perf_counter()
         PromptServer.instance.send_sync(EVENT, data, PromptServer.instance.client_id)
+
+
+def running_workflow() -> str | None:
+    """The id of the workflow that runs now, since a node of another one may have the same id. A program sends none."""
+    queue = getattr(PromptServer.instance, "prompt_queue", None)
+    extra = next((data for _, _, _, data, *_ in queue.get_current_queue_volatile()[0]), {}) if queue else {}
+    return extra.get("extra_pnginfo", {}).get("workflow", {}).get("id")
 
 
 def thinned(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..core.concept import Concept
 from ..core.files import safe_name
@@ -58,7 +58,6 @@ class PredictConcept(io.ComfyNode):
                 ),
                 hard_token(),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -82,8 +81,7 @@ class PredictConcept(io.ComfyNode):
             name=safe_name(name.strip()),
             class_word=class_word,
         )
-        Reporter(cls.hidden.unique_id, 1).say(said(concept, "predicted"))
-        return io.NodeOutput(concept, concept.hard_token)
+        return io.NodeOutput(concept, concept.hard_token, ui=ui.PreviewText(said(concept, "predicted")))
 
 
 class TunePredictedConcept(io.ComfyNode):

@@ -74,8 +74,10 @@ def test_a_picture_becomes_a_word_and_a_lora(run_graph, encoder_file):
     assert run.kept["hard"] == predicted.hard_token == predicted.class_word
     assert not torch.equal(predicted.vectors["clip_l"], tuned.vectors["clip_l"])
     assert len(run.kept["loss"]["loss"]) == 2
-    lines = [data["text"] for data in run.events("progress_text")]
-    assert any(f"nearest word {predicted.hard_token}" in line and "GB" in line for line in lines)
+    (line,) = run.ui["predict"]["text"]
+    assert line.startswith(f"predicted <mine>, nearest word {predicted.hard_token}, ")
+    assert line.endswith(" GB")
+    assert {view["node_id"] for view in run.events("contextual_inversion.training")} == {"tune"}
     assert run_graph(graph(), keep=KEEP).executed == []
 
 

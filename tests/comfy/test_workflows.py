@@ -171,7 +171,8 @@ def test_a_real_server_shows_and_runs_everything(comfyui_path, repository, tmp_p
             node["inputs"].update(SHORT.get(node["class_type"], {}))
         page = websocket.create_connection(f"ws://{address}/ws?clientId=test", timeout=600)
         page.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
-        number = post(address, "/prompt", {"prompt": prompt, "client_id": "test"})["prompt_id"]
+        extra = {"extra_pnginfo": {"workflow": served}}
+        number = post(address, "/prompt", {"prompt": prompt, "client_id": "test", "extra_data": extra})["prompt_id"]
         events, lines = listen(page, number)
         page.close()
 
@@ -185,6 +186,7 @@ def test_a_real_server_shows_and_runs_everything(comfyui_path, repository, tmp_p
         views = [data for kind, data in events if kind == "contextual_inversion.training"]
         assert training <= {view["node_id"] for view in views if view["samples"]}
         assert training <= {view["node_id"] for view in views if view["steps"][-1:] == [3]}
+        assert {view["workflow"] for view in views} == {served["id"]}
         assert any("learned <my-word>" in line for line in lines)
 
 
