@@ -152,12 +152,10 @@ def observing(
         now.layer = None
         return out
 
-    def look(query: torch.Tensor, key: torch.Tensor, precision: torch.dtype | None) -> None:
+    def look(query: torch.Tensor, key: torch.Tensor) -> None:
         # Keys of another number are not those of the prompt, but of somebody's image tokens.
         if now.layer is None or key.shape[2] != now.tokens:
             return
-        if precision == torch.float32:
-            query, key = query.float(), key.float()
         observer.observe(now.layer, query, key, None, now.size)
 
     patches = dict(options.get("patches", {}))
@@ -169,7 +167,7 @@ def observing(
     return {**options, "patches": patches, "patches_replace": replace, "optimized_attention_override": override}
 
 
-Look = Callable[[torch.Tensor, torch.Tensor, torch.dtype | None], None]
+Look = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def _override(previous: Any, now: _Open, look: Look) -> Callable[..., Any]:
@@ -179,7 +177,7 @@ def _override(previous: Any, now: _Open, look: Look) -> Callable[..., Any]:
         if now.layer is not None:
             heads = rest[1] if len(rest) > 1 else keywords["heads"]
             split = not keywords.get("skip_reshape", False)
-            look(*(split_heads(x, heads) if split else x for x in (query, key)), keywords.get("attn_precision"))
+            look(*(split_heads(x, heads) if split else x for x in (query, key)))
         if previous is not None:
             return previous(function, query, key, *rest, **keywords)
         return function(query, key, *rest, **keywords)
@@ -194,7 +192,7 @@ def _seen(theirs: Any, now: _Open, look: Look) -> Callable[..., Any]:
 
     def replacement(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, extra: Mapping[str, Any]) -> Any:
         heads = extra["n_heads"]
-        look(split_heads(query, heads), split_heads(key, heads), extra.get("attn_precision"))
+        look(split_heads(query, heads), split_heads(key, heads))
         now.layer = None  # what it calls inside would be seen a second time
         return theirs(query, key, value, extra)
 

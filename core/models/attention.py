@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -18,12 +19,20 @@ def merge_heads(x: torch.Tensor) -> torch.Tensor:
 
 
 def attention_probabilities(query: torch.Tensor, key: torch.Tensor, scale: float | None = None) -> torch.Tensor:
-    """softmax(Q K^T scale) in float32 over the context tokens: (B, H, N, dh), (B, H, L, dh) -> (B, H, N, L).
+    """softmax(Q K^T scale) over the context tokens: (B, H, N, dh), (B, H, L, dh) -> (B, H, N, L). `scale` is
+    1 / sqrt(dh) unless given.
 
-    `scale` is 1 / sqrt(dh) unless given; it goes to the queries first, or half precision may overflow.
+    All of it in float32, whatever type Q and K have and inside of autocast too: a mean over N pixels sends back to each
+    a gradient that float16 rounds to nothing, and Q K^T itself may overflow there.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return ((query * scale) @ key.transpose(-1, -2)).float().softmax(dim=-1)
+    with _without_autocast(query.device):
+        return ((query.float() * scale) @ key.float().transpose(-1, -2)).softmax(dim=-1)
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 @runtime_checkable

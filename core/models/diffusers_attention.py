@@ -45,8 +45,6 @@ class ProbedProcessor:
         context = attn.norm_encoder_hidden_states(encoder_hidden_states) if attn.norm_cross else encoder_hidden_states
         query = split_heads(attn.to_q(hidden_states), attn.heads)
         key, value = (split_heads(project(context), attn.heads) for project in (attn.to_k, attn.to_v))
-        if attn.upcast_attention:
-            query, key = query.float(), key.float()
         probabilities = attention_probabilities(query, key, attn.scale)
         if self.report is not None:
             self.report(self.layer, probabilities)

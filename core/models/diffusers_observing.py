@@ -49,6 +49,4 @@ class _Watch:
         if query is None:
             return  # a second set of keys for the same queries: somebody's image tokens, say
         queries, keys = (split_heads(x, self.attention.heads) for x in (query, output))
-        if self.attention.upcast_attention:
-            queries, keys = queries.float(), keys.float()
         self.observer.observe(self.layer, queries, keys, self.attention.scale)
