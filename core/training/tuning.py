@@ -117,7 +117,7 @@ def _tune(
         yield Started(0, settings.steps, tuning.numbers)
         for step in range(settings.steps):
             tuning.step(step)
-            losses = tuning.losses() if step + 1 == settings.steps else None
+            losses = tuning.history.fetch() if step + 1 == settings.steps else None
             yield Step(step + 1, settings.steps, losses)
         concept = tuning.concept(name, class_word)
         yield Finished(concept, settings.steps, tuning.history.tensors(), tuning.footprint.seconds)
@@ -151,19 +151,10 @@ class _Tuning:
             known=encoder.known,
             negatives=encoder.negatives,
         )
-        groups = [
-            {"params": factors, "lr": "lora"},
-            {"params": list(self.vectors.values()), "lr": "vector"},
-        ]
-        rates = {"lora": settings.lora_learning_rate, "vector": settings.vector_learning_rate}
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": trained, "lr": rates[group["lr"]]}
-                for group in groups
-                if (trained := [one for one in group["params"] if one.requires_grad])
-            ],
-            weight_decay=0.0,
-        )
+        vectors = list(self.vectors.values())
+        parts = ((factors, settings.lora_learning_rate), (vectors, settings.vector_learning_rate))
+        groups = [{"params": part, "lr": rate} for part, rate in parts if part[0].requires_grad]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self.alpha_bar = alpha_bar_on(model.schedule, model.device)
         self.scale = LossScale(model.dtype, model.device)
 
@@ -229,12 +220,6 @@ class _Tuning:
         words = self.start.hard_token or " ".join(HardWords(self.model, self.encoder.known)(self.start.vectors))
         encodings = encode_prompts(self.model, [self.settings.template], words=words)
         return self.model.conditioning(encodings, self.size)
-
-    def losses(self) -> Mapping[str, torch.Tensor]:
-        """Every step's. Raises RuntimeError where one is not finite."""
-        losses = self.history.fetch()
-        require_finite(losses)
-        return losses
 
     def concept(self, name: str, class_word: str | None) -> Concept:
         """What was tuned, as a concept. Raises RuntimeError where that is not finite."""

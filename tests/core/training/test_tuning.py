@@ -9,16 +9,21 @@ import pytest
 import torch
 from tuning_parts import images, model, pictures, settings, source
 
+from contextual_inversion.core.maths.schedule import add_noise
+from contextual_inversion.core.models.dual_path import DualPath, predict_dual
+from contextual_inversion.core.models.frozen import autograd
 from contextual_inversion.core.models.lora import from_lora, to_lora
 from contextual_inversion.core.models.low_rank import LowRankDelta, WeightDelta, apply_deltas, text_layers
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.text import encode_prompts
+from contextual_inversion.core.training.draws import generator_for
+from contextual_inversion.core.training.embedding_regularization import EmbeddingRegularization
 from contextual_inversion.core.training.encoder_pretraining import pretrain_encoder
 from contextual_inversion.core.training.events import Finished, Started, Step
 from contextual_inversion.core.training.predict import observed, predict_concept
 from contextual_inversion.core.training.prediction import Observer, deltas_of, predicted_conditioning
 from contextual_inversion.core.training.square_pictures import square_picture
-from contextual_inversion.core.training.tuning import TuneSettings, tune
+from contextual_inversion.core.training.tuning import TuneSettings, _Tuning, tune
 
 SIZE = ImageSize(64, 64)
 
@@ -123,6 +128,46 @@ def test_tuning_is_a_stream_and_leaves_model_and_encoder_alone(kind, alpha):
     assert last.concept.provenance["settings"]["alpha"] == alpha
 
 
+@pytest.mark.parametrize("alpha", [None, 0.25])
+def test_a_step_follows_the_gradient_of_the_sum_at_noise_of_its_own(alpha):
+    """METHODS.md D5 on copies of the one picture, by hand."""
+    subject, network, start = model(), encoder(), predicted()
+    halved = {name: delta.scaled(0.5) for name, delta in from_lora(subject, start.lora).items()}
+    start = replace(start, lora=to_lora(subject, halved), hard_token="photo")
+    options = TuneSettings(
+        batch=2, alpha=alpha, contrastive=0.7, l2=0.03, temperature=0.3, positives=2, template="the {}", seed=5,
+        lora_learning_rate=1e-2, vector_learning_rate=3e-2,
+    )  # fmt: skip
+    with subject.session(), autograd():
+        tuning = _Tuning(subject, network, picture(), options, start)
+        assert {delta.scale for delta in tuning.deltas.values()} == {0.5}
+        tuning._backward(3)
+        found = [value.grad.clone() for value in tuning.tuned]
+        draws = generator_for(5, "tuning", 3)
+        t = torch.randint(subject.schedule.steps, (2,), generator=draws)
+        noise = torch.randn(2, *tuning.latents.shape[1:], generator=draws)
+        z_t = add_noise(tuning.latents.expand_as(noise), noise, subject.schedule.alpha_bar[t])
+        soft, hard = (
+            subject.conditioning(encode_prompts(subject, ["the {}"], **filling), SIZE).expand(2)
+            for filling in ({"vectors": tuning.vectors}, {"words": "photo"})
+        )
+        if alpha is None:
+            with apply_deltas(subject, tuning.deltas):
+                output = subject.predict(z_t, t, soft)
+        else:
+            output = predict_dual(subject, z_t, t, hard, DualPath(soft, tuning.deltas, alpha))
+        assert network.negatives
+        regularization = EmbeddingRegularization(subject, positives=2, temperature=0.3, negatives=network.negatives)
+        contrastive, l2 = regularization(tuning.vectors)
+        loss = (output - noise).square().mean() + 0.7 * contrastive + 0.03 * l2
+        expected = torch.autograd.grad(loss, tuning.tuned)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+    groups = tuning.optimizer.param_groups
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(1e-2, 0.0), (3e-2, 0.0)]
+    assert groups[1]["params"] == list(tuning.vectors.values())
+
+
 @pytest.mark.parametrize(("what", "vectors", "lora"), [("lora", False, True), ("vectors", True, False)])
 def test_only_what_is_tuned_moves(what, vectors, lora):
     start = predicted()
@@ -159,6 +204,11 @@ def test_stopping_in_the_middle_leaves_the_model_free():
     assert not torch.is_inference_mode_enabled()
 
 
+def test_what_is_not_finite_is_no_concept():
+    with pytest.raises(RuntimeError, match="smaller learning rates"):
+        tuned(vector_learning_rate=float("inf"))
+
+
 def test_it_works_in_inference_mode():
     with torch.inference_mode():
         concept = predicted()
@@ -178,10 +228,10 @@ def test_more_than_twelve_steps_have_to_be_meant():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"alpha": -0.1}, {"alpha": 1.1}, {"template": "a dog"}, {"tuned": "x"}]
+    "wrong", [{"steps": 0}, {"alpha": -0.1}, {"alpha": 1.1}, {"template": "a dog"}, {"tuned": "x"}, {"l2": -1.0}]
 )
 def test_settings_that_mean_nothing_are_errors(wrong):
-    with pytest.raises(ValueError, match=r"at least|alpha|needs one|unknown"):
+    with pytest.raises(ValueError, match=r"at least|alpha|needs one|unknown|negative"):
         TuneSettings(**wrong)
 
 
