@@ -97,11 +97,7 @@ class TrainConcept(io.ComfyNode):
                     "What those pictures show; {} is the new word. One that was not trained on tells most.",
                 ),
                 inputs.continue_interrupted(),
-                io.Mask.Input(
-                    "masks",
-                    optional=True,
-                    tooltip="Where the thing is, one mask a picture: only there it counts what the model draws.",
-                ),
+                inputs.masks(": only there it counts what the model draws"),
                 RegularizerSocket.Input(
                     "regularizer",
                     optional=True,
@@ -141,7 +137,7 @@ class TrainConcept(io.ComfyNode):
                     step=0.1,
                     advanced=True,
                     tooltip="How much it counts that the class word still means what it meant. -1: as the recipe says "
-                    "(1 for Custom Diffusion and DreamBooth). 0: not at all.",
+                    "(1 for Custom Diffusion and DreamBooth, 0 on the demo model). 0: not at all.",
                 ),
                 io.Int.Input(
                     "prior_pictures",

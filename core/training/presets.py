@@ -274,11 +274,15 @@ UNTUNED = {"dreambooth": {"weight_rate": 1e-4}, "refine": {"weight_rate": 1e-3},
 
 
 def demo_preset(method: str) -> Preset:
-    """The recipe of the bundled model for a method: `DEMO`'s but for what the method needs otherwise."""
+    """The recipe of the bundled model for a method: `DEMO`'s but for what the method needs otherwise.
+
+    Without prior preservation. To the bundled text encoder "sks house" is "house" (cosine 0.99), so class pictures pull
+    against all that is to be learned (docs/claims.md).
+    """
     if method == DEMO.method:
         return DEMO
-    prior = method in ("custom-diffusion", "dreambooth-lora", "dreambooth")
-    own: dict[str, Any] = {"method": method, **({"identifier": "sks"} if prior else {})}
+    named = method in ("custom-diffusion", "dreambooth-lora", "dreambooth")
+    own: dict[str, Any] = {"method": method, **({"identifier": "sks"} if named else {})}
     own |= TUNED.get(method, UNTUNED.get(method, {}))
     source = f"{DEMO.source}; {'steps and rates: docs/claims.md' if method in TUNED else 'rates are ours, untuned'}"
-    return Preset(f"{DEMO.name}: {method}", source, {**DEMO.values, **own}, core=DEMO.core, prior=prior)
+    return Preset(f"{DEMO.name}: {method}", source, {**DEMO.values, **own}, core=DEMO.core)

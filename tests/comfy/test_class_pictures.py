@@ -32,6 +32,7 @@ def training(**changes: object) -> dict:
         "preview_every": 0,
         "preview_prompt": "a photo of a {}",
         "continue_interrupted": True,
+        "prior_preservation": 1.0,
         "prior_pictures": PICTURES,
     }
     sockets = {name: list(source) for name, source in CAME_IN.items()} | {"images": ["images", 0]}

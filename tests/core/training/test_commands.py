@@ -81,6 +81,7 @@ def test_any_method_then_the_second_stage_then_a_repair(folder, tmp_path, monkey
     prompts.write_text("a {} in the snow\n")
     keywords = {"class_word": "dog", "steps": 3, "batch": 2, "prompts": str(prompts), "name": "thing"}
     keywords |= {"resolution": 64, "prior_pictures": 2, "keep_latents": True}
+    keywords |= {} if method == "xti" else {"prior_weight": 1.0}
     made = command.main(folder, out=tmp_path / "one", method=method, learning_rate=0.05, **keywords)
     assert ("prior/diffusion" in made["losses"]) == (method != "xti")
     bundle = made["bundle"]
