@@ -33,7 +33,7 @@ class LatentBank:
     pictures: int
     versions: int
     digest: str
-    """Hash of pictures, masks and how they were prepared; a checkpoint belongs to one."""
+    """Hash of pictures and masks; a checkpoint belongs to one, and to the settings that prepared them."""
 
     def to(self, device: torch.device) -> LatentBank:
         """The same bank on `device`."""
@@ -87,7 +87,7 @@ def encode_pictures(
     if weights is not None:
         _require_something(weights.unflatten(0, (len(pictures), versions)))
         weights = weights.to(model.device)
-    digest = _digest(pictures, coverage if masks is not None else [], resolution)
+    digest = _digest([*pictures, *(coverage if masks is not None else [])])
     # Cloned: what came out of a model loaded in inference mode may not be kept for a backward pass.
     return LatentBank(latents.clone(), weights, len(pictures), versions, digest)
 
@@ -157,7 +157,7 @@ def _prepare(
     grid = _augmenting_grid(tuple(picture.shape[1:]), size, angle, chance[2] < augmentation.flip, crop)
     turned = F.grid_sample(picture[None], grid, padding_mode="reflection", align_corners=False)[0]
     covered = F.grid_sample(mask[None], grid, padding_mode="zeros", align_corners=False)[0]
-    return turned.clamp(0, 1), covered
+    return turned, covered
 
 
 def _augmenting_grid(
@@ -197,9 +197,9 @@ def _middle(picture: torch.Tensor, size: int) -> torch.Tensor:
     return picture[:, top : top + size, left : left + size]
 
 
-def _digest(pictures: Sequence[torch.Tensor], masks: Sequence[torch.Tensor], resolution: int) -> str:
-    digest = hashlib.blake2b(str(resolution).encode(), digest_size=8)
-    for value in (*pictures, *masks):
+def _digest(values: Sequence[torch.Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for value in values:
         digest.update(str(tuple(value.shape)).encode())
         digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -390,6 +390,20 @@ def ranked(least, rank=4, seed=3):
     return model, weights
 
 
+def test_a_low_rank_change_starts_from_the_seed_anew_for_every_layer():
+    first, same, other = (
+        {
+            name: value.detach()
+            for name, value in TrainableWeights(StubModel(), settings_of("second stage", seed=seed)).leaves.items()
+            if name.endswith(".a") and value.shape[0] == 32
+        }
+        for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    starts = [*first.values(), *other.values()]
+    assert len({value.sum().item() for value in starts}) == len(starts) > 4
+
+
 def predicted(model, timesteps):
     """The answer to fixed latents, one for each timestep."""
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).expand(len(timesteps), -1, -1, -1)

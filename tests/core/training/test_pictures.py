@@ -1,7 +1,9 @@
 """Pictures, masks and their augmentation before the autoencoder."""
 
+import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -51,6 +53,22 @@ def test_flips_are_mirrors():
     torch.testing.assert_close(mirrored, picture.flip(2), atol=1e-5, rtol=0)
 
 
+def test_an_augmentation_draws_what_it_says(monkeypatch):
+    """Angles to either side, flips and crops as often as given, anew for every version."""
+    drawn, grid = [], training_pictures._augmenting_grid
+    monkeypatch.setattr(training_pictures, "_augmenting_grid", lambda *given: drawn.append(given[2:]) or grid(*given))
+    count, chosen = 800, Augmentation(rotation=30, rotate=0.6, flip=0.3, bank=1)
+    for version in range(count):
+        _prepare(torch.rand(3, 4, 6), torch.ones(1, 4, 6), 4, chosen, 7, version)
+    angles, flips, crops = (np.array(column) for column in zip(*drawn, strict=True))
+    turned = np.degrees(angles[angles != 0])
+    for share, wanted in ((len(turned) / count, 0.6), (flips.mean(), 0.3), ((turned > 0).mean(), 0.5)):
+        assert share == pytest.approx(wanted, abs=0.06)
+    for low, high, values in ((-30, 30, turned), (0, 1, crops[:, 0]), (0, 1, crops[:, 1])):
+        assert low <= values.min() < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < values.max() <= high
+
+
 @given(angle=st.floats(-0.78, 0.78), h=st.integers(64, 90), w=st.integers(64, 90))
 def test_a_rotation_keeps_shapes_and_covers_what_a_rotated_rectangle_covers(angle, h, w):
     # The middle of the canvas is the middle of the picture, and distances keep one ratio: a similarity.
@@ -61,6 +79,15 @@ def test_a_rotation_keeps_shapes_and_covers_what_a_rotated_rectangle_covers(angl
     assert float((step_x * step_y).sum()) == pytest.approx(0, abs=1e-4)
     assert pixels.mean((0, 1)).abs().max() < step_x.norm()
     assert step_x.norm() >= 1 - 1e-5  # expand, then shrink back: never magnified
+
+
+def test_a_quarter_turn_of_the_whole_picture_is_just_that():
+    """Its canvas is as wide as the picture was high."""
+    picture = torch.rand(3, 64, 100)
+    for angle, turns in ((math.pi / 2, -1), (-math.pi / 2, 1)):
+        grid = _augmenting_grid((64, 100), 64, angle, False, (0.5, 0.5))
+        found = torch.nn.functional.grid_sample(picture[None], grid, align_corners=False)[0]
+        torch.testing.assert_close(found, picture.rot90(turns, (1, 2))[:, 18:82], atol=1e-4, rtol=0)
 
 
 def test_rotated_corners_are_masked_out_and_filled_with_picture():
@@ -78,6 +105,17 @@ def test_masks_travel_with_their_picture():
     assert torch.equal(bank.latents, plain.latents)
     assert bank.weights.shape == (3, 1, 8, 8)
     assert bool((bank.weights <= plain.weights + 1e-6).all())
+
+
+def test_a_bank_holds_what_the_autoencoder_says_of_the_pictures():
+    """Of values in [-1, 1]. A latent weighs the covered share of its cell; a concept keeps one version of a picture."""
+    images, mask = torch.rand(8, 64, 64, 3), torch.zeros(8, 64, 64)
+    mask[:, ::2, ::2] = 1
+    bank = encode(images, masks=mask)
+    torch.testing.assert_close(bank.latents, StubModel().to_latents(images.permute(0, 3, 1, 2) * 2 - 1))
+    torch.testing.assert_close(bank.weights, torch.full((8, 1, 8, 8), 0.25))
+    several = encode(images, augmentation=Augmentation(bank=3))
+    assert torch.equal(several.kept(), several.latents[[0, 3, 6, 9, 12, 15]])
 
 
 def test_any_sizes_make_one_bank_and_versions_lie_together():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from functools import lru_cache
 
@@ -14,7 +15,7 @@ from contextual_inversion.core.models.dual_path import DualPath, predict_dual
 from contextual_inversion.core.models.frozen import autograd
 from contextual_inversion.core.models.lora import from_lora, to_lora
 from contextual_inversion.core.models.low_rank import LowRankDelta, WeightDelta, apply_deltas, text_layers
-from contextual_inversion.core.models.protocol import ImageSize
+from contextual_inversion.core.models.protocol import ImageSize, NoiseSchedule
 from contextual_inversion.core.models.text import encode_prompts
 from contextual_inversion.core.training.draws import generator_for
 from contextual_inversion.core.training.embedding_regularization import EmbeddingRegularization
@@ -86,6 +87,23 @@ def test_a_prediction_repeats_itself_and_depends_on_the_picture():
     assert torch.equal(one.vectors["clip_l"], same.vectors["clip_l"])
     assert all(torch.equal(value, same.lora[key]) for key, value in one.lora.items())
     assert not torch.equal(one.vectors["clip_l"], other.vectors["clip_l"])
+
+
+def test_it_looks_at_each_of_its_timesteps_with_fixed_noise_of_its_own(monkeypatch):
+    """METHODS.md 3.2. Timesteps are of a thousand, however many the model's schedule has."""
+    subject, network, seen, maps = model(), copy(encoder()), [], Observer.maps
+    network.seed = 7
+    halved = NoiseSchedule(subject.schedule.alpha_bar[::2], subject.schedule.prediction_type)
+    monkeypatch.setattr(subject, "schedule", halved)
+    monkeypatch.setattr(Observer, "maps", lambda self, *given: seen.append(given) or maps(self, *given))
+    with subject.session(), torch.no_grad():
+        latents, features = observed(subject, images(), picture(), 64)
+        Observer(subject, SIZE).look(network, latents, features)
+    assert [given[2].tolist() for given in seen] == [[150], [350]]
+    for number, (clean, noise, _) in enumerate(seen):
+        own = torch.randn(latents.shape[1:], generator=generator_for(7, "prediction", number))
+        assert torch.equal(clean, latents)
+        assert torch.equal(noise[0], own)
 
 
 def test_tuning_lowers_the_loss_of_its_own_picture():
