@@ -22,7 +22,8 @@ from .regularizer import LossTerm, Terms, TrainingStep
 
 
 class NearestTokenRegularizer:
-    """lambda_c L_c + lambda_2 L_2 (METHODS.md D3, D4, D5) on the concept's own vectors; the mean over text encoders.
+    """lambda_c L_c + lambda_2 L_2 (METHODS.md D3, D4, D5) on the concept's own vectors, those of every layer where it
+    has them (XTI); added up over text encoders, as in the tuning-encoder's training.
 
     The positives are the `neighbours` words nearest to each vector, chosen anew every step. The negatives are `bank`,
     encoder name -> (M, d): embeddings of other subjects, which a tuning-encoder's pretraining leaves behind. Without
@@ -70,13 +71,12 @@ class NearestTokenRegularizer:
                 self._negatives[name] = bank.detach().float().to(self._directions[name].device, copy=True)
 
     def __call__(self, step: TrainingStep) -> Terms:
-        losses = {}
+        losses, own = {}, {name: copies.flatten(0, 1) for name, copies in step.copies.items()}
         if self.weight > 0:
-            parts = [self._contrastive(name, vectors, step.generator) for name, vectors in step.vectors.items()]
-            losses["nearest/contrastive"] = LossTerm(sum(parts) / len(parts), self.weight)
+            parts = [self._contrastive(name, vectors, step.generator) for name, vectors in own.items()]
+            losses["nearest/contrastive"] = LossTerm(sum(parts), self.weight)
         if self.norm_weight > 0:
-            norms = [norm_penalty(vectors) for vectors in step.vectors.values()]
-            losses["nearest/norm"] = LossTerm(sum(norms) / len(norms), self.norm_weight)
+            losses["nearest/norm"] = LossTerm(sum(map(norm_penalty, own.values())), self.norm_weight)
         return Terms(losses)
 
     def state(self) -> dict[str, Any]:

@@ -36,8 +36,22 @@ def test_its_terms_are_the_formulas(encoders):
             near = allowed.directions[torch.tensor([[allowed.ids.index(i) for i in r] for r in allowed.nearest(v, 3)])]
             expected_c.append(contrastive_loss(v, near, bank[name]))
             expected_2.append(norm_penalty(v))
-    torch.testing.assert_close(found["nearest/contrastive"], torch.stack(expected_c).mean())
-    torch.testing.assert_close(found["nearest/norm"], torch.stack(expected_2).mean())
+    torch.testing.assert_close(found["nearest/contrastive"], torch.stack(expected_c).sum())
+    torch.testing.assert_close(found["nearest/norm"], torch.stack(expected_2).sum())
+
+
+def test_each_layers_vector_counts():
+    """XTI: the mean over the vectors, not what is said of their mean."""
+    settings = TrainSettings(class_word="dog", steps=2, batch=2, method="xti")
+    regularizer = NearestTokenRegularizer(neighbours=3, words=0)
+    model = StubModel()
+    with train(model, pictures(), settings, regularizers=[regularizer]) as run:
+        next(run)
+        slots = run.learner.vectors["clip_l"]
+        slots.data += torch.randn(slots.shape, generator=torch.Generator().manual_seed(0))
+        found = run.objective.gather(0, lambda loss: None)[0]
+    expected = slots.detach().double().square().sum(-1).mean()
+    torch.testing.assert_close(found["nearest/norm"].double(), expected, rtol=1e-5, atol=0)
 
 
 def test_it_adds_up_with_others():
