@@ -57,6 +57,15 @@ def continue_interrupted() -> Any:
     )
 
 
+def masks(counts: str) -> Any:
+    return io.Mask.Input(
+        "masks",
+        optional=True,
+        tooltip=f"Where the thing is, one mask a picture{counts}. What Load Image gives is the transparent part: for "
+        "cut-out things put Invert Mask behind it.",
+    )
+
+
 def training_steps() -> Any:
     return io.Int.Input("steps", default=0, min=0, max=100_000, tooltip=f"How long to train. {ZERO_AS_RECIPE}")
 

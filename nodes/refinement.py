@@ -61,7 +61,7 @@ class RefineConcept(io.ComfyNode):
                 inputs.seed("Every random choice follows from it."),
                 *inputs.previews("Steps between previews. 0: none.", "What previews show; {} is the word."),
                 inputs.continue_interrupted(),
-                io.Mask.Input("masks", optional=True, tooltip="Where the thing is, one mask a picture."),
+                inputs.masks(""),
                 RegularizerSocket.Input(
                     "regularizer",
                     optional=True,

@@ -31,14 +31,14 @@ def safe_name(name: str) -> str:
         raise ValueError(f"a name is a string, not {type(name).__name__}")
     name = unicodedata.normalize("NFC", name)
     if not name:
-        raise ValueError("the name is empty")
+        raise ValueError("the name is empty; it is what will be typed in prompts")
     if len(name) > MAX_CHARACTERS or len(name.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise ValueError(f"the name {name[:20]!r}... has {len(name)} characters; at most {MAX_CHARACTERS} are possible")
     wrong = sorted({character for character in name if not _allowed(character)})
     if wrong:
         raise ValueError(
             f"the name {name!r} holds {', '.join(map(repr, wrong))}; "
-            f"use letters, digits and {' '.join(ALLOWED_PUNCTUATION)} so that embedding:{{name}} works in a prompt"
+            f"use letters, digits and {' '.join(ALLOWED_PUNCTUATION)} so that embedding:name works in a prompt"
         )
     if name[0] in ".-" or name[-1] == ".":
         raise ValueError(f"the name {name!r} may not begin with a dot or hyphen, nor end with a dot")

@@ -120,10 +120,16 @@ def _checked_masks(
     if isinstance(masks, torch.Tensor) and masks.ndim == 2:
         singles = [masks]
     if len(singles) != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures need as many masks, got {len(singles)}")
+        raise ValueError(
+            f"{len(pictures)} pictures need as many masks, got {len(singles)}: one for each, in the same order"
+        )
     for number, (mask, picture) in enumerate(zip(singles, pictures, strict=True), 1):
         if mask.shape != picture.shape[1:]:
-            raise ValueError(f"mask {number} is {tuple(mask.shape)}, its picture {tuple(picture.shape[1:])}")
+            (tall, wide), (height, width) = mask.shape, picture.shape[1:]
+            raise ValueError(
+                f"mask {number} is {wide} x {tall} pixels and its picture {width} x {height}: resize one. Where a file "
+                "has no transparency a loader may give an empty mask of another size: go without"
+            )
         if not bool((mask > 0).any()):
             raise ValueError(f"mask {number} is empty: it leaves nothing of its picture to learn from; is it inverted?")
     return [mask.detach().to("cpu", torch.float32).clamp(0, 1)[None].clone() for mask in singles]
