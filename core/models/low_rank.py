@@ -34,9 +34,6 @@ class Delta(Protocol):
     def __call__(self, module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         """What it adds to `module(x)`."""
 
-    def scaled(self, factor: float) -> Delta:
-        """The same delta, `factor` times as strong."""
-
 
 @dataclass(frozen=True)
 class LowRankDelta:
@@ -81,9 +78,6 @@ class LowRankDelta:
     def __call__(self, module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         return low_rank(x, self.a.to(x.device, x.dtype), self.b.to(x.device, x.dtype), self.scale)
 
-    def scaled(self, factor: float) -> LowRankDelta:
-        return LowRankDelta(self.a, self.b, self.scale * factor)
-
     def masked(self, mask: torch.Tensor) -> LowRankDelta:
         """One delta a sample, which has only those directions of this one that `mask` (B, r) has for it."""
         return LowRankDelta(self.a * mask[:, None, :], self.b.expand(len(mask), *self.b.shape), self.scale)
@@ -117,9 +111,6 @@ class WeightDelta:
     def __call__(self, module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         weight, bias = (None if value is None else value.to(x.device, x.dtype) for value in (self.weight, self.bias))
         return self.scale * _affine(module, x, weight, bias)
-
-    def scaled(self, factor: float) -> WeightDelta:
-        return WeightDelta(self.weight, self.bias, self.scale * factor)
 
 
 def _affine(

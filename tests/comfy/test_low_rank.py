@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,14 +210,14 @@ def test_a_loaded_lora_stays_in_force(pair: Pair) -> None:
     """Ours on top of a stock LoRA is the sum of both."""
     import comfy.sd
 
-    one = {name: delta.scaled(0.5) for name, delta in low_rank(pair.diffusers).items()}
+    one = {name: replace(delta, scale=0.5 * delta.scale) for name, delta in low_rank(pair.diffusers).items()}
     model, clip = comfy.sd.load_lora_for_models(
         pair.sockets.model, pair.sockets.clip, to_lora(pair.comfy, one), 1.0, 1.0
     )
     patched = type(pair.comfy)(model, clip, pair.sockets.vae)
     with apply_deltas(patched, one):
         both = picture(patched)
-    with apply_deltas(pair.comfy, {name: delta.scaled(2.0) for name, delta in one.items()}):
+    with apply_deltas(pair.comfy, {name: replace(delta, scale=2 * delta.scale) for name, delta in one.items()}):
         agree(picture(pair.comfy), both, 2e-4)
 
 

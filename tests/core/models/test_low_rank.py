@@ -40,7 +40,7 @@ def random_weights(module, seed=0):
     generator = torch.Generator().manual_seed(seed)
     parts = (module.weight, module.bias)
     deltas = (None if p is None else 0.3 * p.abs().mean() * torch.randn(p.shape, generator=generator) for p in parts)
-    return WeightDelta(*deltas)
+    return WeightDelta(*deltas, 0.7)
 
 
 def attention_layers(model):
@@ -214,6 +214,15 @@ def test_a_recomputed_block_sees_its_own_deltas_among_others(model):
         torch.testing.assert_close(again, plain, rtol=1e-3, atol=1e-7)
 
 
+def test_a_mask_leaves_each_sample_the_directions_that_it_names():
+    module, x = torch.nn.Linear(8, 6), torch.randn(2, 5, 8)
+    delta = random_delta(module, rank=3)
+    first = LowRankDelta(delta.a[:, :1], delta.b[:1], delta.scale)
+    masked = delta.masked(torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]))
+    expected = torch.stack([delta(module, x)[0], first(module, x)[1]])
+    torch.testing.assert_close(masked(module, x), expected)
+
+
 def test_a_new_delta_changes_nothing_and_trains(model):
     name, module = next(iter(attention_layers(model).items()))
     delta = LowRankDelta.initial(module, 3, generator=torch.Generator().manual_seed(1))
@@ -257,8 +266,14 @@ def test_what_does_not_fit_is_named(model):
     before = state(model)
     with pytest.raises(ValueError, match="does not fit the layer"), apply_deltas(model, {**good, name: wrong}):
         pass
-    with pytest.raises(ValueError, match="weight delta"), apply_deltas(model, {name: WeightDelta(torch.zeros(2, 2))}):
-        pass
+    torn = LowRankDelta(torch.zeros(module.in_features, 2), torch.zeros(3, module.out_features))
+    for message, unfit in (
+        ("does not fit the layer", torn),
+        ("weight delta", WeightDelta(torch.zeros(2, 2))),
+        ("bias delta", WeightDelta(torch.zeros_like(module.weight), torch.zeros(3))),
+    ):
+        with pytest.raises(ValueError, match=message), apply_deltas(model, {name: unfit}):
+            pass
     assert unchanged(before, state(model))
     with pytest.raises(ValueError, match="at least 1"):
         LowRankDelta.initial(module, 0)

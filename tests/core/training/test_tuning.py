@@ -150,7 +150,7 @@ def test_tuning_is_a_stream_and_leaves_model_and_encoder_alone(kind, alpha):
 def test_a_step_follows_the_gradient_of_the_sum_at_noise_of_its_own(alpha):
     """METHODS.md D5 on copies of the one picture, by hand."""
     subject, network, start = model(), encoder(), predicted()
-    halved = {name: delta.scaled(0.5) for name, delta in from_lora(subject, start.lora).items()}
+    halved = {name: replace(delta, scale=0.5) for name, delta in from_lora(subject, start.lora).items()}
     start = replace(start, lora=to_lora(subject, halved), hard_token="photo")
     options = TuneSettings(
         batch=2, alpha=alpha, contrastive=0.7, l2=0.03, temperature=0.3, positives=2, template="the {}", seed=5,
