@@ -29,6 +29,7 @@ def image_encoder_of(clip_vision: Any, model: ComfyModel | None = None) -> Image
         std=clip_vision.image_std,
         dtype=torch.float32,
         ready=lambda: _loaded(clip_vision.patcher, model),
+        device=clip_vision.load_device,  # weights that ComfyUI streams are never there themselves
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
 from ..core.models.attention import attention_probabilities, merge_heads, split_heads
@@ -123,8 +123,6 @@ class ProbedAttention:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: Mapping[str, Any]
     ) -> torch.Tensor:
         query, key, value = (split_heads(x, options["n_heads"]) for x in (query, key, value))
-        if options.get("attn_precision") == torch.float32:
-            query, key = query.float(), key.float()
         probabilities = attention_probabilities(query, key)
         # The backward pass runs a checkpointed block again; what it sees there has been reported already.
         if not options.get(RECOMPUTING, False):
@@ -152,6 +150,27 @@ def with_probe(
         )
     probes = {layer.key: ProbedAttention(index, probe) for index, layer in enumerate(layers)}
     return {**options, "patches_replace": {**replace, "attn2": {**taken, **probes}}}
+
+
+DIFFERENTIABLE = {f"attention_{name}" for name in ("basic", "pytorch", "split", "sub_quad", "xformers")}
+"""ComfyUI's attention back ends that have a backward pass; Sage, Flash and quantised attention have none."""
+
+
+def with_gradients(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`transformer_options` with PyTorch's attention wherever the chosen one lets no gradient through; what came in is
+    not changed. Without it a training would go on without an error, and without most of its gradient."""
+    previous = options.get("optimized_attention_override")
+
+    def attention(function: Any, query: torch.Tensor, *rest: Any, **keywords: Any) -> torch.Tensor:
+        if function.__name__ not in DIFFERENTIABLE:
+            function = attention_pytorch
+        if previous is not None:
+            out = previous(function, query, *rest, **keywords)
+            if out.requires_grad or not any(x.requires_grad for x in (query, *rest[:2])):
+                return out
+        return function(query, *rest, **keywords)
+
+    return {**options, "optimized_attention_override": attention}
 
 
 def with_checkpointing(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,14 @@ from ..core.models.frozen import autograd, frozen
 from ..core.models.gaussian import draw
 from ..core.models.protocol import AttentionProbe, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
 from .attention_recording import observing
-from .comfy_attention import cross_attention_layers, diffusers_names, with_checkpointing, with_contexts, with_probe
+from .comfy_attention import (
+    cross_attention_layers,
+    diffusers_names,
+    with_checkpointing,
+    with_contexts,
+    with_gradients,
+    with_probe,
+)
 from .comfy_features import encoder_features
 from .comfy_text import differentiable_layers, text_encoders
 from .comfy_weights import base_weight, load, loaded, normal_tensors, patches_digest, plain_patcher
@@ -52,13 +59,14 @@ class ComfyModel:
             layer=clip.layer_idx,
             pooled="clip_g" if self._is_xl else None,
             ready=self._ready,
+            device=self.device,
         )
         self.text_encoders = {encoder.name: encoder for encoder in encoders}
         model_sampling = self.patcher.get_model_object("model_sampling")
         self.schedule = noise_schedule(model_sampling)
         # What the UNet calls each timestep: itself, save for schedules with fewer timesteps than the UNet knows.
-        self._ticks = model_sampling.timestep(model_sampling.sigmas).float()
-        self._sigmas = model_sampling.sigmas
+        self._ticks = model_sampling.timestep(model_sampling.sigmas).float().to(self.device)
+        self._sigmas = model_sampling.sigmas.to(self.device)
         self.latent_channels = int(base.latent_format.latent_channels)
         # A diagnosis needs no autoencoder.
         self.latent_factor = int(vae.downscale_ratio if vae is not None else base.latent_format.spacial_downscale_ratio)
@@ -130,17 +138,15 @@ class ComfyModel:
         probe: AttentionProbe | AttentionObserver | None = None,
     ) -> torch.Tensor:
         self._ready()
-        timesteps = timesteps.to(self._ticks.device)
+        timesteps = timesteps.to(self.device)
         y = None if conditioning.y is None else conditioning.y.to(self.device, self.dtype)
         # The variance-preserving z_t is what `calculate_input` makes of ComfyUI's own latents.
         output = self._unet(
             latents.to(self.device, self.dtype),
-            self._ticks[timesteps].to(self.device),
+            self._ticks[timesteps],
             context=conditioning.context.to(self.device, self.dtype),
             y=y,
-            transformer_options=self._transformer_options(
-                self._sigmas[timesteps].to(self.device), probe, conditioning.layers
-            ),
+            transformer_options=self._transformer_options(self._sigmas[timesteps], probe, conditioning.layers),
         )
         return output.float()
 
@@ -224,6 +230,8 @@ class ComfyModel:
             options = observing(options, self._layers, probe)
         elif probe is not None:
             options = with_probe(options, self._layers, probe)
+        if self._held is not None:
+            options = with_gradients(options)
         return with_checkpointing(options) if self._checkpointing and torch.is_grad_enabled() else options
 
     def _size_numbers(self, size: ImageSize, pooled_width: int) -> torch.Tensor:

@@ -20,7 +20,8 @@ ENCODERS = ("clip_l", "clip_g", "clip_h")
 
 
 class ComfyTextEncoder:
-    """`TextEncoder` on one `SDClipModel`. `layer` is what CLIPSetLastLayer chose, None for the model's own.
+    """`TextEncoder` on one `SDClipModel`. `layer` is what CLIPSetLastLayer chose, None for the model's own. What it
+    says lies on `device`, where the UNet is: ComfyUI may keep text encoders on another one.
 
     Equals what `CLIP.encode_from_tokens` gives for a prompt of weight 1, bit for bit.
     """
@@ -34,6 +35,7 @@ class ComfyTextEncoder:
         layer: int | None,
         pooled: bool,
         ready: Callable[[], None],
+        device: torch.device,
     ) -> None:
         self.name = name
         self.patcher = patcher
@@ -44,6 +46,7 @@ class ComfyTextEncoder:
         self.layer = layer
         self.pooled = pooled
         self._ready = ready
+        self._device = device
         self.width = int(self.table().shape[1])
         self.max_length = int(self._text_model.embeddings.position_embedding.weight.shape[0])
         self.bos = int(tokenizer.start_token)
@@ -99,7 +102,8 @@ class ComfyTextEncoder:
             dtype=torch.float32,
         )
         tokens = (last if intermediate is None else hidden)[:, :length]
-        return Encoding(tokens.float(), self._pool(last, ids) if self.pooled else None)
+        pooled = self._pool(last, ids).to(self._device) if self.pooled else None
+        return Encoding(tokens.to(self._device, torch.float32), pooled)
 
     def _intermediate(self) -> int | None:
         """The layer that `encode_from_tokens` would read, None for the last; worked out without setting it."""
@@ -121,9 +125,10 @@ def text_encoders(
     layer: int | None = None,
     pooled: str | None = None,
     ready: Callable[[], None] = lambda: None,
+    device: torch.device | None = None,
 ) -> list[ComfyTextEncoder]:
     """The encoders of a CLIP's model, in the order of the UNet's context; `pooled` names the one that also pools, and
-    `ready` loads what is not loaded already.
+    `ready` loads what is not loaded already. What they say lies on `device`, None: where they are.
 
     Raises ValueError where a CLIP has none, or has encoders of another kind beside them (SD3, Flux).
     """
@@ -132,9 +137,9 @@ def text_encoders(
     others = [name for name, part in model.named_children() if name not in names and any(part.parameters())]
     if not names or others:
         raise ValueError(f"{type(model).__name__} is not the text encoder of SD 1, SD 2 or SDXL")
+    options = {"layer": layer, "ready": ready, "device": patcher.load_device if device is None else device}
     return [
-        ComfyTextEncoder(name, patcher, getattr(tokenizer, name), layer=layer, pooled=name == pooled, ready=ready)
-        for name in names
+        ComfyTextEncoder(name, patcher, getattr(tokenizer, name), pooled=name == pooled, **options) for name in names
     ]
 
 

@@ -16,9 +16,19 @@ EVERYTHING = 1e20
 
 
 def plain_patcher(patcher: Any) -> Any:
-    """The patcher itself, or for one that streams weights on demand a clone that holds them, which training needs."""
+    """The patcher itself, or for one that streams weights on demand a clone that holds them, which training needs.
+
+    Raises ValueError where that would have to be loaded anew and nobody knows from where.
+    """
     is_dynamic = getattr(patcher, "is_dynamic", None)
-    return patcher.clone(disable_dynamic=True) if is_dynamic is not None and is_dynamic() else patcher
+    if is_dynamic is None or not is_dynamic():
+        return patcher
+    if patcher.cached_patcher_init is None:
+        raise ValueError(
+            f"{type(patcher.model).__name__} came from a loader that cannot load it a second time, as is needed while "
+            "ComfyUI streams weights: use one of ComfyUI's own loaders, or start ComfyUI with --disable-dynamic-vram"
+        )
+    return patcher.clone(disable_dynamic=True)
 
 
 def base_weight(patcher: Any, key: str) -> torch.Tensor:
@@ -53,6 +63,11 @@ def load(patchers: Sequence[Any], *, alone: bool) -> None:
     with torch.no_grad():
         required = EVERYTHING if alone else 0
         management.load_models_gpu(list(patchers), memory_required=required, force_full_load=True)
+        for patcher in patchers:
+            # --novram leaves weights behind all the same and casts each into a buffer that the next one overwrites,
+            # while a backward pass still needs it.
+            if patcher.model.model_lowvram:
+                patcher.partially_load(patcher.load_device, EVERYTHING)
 
 
 @contextmanager

@@ -22,8 +22,9 @@ EVERY = 2
 class ImageEncoder:
     """A CLIP vision tower (`embeddings`, `encoder.layers`, `post_layernorm`), frozen.
 
-    `shrink` is how pictures come to its size, `dtype` what it takes them in (that of its weights if None). It is only
-    used inside of `ready()`: in ComfyUI that loads the weights. Raises ValueError for a tower of another kind.
+    `shrink` is how pictures come to its size, `dtype` what it takes them in (that of its weights if None), `device`
+    where it computes (None: where its weights are). It is only used inside of `ready()`: in ComfyUI that loads the
+    weights. Raises ValueError for a tower of another kind.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ImageEncoder:
         shrink: Literal["bicubic", "area"] = "bicubic",
         dtype: torch.dtype | None = None,
         ready: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        device: torch.device | None = None,
     ) -> None:
         parts = ("embeddings", "encoder", "post_layernorm")
         if (
@@ -44,6 +46,7 @@ class ImageEncoder:
         ):
             raise ValueError(f"{type(tower).__name__} is no CLIP vision encoder; SigLIP and DINO cannot be used here")
         self.tower, self.size, self.shrink, self.dtype, self.ready = tower, size, shrink, dtype, ready
+        self._device = device
         self._mean, self._std = (torch.tensor(list(value)).view(1, 3, 1, 1) for value in (mean, std))
         self.width = int(tower.embeddings.class_embedding.shape[-1])
         self.layers = len(tower.encoder.layers)
@@ -74,7 +77,7 @@ class ImageEncoder:
 
     @property
     def device(self) -> torch.device:
-        return self._patches.device
+        return self._device or self._patches.device
 
     @property
     def _patches(self) -> torch.Tensor:

@@ -63,6 +63,7 @@ class Hypernetwork(nn.Module):
         members = {shape: [] for shape in self.shapes}
         for row, shape in enumerate(self.targets.values()):
             members[shape].append(row)
+        self.members = list(members.values())  # known to the host too, which would otherwise wait for the device
         for number, shape in enumerate(self.shapes):
             self.register_buffer(f"rows_{number}", torch.tensor(members[shape]), persistent=False)
 
@@ -79,7 +80,7 @@ class Hypernetwork(nn.Module):
             answers = x.index_select(1, rows)
             a = self.a_heads[number](answers).unflatten(-1, (d_in, self.rank))
             b = self.b_heads[number](answers).unflatten(-1, (self.rank, d_out))
-            for place, row in enumerate(rows.tolist()):
+            for place, row in enumerate(self.members[number]):
                 found[names[row]] = (a[:, place], b[:, place])
         return {name: found[name] for name in names}
 

@@ -96,9 +96,10 @@ def mask_rows(rows: Sequence[MaskableRow], uniform: torch.Tensor, rho: float) ->
 def masked_inputs(
     table: torch.Tensor, batch: MaskedBatch, mask: torch.Tensor, vectors: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Input embeddings (B, L, d) of a batch on the table's device: the table's rows without gradient, the row `mask`
-    (d,) where masked, the concept's `vectors` (n, d) in their places; differentiable in both."""
-    inputs = table.detach()[batch.ids].to(torch.promote_types(table.dtype, torch.float32))
+    """Input embeddings (B, L, d) of a batch, on its device: the table's rows without gradient, the row `mask` (d,)
+    where masked, the concept's `vectors` (n, d) in their places; differentiable in both."""
+    rows = table.detach()[batch.ids.to(table.device)]
+    inputs = rows.to(batch.ids.device, torch.promote_types(table.dtype, torch.float32))
     flat = inputs.flatten(0, 1)
     if vectors is not None:
         flat = flat.index_copy(0, batch.concept, vectors.to(flat.dtype).index_select(0, batch.concept_rows))

@@ -116,7 +116,7 @@ class MLMRegularizer:
                     f"but the model has {', '.join(model.text_encoders)}"
                 )
             psi.encoder.require(encoder)
-            guesser = _Guesser(encoder, frozen_copy(psi, encoder.table().device), beside, length)
+            guesser = _Guesser(encoder, frozen_copy(psi, model.device), beside, length)
             hardest = self.prompts.hardest(lambda text, encoder=encoder: len(encoder.tokenize(text)))
             rows = [guesser.row(prompt) for prompt in hardest]
             if not any(bool(row.maskable.any()) for row in rows):
@@ -169,11 +169,10 @@ class _Guesser:
         METHODS.md 2.6: every prompt is encoded with each of the `copies` (S, n, d) of the concept's vectors, masked
         independently by `uniform` (S * B, L).
         """
-        table = self.encoder.table()
         rows = [self.row(prompt).of_copy(copy, copies.shape[1]) for copy in range(len(copies)) for prompt in prompts]
-        batch = mask_rows(rows, uniform, rho).to(table.device)
-        vectors = copies.flatten(0, 1)
-        outputs = self.encoder.encode(masked_inputs(table, batch, self.psi.mask, vectors), batch.ids).tokens
+        batch = mask_rows(rows, uniform, rho).to(self.psi.mask.device)
+        inputs = masked_inputs(self.encoder.table(), batch, self.psi.mask, copies.flatten(0, 1))
+        outputs = self.encoder.encode(inputs, batch.ids).tokens
         logits = self.psi(outputs, batch.masked)
         return masked_loss(cross_entropy(logits, self.psi.rows[batch.targets]))
 

@@ -22,13 +22,17 @@ def model(kind="sd1"):
     return DiffusersModel.from_pipeline(pipeline(kind))
 
 
-@lru_cache
-def images(seed=0):
+def vision_tower(seed=0):
     torch.manual_seed(seed)
     config = CLIPVisionConfig(
         image_size=32, patch_size=8, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4
     )
-    return ImageEncoder(CLIPVisionModelWithProjection(config).eval().requires_grad_(False).vision_model, size=32)
+    return CLIPVisionModelWithProjection(config).eval().requires_grad_(False).vision_model
+
+
+@lru_cache
+def images(seed=0):
+    return ImageEncoder(vision_tower(seed), size=32)
 
 
 def pictures(count=6, side=72):

@@ -1,0 +1,183 @@
+"""ComfyUI's models on a GPU, as far as that can be told without one: wherever it keeps each, and however it attends."""
+
+import sys
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+sys.path.append(str(Path(__file__).parents[1] / "core" / "models"))
+
+from simulated_cuda import CPU, CUDA, simulated_cuda
+
+from contextual_inversion.core.models.protocol import ImageSize
+from contextual_inversion.core.models.text import encode_prompts
+from contextual_inversion.core.networks.contextualizer import Contextualizer, ContextualizerShape, EncoderIdentity
+from contextual_inversion.core.prompts.rich import ListedPrompts
+from contextual_inversion.core.training.core_regularizer import CoReRegularizer
+from contextual_inversion.core.training.events import Step
+from contextual_inversion.core.training.mlm_regularizer import MLMRegularizer
+from contextual_inversion.core.training.settings import TrainSettings
+from contextual_inversion.core.training.trainer import train
+
+PROMPTS = ("a {} in the snow", "the {} at sea")
+MEMORY = 2**33
+
+
+@pytest.fixture
+def sockets(comfyui, request):
+    here = str(Path(__file__).parent)
+    sys.path.append(here)  # pytest's importlib mode leaves a test's own folder out of the path
+    try:
+        from random_models import build
+    finally:
+        sys.path.remove(here)
+    _, found = build(getattr(request, "param", "sd1"))
+    return found
+
+
+def adapted(sockets):
+    from contextual_inversion.nodes.comfy_model import ComfyModel
+
+    return ComfyModel(sockets.model, sockets.clip, sockets.vae)
+
+
+@contextmanager
+def on_gpu(sockets, clip=CUDA, vram="NORMAL_VRAM"):
+    """`sockets` on the simulated device, the text encoders on `clip`. Yields what waited for it."""
+    import comfy.model_management as management
+
+    def free_memory(device=None, torch_free_too=False):
+        return (MEMORY, MEMORY) if torch_free_too else MEMORY
+
+    management.unload_all_models()
+    sockets.clip.patcher.detach()
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(management, "get_free_memory", free_memory))
+        stack.enter_context(mock.patch.object(management, "vram_state", management.VRAMState[vram]))
+        sockets.model.load_device = sockets.vae.device = sockets.vae.patcher.load_device = CUDA
+        sockets.clip.patcher.load_device = clip
+        yield stack.enter_context(simulated_cuda())
+
+
+def contextualizer(encoder):
+    named = {encoder.eos, *(token for prompt in PROMPTS for token in encoder.tokenize(prompt.replace("{}", "")))}
+    with torch.inference_mode(False):
+        torch.manual_seed(0)
+        shape = ContextualizerShape(attentions=1, heads=2, hidden=1, positions=16)
+        return Contextualizer(EncoderIdentity.of(encoder), shape, sorted(named))
+
+
+def trained(sockets, waits):
+    """The last event of a training in a node, and what waited for the device between its first and last step."""
+    with torch.inference_mode():
+        model = adapted(sockets)
+        psi = [contextualizer(encoder) for encoder in model.text_encoders.values()]
+        regularizers = [
+            CoReRegularizer(PROMPTS, embedding_weight=0.1, attention_weight=1.0),
+            MLMRegularizer(psi, ListedPrompts(PROMPTS), weight=0.1, rho=0.9, batch=2, beside_class=False),
+        ]
+        settings = TrainSettings(class_word="dog", steps=3, batch=2, log_every=3, templates=PROMPTS, resolution=64)
+        images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
+        with train(model, images, settings, regularizers=regularizers) as run:
+            seen = [(event, len(waits)) for event in run]
+    steps = [count for event, count in seen if isinstance(event, Step)]
+    return seen[-1][0], waits[steps[0] : steps[-2]]
+
+
+def places(patcher):
+    return Counter(value.device.type for value in patcher.model.parameters())
+
+
+@pytest.mark.parametrize("clip", [CUDA, CPU], ids=["clip-on-gpu", "clip-on-cpu"])
+@pytest.mark.parametrize("sockets", ["sd1", "sdxl"], indirect=True)
+def test_a_training_is_the_same_wherever_the_models_are(sockets, clip):
+    expected, _ = trained(sockets, [])
+    with on_gpu(sockets, clip) as waits:
+        found, waited = trained(sockets, waits)
+        assert set(places(sockets.model)) == set(places(sockets.clip.patcher)) == {"cpu"}  # what it was before
+    for name, value in expected.concept.vectors.items():
+        assert torch.equal(found.concept.vectors[name], value)
+    if clip == CUDA:
+        assert waited == []
+
+
+def test_training_has_whole_weights_where_comfyui_was_told_to_keep_none_there(sockets):
+    with on_gpu(sockets, vram="NO_VRAM"), torch.inference_mode():
+        with adapted(sockets).session():
+            assert set(places(sockets.model)) == {"cuda"}
+            assert not sockets.model.model.model_lowvram
+        assert set(places(sockets.model)) == {"cpu"}
+
+
+def gradient(sockets):
+    """Of a prediction, to what cross-attention attends to."""
+    model = adapted(sockets)
+    generator = torch.Generator().manual_seed(2)
+    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    with model.session():
+        with torch.no_grad():
+            given = model.conditioning(encode_prompts(model, PROMPTS, words="dog"), ImageSize(64, 64))
+        context = given.context.requires_grad_()
+        output = model.predict(latents, torch.tensor([300, 700]), given)
+        return torch.autograd.grad(output.square().sum(), context)[0]
+
+
+def without_gradient(attention):
+    """As a back end whose kernels autograd knows nothing of."""
+
+    def attention_sage(*arguments, **keywords):
+        return attention(*arguments, **keywords).detach()
+
+    return attention_sage
+
+
+def test_gradients_are_whole_where_the_attention_of_comfyui_has_none(sockets):
+    from comfy.ldm.modules import attention
+
+    with mock.patch.object(attention, "optimized_attention", attention.attention_pytorch):
+        expected = gradient(sockets)
+    sage = attention.wrap_attn(without_gradient(attention.attention_pytorch))
+    with mock.patch.object(attention, "optimized_attention", sage):
+        assert torch.equal(gradient(sockets), expected)
+
+
+def test_gradients_are_whole_where_another_node_has_put_such_an_attention(sockets):
+    from comfy.ldm.modules import attention
+
+    used = []
+
+    def override(function, *arguments, **keywords):
+        used.append(function)
+        return without_gradient(attention.attention_pytorch)(*arguments, **keywords)
+
+    with mock.patch.object(attention, "optimized_attention", attention.attention_pytorch):
+        expected = gradient(sockets)
+        sockets.model = sockets.model.clone()
+        sockets.model.model_options["transformer_options"]["optimized_attention_override"] = override
+        assert torch.equal(gradient(sockets), expected)
+    assert used
+
+
+def test_another_nodes_attention_stays_in_force_where_gradients_go_through_it(sockets):
+    from comfy.ldm.modules import attention
+
+    before = gradient(sockets)
+    sockets.model = sockets.model.clone()
+    sockets.model.model_options["transformer_options"]["optimized_attention_override"] = (
+        lambda function, *arguments, **keywords: 0.5 * attention.attention_pytorch(*arguments, **keywords)
+    )
+    assert not torch.allclose(gradient(sockets), before)
+
+
+def test_streamed_weights_of_an_unknown_origin_are_refused_with_a_way_out(comfyui):
+    from contextual_inversion.nodes.comfy_weights import plain_patcher
+
+    patcher = SimpleNamespace(is_dynamic=lambda: True, cached_patcher_init=None, model=torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="--disable-dynamic-vram"):
+        plain_patcher(patcher)
