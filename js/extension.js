@@ -106,14 +106,20 @@ async function stopTraining(node) {
 
 let asked = null;
 
-/** Every training that runs now, by node id. */
+/** Every training that runs now, by node id; from now on this page gets the news of them, whichever page queued them. */
 function running() {
-  asked ??= api
-    .fetchApi("/contextual_inversion/training")
+  asked ??= connected()
+    .then((client) => api.fetchApi(`/contextual_inversion/training?${new URLSearchParams({ client })}`))
     .then((answer) => (answer.ok ? answer.json() : {}))
     .catch(() => ({}))
     .finally(() => setTimeout(() => (asked = null), 1000));
   return asked;
+}
+
+/** The id of this page at the server, once it has one. */
+async function connected() {
+  while (!api.clientId) await new Promise((resolve) => api.addEventListener("status", resolve, { once: true }));
+  return api.clientId;
 }
 
 function onNews({ detail }) {

@@ -29,7 +29,7 @@ POINTS = 600
 
 
 class LiveView:
-    """The losses and samples of one node's training so far. `news` sends what is new to the page that queued it."""
+    """The losses and samples of one node's training so far. `news` sends what is new to those who watch."""
 
     def __init__(self, node_id: str, total_steps: int) -> None:
         self.node_id, self.total_steps = node_id, total_steps
@@ -39,6 +39,8 @@ class LiveView:
         self.samples: list[dict[str, Any]] = []
         self.text = ""
         self.ended = False
+        self.watchers = {PromptServer.instance.client_id}
+        """The pages that get the news, by their ids at the server: the one that queued it, and those that asked."""
         self.stoppable = False
         """Whether the page may stop it and keep what was learned."""
         self._began = time.perf_counter()
@@ -104,7 +106,9 @@ class LiveView:
 
     def _send(self, data: Mapping[str, Any]) -> None:
         self._sent_at = time.perf_counter()
-        PromptServer.instance.send_sync(EVENT, data, PromptServer.instance.client_id)
+        # None is everybody.
+        for page in {None} if None in self.watchers else tuple(self.watchers):
+            PromptServer.instance.send_sync(EVENT, data, page)
 
 
 def running_workflow() -> str | None:

@@ -89,7 +89,8 @@ def report_resumable(
 
 
 def add_routes() -> None:
-    """GET .../training: every running training as the page shows it. POST .../stop {"node_id"}: stop and keep."""
+    """GET .../training?client=ID: every running training as the page shows it, and from now on its news for that page.
+    POST .../stop {"node_id"}: stop and keep."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.routes.get(f"{ROUTE}/training")(answer_training)
@@ -97,7 +98,12 @@ def add_routes() -> None:
 
 
 async def answer_training(request: web.Request) -> web.Response:
-    """{node id: the whole of its view}."""
+    """{node id: the whole of its view}. A connected page that names itself gets their news from now on: the one that
+    queued them may have been closed."""
+    page = request.query.get("client")
+    if page in PromptServer.instance.sockets_metadata:
+        for training in list(_running.values()):
+            training.view.watchers.add(page)
     return web.json_response({name: training.view.whole() for name, training in list(_running.items())})
 
 

@@ -159,16 +159,21 @@ def test_cancel_stays_cancel(run_graph, comfyui, ask, every_step):
     assert resumed.ui["train"][OUTPUT][0]["steps"] == [*range(1, STEPS + 1)], "also the steps before it was cancelled"
 
 
-def test_the_news_add_up_to_the_whole(run_graph, comfyui, ask, every_step):
+def test_the_news_add_up_to_the_whole(run_graph, comfyui, ask, every_step, monkeypatch):
+    monkeypatch.setitem(comfyui.server.sockets_metadata, "another tab", {"feature_flags": {}})
     seen: list = []
 
     def on_event(event: str, data: dict) -> None:
         if event == EVENT and data["step"] == 4 and not seen:
-            seen.append(ask("GET", "/training"))
+            seen.extend(ask("GET", path) for path in ("/training?client=nobody", "/training?client=another+tab"))
 
     run = run_graph(graph(seed=12, preview_every=3), keep=KEEP, on_event=on_event)
     assert run.status == "success", run.error
-    news = run.events(EVENT)
+    told = [(data, page) for event, data, page in run.sent if event == EVENT]
+    assert {page for _, page in told} == {"test", "another tab"}, "the page that queued it, and one that asked"
+    news, later = ([data for data, page in told if page == one] for one in ("test", "another tab"))
+    assert later == news[-len(later) :]
+    assert later[0]["step"] == 5
     json.dumps(news, allow_nan=False)
     assert news[0]["begins"] is True
     assert news[-1]["ended"] is True
@@ -182,11 +187,10 @@ def test_the_news_add_up_to_the_whole(run_graph, comfyui, ask, every_step):
     for sample in samples:
         assert sample["type"] == "temp"
         assert (comfyui.base / "temp" / sample["filename"]).is_file()
-    ((status, running),) = seen
+    (status, running), _ = seen
     assert status == 200
     assert running["train"]["step"] == 4
     assert not running["train"]["ended"]
-    assert {sid for event, _, sid in run.sent if event == EVENT} == {"test"}, "only the page that queued it is told"
 
 
 @pytest.mark.parametrize(
