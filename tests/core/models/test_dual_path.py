@@ -163,14 +163,41 @@ def test_the_probe_sees_the_blend(model):
     hard, soft = prompt(model, HARD, HARD), prompt(model, SOFT, SOFT)
     blocks = len(model.cross_attention_layers())
     maps = {}
-    for alpha in (0.0, 0.5, 1.0):
+    for alpha in (0.0, 0.25, 1.0):
         means = TokenMeans()
         path = DualPath(soft, {}, alpha=[alpha] + [0.0] * (blocks - 1))
         watched = predict_dual(model, *noisy(), hard, path, means)
         torch.testing.assert_close(watched, predict_dual(model, *noisy(), hard, path), rtol=1e-4, atol=1e-5)
         assert [layer.shape for layer in means.layers] == [(2, 77)] * blocks
         maps[alpha] = means.layers[0]
-    torch.testing.assert_close(maps[0.5], (maps[0.0] + maps[1.0]) / 2)
+    torch.testing.assert_close(maps[0.25], 0.75 * maps[0.0] + 0.25 * maps[1.0])
+
+
+@torch.no_grad()
+def test_an_observer_sees_the_batch_as_it_is(model):
+    """The rows of the other path are no pictures of the batch."""
+
+    class Observer:
+        def observe(self, layer, query, key, scale=None, size=None):
+            seen.append((len(query), len(key)))
+
+    seen, soft = [], prompt(model, SOFT, SOFT)
+    predict_dual(model, *noisy(), prompt(model, HARD, HARD), DualPath(soft, deltas(model), 0.4), Observer())
+    assert seen == [(2, 2)] * len(model.cross_attention_layers())
+
+
+@torch.no_grad()
+def test_the_pooled_prompt_is_blended_by_the_mean_of_the_blocks(model, monkeypatch):
+    seen, predict = [], model.predict
+    monkeypatch.setattr(model, "predict", lambda *given: seen.append(given[2].y) or predict(*given))
+    hard, soft = prompt(model, HARD, HARD), prompt(model, SOFT)
+    blocks = len(model.cross_attention_layers())
+    predict_dual(model, *noisy(), hard, DualPath(soft, {}, [1.0] + [0.0] * (blocks - 1), rows=slice(1, None)))
+    if hard.y is None:
+        assert seen == [None]
+        return
+    assert torch.equal(seen[0][0], hard.y[0])
+    torch.testing.assert_close(seen[0][1], soft.y[0] / blocks + hard.y[1] * (1 - 1 / blocks))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
