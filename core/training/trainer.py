@@ -253,7 +253,6 @@ class TrainingRun(Iterator[Event]):
         culprits = [name for name in culprits if name not in FLAGS] or ["gradient"]
         self.history.cut(good)
         self.learner.done = good
-        self.learner.failed = torch.zeros_like(self.learner.failed)
         reason = f"{' and '.join(culprits)} not finite at step {good + 1}"
         advice = "try a smaller learning rate, or bf16 or fp32 instead of fp16"
         if good == 0:

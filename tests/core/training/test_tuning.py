@@ -213,6 +213,16 @@ def test_whole_weights_start_where_their_factors_do_and_go_their_own_way(alpha):
     assert min(ranks) > 2 * low.concept.provenance["encoder"]["rank"]
 
 
+def test_checkpointed_layers_are_asked_of_the_models_session(monkeypatch):
+    subject, asked = model(), []
+    session = subject.session
+    monkeypatch.setattr(subject, "session", lambda **given: asked.append(given) or session(**given))
+    options = TuneSettings(steps=1, batch=1, alpha=None, gradient_checkpointing=True)
+    with tune(subject, images(), encoder(), picture(), options, predicted=predicted()) as run:
+        next(run)
+    assert asked[-1] == {"gradient_checkpointing": True}
+
+
 def test_stopping_in_the_middle_leaves_the_model_free():
     settings = TuneSettings(steps=2, batch=1, alpha=None)
     with tune(model(), images(), encoder(), picture(), settings) as run:
