@@ -20,6 +20,7 @@ from .bench_attention import attention_cost
 from .bench_dual_path import dual_path_cost, sd15_dual_path
 from .bench_mlm import mlm_figures, sd15_text_encoder, true_mlm_cost
 from .bench_tuning_encoder import tuning_memory_figures
+from .device import chosen_device
 from .interleaved import step_figures
 
 PROMPTS = ("a {} in the snow", "a red {} on the beach", "a drawing of a {} beside a lake", "a photo of a {} at night")
@@ -55,7 +56,9 @@ def main(
         true_size: Also sample over two paths and train with MLM at Stable Diffusion 1.5's true size: 16 GB, and half
             an hour on a CPU.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if steps < 1 or repetitions < 1:
+        raise ValueError(f"--steps and --repetitions are at least 1, not {steps} and {repetitions}")
+    place = chosen_device(device)
     subject = _model(model, place)
     turns = repetitions + 1  # the first warms up and is not counted
     settings = TrainSettings(

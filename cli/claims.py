@@ -15,7 +15,7 @@ from typing import Any
 
 from ..core.models.diffusers_adapter import DiffusersModel
 from .paper_tables import Parts, gathered, methods_table, papers_table, provenance
-from .tables import has_tables, rewrite_in_one, rewrite_tables, table_figure, table_header, table_row
+from .tables import has_tables, require_marks, rewrite_in_one, rewrite_tables, table_figure, table_header, table_row
 from .trials import Method, Trial, cached_trial, demo_model, method_key, run_trial
 
 DEVELOPMENT = ("crested-bird", "goblet")
@@ -88,6 +88,7 @@ def main(
             f"parts are {', '.join(PARTS)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
             f"Unknown: {', '.join(unknown) or 'none'}"
         )
+    require_marks(markdown, parts)
     report: dict[str, Any] = {"commit": commit(), "development_concepts": DEVELOPMENT, "parts": {}}
     if not parts:
         write_summaries(markdown, gathered(results, report))

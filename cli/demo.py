@@ -33,10 +33,14 @@ def main(
     from ..core.inspection.contact_sheet import Row, contact_sheet
     from ..core.inspection.world_evaluation import draw
     from ..core.world import concepts as world
+    from .places import require_folder, write_picture
     from .trials import PICTURES, core_inversion, demo_model, mlm_inversion, plain_inversion, run_trial
 
     if concept not in world.CONCEPTS:
         raise ValueError(f"no held-out concept {concept!r}; there are {', '.join(world.CONCEPTS)}")
+    if seed < 0:
+        raise ValueError(f"--seed is 0 or more, not {seed}")
+    require_folder(out)
     started = time.perf_counter()
     model = demo_model()
     changes = {} if steps is None else {"steps": steps}
@@ -44,8 +48,6 @@ def main(
     references, _, class_word = world.concept_images(concept, PICTURES, seed=seed)
     templates = showcase(subject.background)
     seeds = [1000 * seed + 700 + index for index in range(len(templates))]
-    out.mkdir(parents=True, exist_ok=True)
-
     rows = [
         Row("training pictures", list(references), f"all {subject.background}: {subject.description}"),
         Row(
@@ -65,7 +67,7 @@ def main(
     report["seconds"] = time.perf_counter() - started
     columns = [template.format(f"{class_word}*") for template in templates]
     sheet = contact_sheet(rows, columns, title=f"Contextual Inversion: the {class_word} “{concept}”, a new word")
-    sheet.save(out / "contact_sheet.png")
+    write_picture(sheet, out / "contact_sheet.png")
     for line in table(report):
         print(line)
     print(f"pictures: {out / 'contact_sheet.png'}")
@@ -112,6 +114,8 @@ def _follow(bar: Any) -> Callable[[Any], None]:
     def watch(event: Any) -> None:
         bar.total = event.total_steps
         bar.update(event.step - bar.n)
+        if event.step == event.total_steps:
+            bar.set_description(f"{bar.desc.removesuffix(': ')}, judging its pictures")
         if event.losses is not None and "diffusion" in event.losses:
             bar.set_postfix(loss=f"{float(np.mean(event.losses['diffusion'].numpy())):.3f}")
 

@@ -16,7 +16,7 @@ from ..core.world import concepts as world
 from .bench_tuning_encoder import sd15_shape
 from .claims import DEVELOPMENT, MEASURES, Part, commit, compare, run_cells
 from .encoder_ways import RANK_PAIRS, RANK_WAYS, RANKS, WAY_PAIRS, WAYS, EncoderTrial, Way, loaded
-from .tables import rewrite_tables, table_header, table_row
+from .tables import require_marks, rewrite_tables, table_header, table_row
 from .trials import demo_model
 
 SHOWN = {
@@ -60,11 +60,12 @@ def main(
     from tqdm import tqdm
 
     unknown = [name for name in parts if name not in PARTS] + [name for name in concepts if name not in world.CONCEPTS]
-    if unknown or seeds < 1 or prompts < 0 or workers < 1:
+    if unknown or not parts or seeds < 1 or prompts < 0 or workers < 1:
         raise ValueError(
             f"parts are {', '.join(PARTS)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
             f"Unknown: {', '.join(unknown) or 'none'}"
         )
+    require_marks(() if markdown is None else (markdown,), [PARTS[name].name for name in parts])
     _, network = loaded(encoder)
     model = demo_model().fingerprint
     folder = folder / f"{model}-{digest(network)}"

@@ -75,13 +75,16 @@ def main(
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
         out: Folder for figures, reports and contact sheets.
     """
-    import torch
-
     from ..core.inspection.evaluation import Evaluator, on_device
     from ..core.inspection.evaluation.generation import Generation, check_prompts, generate
     from ..core.inspection.evaluation.run import evaluate
+    from .device import chosen_device
+    from .places import require_folder
 
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if batch < 1 or pictures < 1 or not 0 <= fill <= 1:
+        raise ValueError(f"--batch and --pictures are at least 1 and --fill 0 to 1, not {batch}, {pictures} and {fill}")
+    require_folder(out)
+    place = str(chosen_device(device))
     folder = generated or out / "pictures"
     chosen = prompts or (folder / PROMPTS if (folder / PROMPTS).is_file() else "dreambench")
     cells = cells_of(read_dataset(dataset, subjects), read_prompts(chosen) if isinstance(chosen, Path) else chosen)
@@ -137,6 +140,7 @@ def write_reports(
     from ..core.inspection.evaluation.report import markdown_report, summarise
     from ..core.inspection.evaluation.sheets import subject_sheet
     from .main import plain
+    from .places import write_picture
 
     report = summarise(results, facts, skip_categories)
     sheets = []
@@ -145,8 +149,7 @@ def write_reports(
         if not any(result.pictures for result in own):
             continue
         path = out / "sheets" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        subject_sheet(own, generated).save(path)
+        write_picture(subject_sheet(own, generated), path)
         sheets.append(f"sheets/{name}.png")
     text = markdown_report(report, sheets)
     data = json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"

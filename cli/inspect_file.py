@@ -65,7 +65,11 @@ def main(
     if model is None:
         return contents
     from .diagnose import diagnosis_of
+    from .places import require_file
 
+    for target, option in ((plot, "--plot"), (table, "--table")):
+        if target is not None:
+            require_file(target, option)
     sampling = {"images": images, "steps": steps, "guidance": guidance, "seed": seed}
     found = diagnosis_of(file, model, against, class_word, prompts, size, sampling)
     return {**contents, "diagnosis": write_diagnosis(found, plot, table)}
@@ -75,17 +79,17 @@ def write_diagnosis(diagnosis: Diagnosis, plot: Path | None, table: Path | None)
     """Print a diagnosis, draw it and write it where asked to; its figures."""
     from PIL import Image
 
+    from ..core.files.atomic import atomic_write_verified
     from ..core.inspection.diagnosis_report import markdown
     from ..core.inspection.diagnosis_report import plot as drawn
+    from .places import write_picture
 
     text = markdown(diagnosis)
     print("\n" + text)
-    for target in filter(None, (plot, table)):
-        target.parent.mkdir(parents=True, exist_ok=True)
     if plot is not None:
-        Image.fromarray(drawn(diagnosis)).save(plot, format="PNG")
+        write_picture(Image.fromarray(drawn(diagnosis)), plot)
     if table is not None:
-        table.write_text(text, encoding="utf-8")
+        atomic_write_verified(table, text.encode(), if_exists="replace")
     return diagnosis.figures()
 
 

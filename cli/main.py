@@ -54,7 +54,7 @@ Figures = Mapping[str, object]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0 done, 1 the command failed, 2 the call was wrong."""
+    """Runs one command and returns the exit code: 0 done, 1 the command failed, 2 the call was wrong, 130 Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -70,22 +70,29 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         run(name, rest)
-    except ModuleNotFoundError as error:
-        if missing_from_extra(error) is None:
+    except KeyboardInterrupt as stop:
+        print(f"\ncontextual-inversion {name}: {stop or 'interrupted'}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        lacking = missing_from_extra(error)
+        if lacking is not None:
+            return failed(
+                f"{name} needs {lacking!r}, which is not installed. "
+                'Install it with: pip install "contextual-inversion[train]"'
+            )
+        broken = broken_import(error)
+        if os.environ.get("CONTEXTUAL_INVERSION_TRACEBACK") or (isinstance(error, ImportError) and broken is None):
             raise
-        print(
-            f"contextual-inversion {name} needs {missing_from_extra(error)!r}, which is not installed. "
-            'Install it with: pip install "contextual-inversion[train]"',
-            file=sys.stderr,
-        )
-        return 1
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("CONTEXTUAL_INVERSION_TRACEBACK"):
-            raise
-        print(f"contextual-inversion {name}: {error}", file=sys.stderr)
+        failed(f"{name}: {broken or error}")
         print("(CONTEXTUAL_INVERSION_TRACEBACK=1 shows where)", file=sys.stderr)
         return 1
     return 0
+
+
+def failed(why: str) -> int:
+    """Says why, and gives the exit code."""
+    print(f"contextual-inversion {why}", file=sys.stderr)
+    return 1
 
 
 def usage() -> str:
@@ -111,37 +118,56 @@ def run(name: str, arguments: list[str]) -> None:
     tyro.cli(with_json_option(module.main), prog=f"contextual-inversion {name}", args=arguments)
 
 
-def missing_from_extra(error: ModuleNotFoundError) -> str | None:
+def missing_from_extra(error: Exception) -> str | None:
     """The package of the extra `[train]` that could not be imported, or None if something else is missing."""
-    package = (error.name or "").partition(".")[0]
+    package = ((error.name or "") if isinstance(error, ModuleNotFoundError) else "").partition(".")[0]
     return package if package in TRAIN_EXTRA else None
+
+
+def broken_import(error: BaseException) -> str | None:
+    """What broke where diffusers or transformers could not import a part of themselves, or None if that is not it.
+
+    Both say only which part it was, and to look at a traceback; the reason, such as a torchvision that does not fit
+    PyTorch, is what the chain of errors began with.
+    """
+    if not str(error).startswith(("Failed to import", "Could not import module")):
+        return None
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"a package here is broken or does not fit the others: {error}. Compare `pip check` and torch's versions"
 
 
 def with_json_option(command: Callable[..., Figures | None]) -> Callable[..., None]:
     """`command` with one more option, `--json FILE`, that receives the figures it returns."""
+    import tyro
+
+    from .places import require_file
+
     signature = inspect.signature(command)
 
     def run_and_write(**options: object) -> None:
         target = options.pop("json")
+        if isinstance(target, Path):
+            require_file(target, "--json")  # before hours of work
         figures = command(**options)
         if isinstance(target, Path):
             write_json(target, figures or {})
 
     functools.update_wrapper(run_and_write, command)
     del run_and_write.__wrapped__  # tyro would look through it, find no option `json`, and accept only its default
-    option = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Path | None)
+    kind = typing.Annotated[Path | None, tyro.conf.arg(help="File for the figures.")]
+    option = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
     run_and_write.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
-    run_and_write.__annotations__ = {**typing.get_type_hints(command, include_extras=True), "json": Path | None}
+    run_and_write.__annotations__ = {**typing.get_type_hints(command, include_extras=True), "json": kind}
     return run_and_write
 
 
 def write_json(target: Path, figures: Figures) -> None:
     """Writes the figures whole or not at all; a number that is not finite becomes null, as JSON has no NaN."""
+    from ..core.files.atomic import atomic_write_verified
+
     text = json.dumps(plain(figures), indent=2, allow_nan=False) + "\n"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, target)
+    atomic_write_verified(target, text.encode(), if_exists="replace")
 
 
 def plain(value: object) -> object:

@@ -18,6 +18,7 @@ from ..core.models.families import drawn_resolution
 from ..core.training.core_regularizer import CoReWeights, recommended_weights
 from ..core.training.events import Finished, Step
 from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, repair
+from .places import require_folder, write_picture
 from .train import load_model
 
 
@@ -56,6 +57,9 @@ def main(
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
         class_word: The ordinary word for the thing, for files that do not say it.
     """
+    if not concepts:
+        raise ValueError("name the bundles or embedding files of the concepts that the prompt mentions")
+    require_folder(out)
     subject = load_model(model, device)
     widths = {name: encoder.width for name, encoder in subject.text_encoders.items()}
     loaded = [load_concept(path, widths=widths) for path in concepts]
@@ -94,7 +98,7 @@ def main(
         files.append(str(save_embedding(named, out / "embeddings", if_exists="replace")))
     pictures = [draw(subject, those, prompt, size=(side, side), seed=seed) for those in (given, repaired)]
     path = out / "before_and_after.png"
-    Image.fromarray((torch.cat(pictures, dim=2)[0].numpy() * 255).round().astype(np.uint8)).save(path)
+    write_picture(Image.fromarray((torch.cat(pictures, dim=2)[0].numpy() * 255).round().astype(np.uint8)), path)
     print(f"wrote {path} and {', '.join(files)}")
     losses = {name: [float(values[0]), float(values[-1])] for name, values in finished.losses.items()}
     return {"losses": losses, "seconds": round(finished.seconds, 3), "files": files, "picture": str(path)}

@@ -14,6 +14,7 @@ from ..core.files.tuning_encoder import load_tuning_encoder
 from ..core.models.tiny.weights import tiny_weights_path
 from ..core.networks.tuning_encoder import TuningEncoder
 from ..core.training.predict import predict_concept
+from .places import require_folder
 from .pretrain_encoder import load_image_encoder
 from .train import load_model, read_picture
 
@@ -44,6 +45,7 @@ def main(
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
     """
     name = safe_name(name) if name else nameable(picture.stem)
+    require_folder(out)
     network = chosen_encoder(model, encoder)
     subject = load_model(model, device)
     images = load_image_encoder(model, image_encoder, subject.device)

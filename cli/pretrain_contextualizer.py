@@ -25,6 +25,7 @@ from ..core.training.contextualizer_recipes import recommended_pretraining
 from ..core.training.events import CheckpointSaved, Started, Step
 from ..core.training.processes import Processes
 from ..core.training.schedules import LearningRateSchedule
+from .device import chosen_device
 from .outputs import file_name, require_empty
 
 
@@ -172,7 +173,7 @@ def share_of(device: str | None) -> tuple[Processes, torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) != state.num_processes:
         raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were launched, accelerate sees {state.num_processes}")
     if state.num_processes == 1:
-        return Processes(), torch.device(device or state.device)
+        return Processes(), chosen_device(device or str(state.device))
 
     def add(value: torch.Tensor) -> torch.Tensor:
         total = value.detach().clone()

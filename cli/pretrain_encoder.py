@@ -19,6 +19,7 @@ from ..core.training.encoder_settings import EncoderPrecision, EncoderPretrainSe
 from ..core.training.events import CheckpointSaved, Preview, Started, Step
 from ..core.training.schedules import LearningRateSchedule
 from .outputs import file_name, require_empty
+from .places import write_picture
 from .pretrain_contextualizer import share_of
 from .train import load_model
 
@@ -206,8 +207,7 @@ def follow(
         elif isinstance(event, CheckpointSaved) and bar is not None:
             bar.write(f"checkpoint {event.path}")
         elif isinstance(event, Preview) and previews is not None:
-            previews.mkdir(parents=True, exist_ok=True)
-            contact(event.images).save(previews / f"step_{event.step:06d}.png")
+            write_picture(contact(event.images), previews / f"step_{event.step:06d}.png")
         elif isinstance(event, PretrainedEncoder):
             finished = event
     if bar is not None:

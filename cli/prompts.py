@@ -41,6 +41,7 @@ def main(
     """
     from ..core.files.atomic import atomic_write_verified
     from ..core.prompts.sets import built_in_set, rich_set
+    from .places import require_file
 
     if count < 1 or temperature < 0:
         raise ValueError(f"--count is at least 1 and --temperature at least 0, not {count} and {temperature}")
@@ -48,6 +49,7 @@ def main(
         raise ValueError("--class-word is what a language model is told: name one with --llm")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists; choose another name with --out, or allow --overwrite")
+    require_file(out)
     known = rich_set(examples.removeprefix("rich ")) if examples.startswith("rich ") else built_in_set(examples)
     figures: dict[str, Any] = {"file": str(out), "examples": examples, "llm": llm}
     if llm is None:
@@ -56,8 +58,15 @@ def main(
             print(f"{examples} has no more than {len(prompts)} prompts")
     else:
         from ..core.prompts.written import WrittenPrompts, local_model
+        from .device import chosen_device
 
-        model = local_model(llm, device, temperature=temperature)
+        try:
+            model = local_model(llm, chosen_device(device), temperature=temperature)
+        except OSError as error:  # of transformers, about a connection that is not looked for
+            raise FileNotFoundError(
+                f"--llm {llm} is neither a folder of a causal language model with safetensors weights nor a model's "
+                f"name in the local cache; nothing is downloaded. {' '.join(str(error).split())[:200]}"
+            ) from error
         result = WrittenPrompts(model, known.prompts, class_word, fits=short_enough, seed=seed).collect(count)
         prompts = result.prompts
         figures |= result.figures()

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..core.files.atomic import atomic_write_verified
+
 START, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 """Around the tables of a name in a document."""
 
@@ -30,6 +32,15 @@ def has_tables(path: Path, name: str) -> bool:
     return START.format(name) in path.read_text(encoding="utf-8")
 
 
+def require_marks(documents: Sequence[Path], parts: Sequence[str]) -> None:
+    """Raises, before the work, what writing would: OSError for a document that cannot be read, ValueError for a part
+    whose marks are in none of them."""
+    texts = {path: path.read_text(encoding="utf-8") for path in documents}
+    for part in parts if documents else ():
+        if not any(START.format(part) in text and END.format(part) in text for text in texts.values()):
+            raise ValueError(f"no document of --markdown has the lines {START.format(part)} and {END.format(part)}")
+
+
 def rewrite_in_one(documents: Sequence[Path], part: str, lines: Sequence[str]) -> None:
     """The tables of `part` in the document that has its marks. Raises ValueError where none has."""
     holding = [path for path in documents if has_tables(path, part)]
@@ -47,4 +58,5 @@ def rewrite_tables(path: Path, part: str, lines: Sequence[str]) -> None:
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise ValueError(f"{path} needs the lines {start} and {end} around the tables of {part}")
-    path.write_text("\n".join([before + start, *lines, "", end + after]), encoding="utf-8")
+    text = "\n".join([before + start, *lines, "", end + after])
+    atomic_write_verified(path, text.encode(), if_exists="replace")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +25,7 @@ from ..core.models.protocol import TextToImageModel
 from ..core.models.tiny.contextualizer import load_contextualizer as load_bundled
 from ..core.networks.contextualizer import Contextualizer
 from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_set_from_file, rich_set, rich_sets
+from ..core.training.checkpoint import checkpoints_in
 from ..core.training.core_regularizer import CoReRegularizer, recommended_weights
 from ..core.training.encoder_recipes import known_words
 from ..core.training.events import CheckpointSaved, Event, Finished, Preview, Started, Step
@@ -37,8 +38,13 @@ from ..core.training.prior import PriorPreservation, require_weights
 from ..core.training.regularizer import Regularizer
 from ..core.training.settings import Precision, TrainSettings
 from ..core.training.trainer import TrainingRun, resolution_for, train
+from .device import chosen_device
+from .outputs import require_none_waiting
+from .places import require_folder, write_picture
 
 DEFAULT = next(iter(PRESETS))
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".gif", ".tif", ".tiff")
+"""Pictures to people, who would miss them."""
 
 
 def main(
@@ -137,8 +143,12 @@ def main(
     start = None if initial is None else load_concept(initial)
     if recipe.method.startswith("refine") and start is None:
         raise ValueError(f"{recipe.method} refines a concept: give its bundle with --initial")
+    if mlm == ():
+        raise ValueError("--mlm needs contextualizer files, one for each text encoder, or bundled for the tiny model's")
     files, images, shown, skipped = read_pictures(picture_files(pictures), masks, skip_broken)
     name = safe_name(name) if name else nameable(pictures.resolve().name)  # before hours of training
+    require_folder(out)
+    require_none_waiting(out / "checkpoints", resume)
     subject = load_model(model, device)
     given = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "vectors": vectors}
     given |= {"rank": rank, "weight_rate": weight_rate, "least_rank": least_rank}
@@ -175,7 +185,7 @@ def main(
                 weight=mlm_weight,
                 method=settings.method,
                 rho=mlm_rho,
-                batch=mlm_batch or (XTI_BATCH if settings.method.startswith("xti") else 25),
+                batch=(XTI_BATCH if settings.method.startswith("xti") else 25) if mlm_batch is None else mlm_batch,
             )
         )
     if nearest:
@@ -183,7 +193,9 @@ def main(
     if prior > 0:
         side = resolution_for(subject, settings, checked_pictures(images))
         options = {"pictures": prior_pictures, "batch": settings.batch, "resolution": side, "seed": seed}
-        regularizers.append(PriorPreservation(out / "class_pictures", weight=prior, **options))
+        regularizers.append(
+            PriorPreservation(out / "class_pictures", weight=prior, progress=class_picture_lines(), **options)
+        )
     run = train(
         subject,
         images,
@@ -193,8 +205,14 @@ def main(
         resume=settings.checkpoint_dir if resume else None,
         initial=start,
     )
-    with run:
-        finished = follow(run, settings, out, events)
+    try:
+        with run:
+            finished = follow(run, settings, out, events)
+    except KeyboardInterrupt:
+        # A step that was interrupted is undone. What was done before it is in the checkpoint; there is no run to go on.
+        kept = checkpoints_in(settings.checkpoint_dir)
+        said = f"the work so far is in {kept[0]}, go on with --resume" if kept else "before the first step was done"
+        raise KeyboardInterrupt(f"interrupted; {said}") from None
     told = {"pictures": [file.name for file in files], "skipped": skipped}
     return {**figures(finished), **told, **save(finished.concept, out)}
 
@@ -224,7 +242,7 @@ def follow(run: TrainingRun, settings: TrainSettings, out: Path, events: Path | 
             events.parent.mkdir(parents=True, exist_ok=True)
             lines = stack.enter_context(events.open("a", encoding="utf-8"))
         bar = stack.enter_context(tqdm(total=settings.steps, unit="step", dynamic_ncols=True))
-        for event in _interruptible(run):
+        for event in run:
             if lines is not None:
                 print(json.dumps(as_line(event)), file=lines, flush=True)
             if isinstance(event, Started):
@@ -240,15 +258,16 @@ def follow(run: TrainingRun, settings: TrainSettings, out: Path, events: Path | 
     raise RuntimeError("the training ended without a result")
 
 
-def _interruptible(run: TrainingRun) -> Iterator[Event]:
-    while True:
-        try:
-            yield next(run)
-        except StopIteration:
-            return
-        except KeyboardInterrupt:
-            # A step that was interrupted is undone and kept in the checkpoint; there is no run to go on with.
-            raise RuntimeError("interrupted; the work so far is in the checkpoint, go on with --resume") from None
+def class_picture_lines() -> Callable[[int, int], None]:
+    """Says at each tenth how many of the prior's class pictures are drawn."""
+    said: set[int] = set()
+
+    def progress(done: int, wanted: int) -> None:
+        if 10 * done // wanted not in said:
+            said.add(10 * done // wanted)
+            tqdm.write(f"drawing class pictures: {done} of {wanted}")
+
+    return progress
 
 
 def as_line(event: Event) -> dict[str, Any]:
@@ -317,7 +336,7 @@ def prompt_set(name: str) -> PromptSet:
 
 def load_model(name: str | Path, device: str | None) -> TextToImageModel:
     """The bundled tiny model, or the folder of a diffusers pipeline."""
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = chosen_device(device)
     if name == "tiny":
         from ..core.models.tiny import load_tiny
 
@@ -326,8 +345,16 @@ def load_model(name: str | Path, device: str | None) -> TextToImageModel:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Pictures of a folder in the order of their names. Raises FileNotFoundError where there are none."""
+    """Pictures of a folder in the order of their names; those of kinds that are not read are named.
+
+    Raises NotADirectoryError where there is no such folder, FileNotFoundError where no picture is in it.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder: name the one that holds the training pictures")
     files = files_of_pictures.picture_files(folder)
+    unread = [file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in UNREAD]
+    if unread and files:
+        print(f"left out: {', '.join(unread)}; only {', '.join(ENDINGS)} are read, so convert them first")
     if not files:
         raise FileNotFoundError(f"no pictures ({', '.join(ENDINGS)}) in {folder}")
     return files
@@ -372,9 +399,8 @@ def read_mask(folder: Path, picture: Path) -> torch.Tensor:
 
 def write_preview(preview: Preview, folder: Path) -> Sequence[Path]:
     """PNG files of a preview."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number, image in enumerate(preview.images):
-        paths.append(folder / f"step_{preview.step:06d}_{number}.png")
-        Image.fromarray((image.numpy() * 255).round().astype(np.uint8)).save(paths[-1])
+        picture = Image.fromarray((image.numpy() * 255).round().astype(np.uint8))
+        paths.append(write_picture(picture, folder / f"step_{preview.step:06d}_{number}.png"))
     return paths

@@ -20,8 +20,11 @@ def main(concepts: tuple[str, ...] = ("goblet", "crested-bird", "castle"), seed:
     from .trials import demo_model, held_out_prompts, learn, plain_inversion
 
     unknown = [name for name in concepts if name not in world.CONCEPTS]
-    if unknown:
-        raise ValueError(f"no held-out concept {unknown[0]!r}; there are {', '.join(world.CONCEPTS)}")
+    if unknown or not concepts or seed < 0:
+        raise ValueError(
+            f"at least one concept of {', '.join(world.CONCEPTS)}, and a seed of 0 or more. Unknown: "
+            f"{', '.join(unknown) or 'none'}"
+        )
     model = demo_model()
     rows: list[dict[str, Any]] = []
     for name in concepts:

@@ -10,6 +10,7 @@ import tyro
 from ..core.files import load_concept, nameable, safe_name
 from ..core.training.events import Finished, Step
 from ..core.training.tuning import MOST_STEPS, Tuned, TuneSettings, tune
+from .places import require_folder
 from .predict import chosen_encoder, save, summary
 from .pretrain_encoder import load_image_encoder
 from .train import load_model, read_picture
@@ -79,6 +80,7 @@ def main(
         gradient_checkpointing=gradient_checkpointing,
         **{key: value for key, value in given.items() if value is not None},
     )
+    require_folder(out)
     network = chosen_encoder(model, encoder)
     subject = load_model(model, device)
     images = load_image_encoder(model, image_encoder, subject.device)

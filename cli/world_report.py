@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 SHOWN, COLUMNS = 40, 8
 """Pictures on the sheet, and in a row of it."""
+BESIDE = ("judge_on_renders", "shuffled_floor")
 SEEDS = 100_000
 """Room for one picture's seed each between one report's seed and the next."""
 
@@ -25,7 +27,13 @@ def main(n: int = 200, seed: int = 0, sheet: Path | None = Path("out/world-repor
     from ..core.models.diffusers_adapter import DiffusersModel
     from ..core.models.tiny import load_tiny
     from ..core.world.report import KEYS, questions, tiny_autoencode, world_report
+    from .places import require_file, write_picture
+    from .tables import table_figure
 
+    if n < 1 or seed < 0:
+        raise ValueError(f"--n is at least 1 and --seed at least 0, not {n} and {seed}")
+    if sheet is not None:
+        require_file(sheet, "--sheet")
     tiny = load_tiny()
     model = DiffusersModel.from_tiny(tiny)
     started = time.perf_counter()
@@ -39,16 +47,16 @@ def main(n: int = 200, seed: int = 0, sheet: Path | None = Path("out/world-repor
     report["seconds"] = time.perf_counter() - started
     print(f"{'':<16}{'model':>8}{'renders':>9}{'shuffled':>10}")
     for key in KEYS:
-        print(
-            f"{key:<16}{report[key]:>8.3f}{report['judge_on_renders'][key]:>9.3f}{report['shuffled_floor'][key]:>10.3f}"
-        )
+        # A few captions may ask for no second object and no style.
+        found = (table_figure(part.get(key, math.nan)) for part in (report, *(report[name] for name in BESIDE)))
+        print(f"{key:<16}" + "".join(f"{figure:>{width}}" for figure, width in zip(found, (8, 9, 10), strict=True)))
     if sheet is not None:
         captions = [question.text for question in questions(n, seed)][:SHOWN]
         rows = [
             Row("", list(drawn[0][i : i + COLUMNS]), captions=captions[i : i + COLUMNS])
             for i in range(0, len(captions), COLUMNS)
         ]
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(rows, title=f"first {len(captions)} of {n} held-out captions", label_width=8).save(sheet)
+        title = f"first {len(captions)} of {n} held-out captions"
+        write_picture(contact_sheet(rows, title=title, label_width=8), sheet)
         print(f"pictures: {sheet}")
     return report

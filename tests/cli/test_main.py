@@ -118,3 +118,69 @@ def test_a_mistake_of_the_user_is_one_line_and_no_file(command, capsys, tmp_path
     monkeypatch.setenv("CONTEXTUAL_INVERSION_TRACEBACK", "1")
     with pytest.raises(ValueError, match="no pictures"):
         cli.main(["probe"])
+
+
+def test_figures_that_no_file_can_take_are_refused_before_the_work(command, capsys, tmp_path):
+    began = []
+
+    def probe() -> dict[str, object]:
+        """Works for hours."""
+        began.append(True)
+        return {}
+
+    command(probe)
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path, tmp_path / "file" / "figures.json"):
+        assert cli.main(["probe", "--json", str(target)]) == 1
+        assert f"--json {target.parent if target != tmp_path else target}" in capsys.readouterr().err
+    assert not began
+
+
+def test_figures_on_a_full_disk_leave_the_earlier_ones(command, capsys, tmp_path, monkeypatch):
+    def probe() -> dict[str, object]:
+        """Measures."""
+        return {"value": 2}
+
+    command(probe)
+    target = tmp_path / "figures.json"
+    target.write_text('{"value": 1}')
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert cli.main(["probe", "--json", str(target)]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert json.loads(target.read_text()) == {"value": 1}
+    assert list(tmp_path.iterdir()) == [target], "nothing half-written stays"
+
+
+def test_an_interruption_is_one_line_and_an_exit_code_of_its_own(command, capsys):
+    def probe() -> dict[str, object]:
+        """Is stopped."""
+        raise KeyboardInterrupt("interrupted; go on with --resume")
+
+    command(probe)
+    assert cli.main(["probe"]) == 130
+    said = capsys.readouterr().err
+    assert "go on with --resume" in said
+    assert "Traceback" not in said
+
+
+def test_a_broken_environment_says_what_broke(command, capsys, monkeypatch):
+    def probe() -> dict[str, object]:
+        """Imports diffusers, as diffusers does where torchvision does not fit PyTorch."""
+        try:
+            try:
+                raise RuntimeError("operator torchvision::nms does not exist")
+            except RuntimeError as error:
+                raise ModuleNotFoundError("Could not import module 'PreTrainedModel'.") from error
+        except ModuleNotFoundError as error:
+            raise RuntimeError("Failed to import diffusers.loaders (look up to see its traceback)") from error
+
+    command(probe)
+    monkeypatch.delenv("CONTEXTUAL_INVERSION_TRACEBACK", raising=False)
+    assert cli.main(["probe"]) == 1
+    said = capsys.readouterr().err
+    assert "torchvision::nms" in said
+    assert "look up" not in said

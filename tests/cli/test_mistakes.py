@@ -46,7 +46,7 @@ def test_an_interrupted_training_is_gone_on_with_and_not_replaced(pictures, tmp_
         interrupted_after(patch, 2)
         with pytest.raises(KeyboardInterrupt, match=r"step_000002.*--resume"):
             train.main(pictures, out=tmp_path / "out", **QUICK)
-    with pytest.raises(FileExistsError, match="step_000002.* of 4 steps, waits .* --resume"):
+    with pytest.raises(FileExistsError, match=r"step_000002.* of 4 steps, waits .* --resume"):
         train.main(pictures, out=tmp_path / "out", **QUICK)
     resumed = train.main(pictures, out=tmp_path / "out", resume=True, **QUICK)
     vectors = [
@@ -148,7 +148,7 @@ def test_numbers_that_mean_nothing_are_refused(tmp_path):
         demo.main(out=tmp_path, seed=-1)
     with pytest.raises(ValueError, match="at least one concept"):
         transplant.main(concepts=())
-    with pytest.raises(ValueError, match="at least one concept|name the bundles"):
+    with pytest.raises(ValueError, match="name the bundles"):
         optimize.main([], prompt="a {}", out=tmp_path)
     for wrong in ({"batch": 0}, {"pictures": 0}, {"fill": 3.0}, {"fill": math.nan}):
         with pytest.raises(ValueError, match="--fill"):
