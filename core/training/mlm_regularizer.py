@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..prompts.tokens import tokenize_prompt
 from ..world.prompts import REGULARIZATION_BACKGROUNDS
 from .masking import MaskableRow, mask_rows, masked_inputs, nameable_ids, prompt_row
 from .regularizer import LossTerm, Terms, TrainingStep
+from .remembered import remembered
 
 KEPT_ROWS = 1 << 16
 """Tokenized prompts that are kept; a set of METHODS.md 2.5 fits."""
@@ -161,7 +162,7 @@ class _Guesser:
         self.encoder = ShortEncoder(encoder, len(psi.positions))
         self.psi, self.class_word, self.length = psi, class_word, length
         self.nameable = nameable_ids(psi.rows)
-        self.row = lru_cache(maxsize=KEPT_ROWS)(self._row)
+        self.row = remembered(self._row, KEPT_ROWS)
 
     def loss(self, prompts: Sequence[str], uniform: torch.Tensor, rho: float, copies: torch.Tensor) -> torch.Tensor:
         """METHODS.md M5: the mean cross-entropy of the masked tokens, (). The output layer sees only those.

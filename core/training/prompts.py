@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 
 from ..models.protocol import Conditioning, Encoding, ImageSize, TextToImageModel
 from ..models.text import encode_layers
 from ..prompts.tokens import TokenizedPrompt, input_embeddings, tokenize_prompt
+from .remembered import remembered
 from .weights import TrainableWeights
 from .word import Word
 
@@ -31,8 +31,8 @@ class PromptEncoder:
         self.word = word
         self.size = size
         self.weights = weights
-        self._with_words = lru_cache(maxsize=1024)(self._encode_words)
-        self._tokenized = lru_cache(maxsize=1024)(self._tokenize)
+        self._with_words = remembered(self._encode_words, 1024)
+        self._tokenized = remembered(self._tokenize, 1024)
 
     def with_concept(self, templates: Sequence[str]) -> Encoded:
         """Each template with the concept in its placeholder, with gradient."""
