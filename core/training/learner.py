@@ -185,8 +185,9 @@ class Learner:
                 if isinstance(old, torch.Tensor) and old.device == good.device:
                     new.copy_(torch.where(good, new, old))
         if self.settings.norm_mode == "core_window":
-            for name, old in before["norms"].items():
-                self.norms[name] = torch.where(good, self.norms[name], old)
+            # A norm changes once, when the window begins: where that step is undone, it is of the rows that stay.
+            for name, norm in self.norms.items():
+                self.norms[name] = torch.where(good, norm, norms.row_norms(self.vectors[name]))
 
     def _rescale_loss(self, finite: torch.Tensor) -> None:
         if self.scaled:
@@ -208,7 +209,6 @@ class Learner:
         return {
             "vectors": {name: value.detach() for name, value in self.vectors.items()},
             "weights": {name: value.detach() for name, value in self.weights.items()},
-            "initial": self.initial,
             "average": self.average,
             "norms": self.norms,
             "optimizer": self.optimizer.state_dict()["state"],
@@ -222,7 +222,6 @@ class Learner:
         """Take over what `state` gave, on any device."""
         for name, value in self.vectors.items():
             value.copy_(state["vectors"][name])
-            self.initial[name] = state["initial"][name].to(self.device)
         for name, value in self.weights.items():
             value.copy_(state["weights"][name])
         for name, value in self.average.items():

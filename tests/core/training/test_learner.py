@@ -1,12 +1,111 @@
 """What a training hands over at its end."""
 
+import math
+
 import pytest
 import torch
 from stub_model import StubModel, pictures
 
 from contextual_inversion.core.maths.norms import vocabulary_norm
+from contextual_inversion.core.training.loss_scale import LOSS_SCALE
+from contextual_inversion.core.training.schedules import learning_rate_factor
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import train
+
+
+def step(learner, gradient):
+    """One step of these gradients; whether it failed."""
+    for number, value in enumerate(learner.leaves.values()):
+        draws = torch.Generator().manual_seed(number)
+        value.grad = torch.randn(value.shape, generator=draws) + gradient
+    return bool(learner.step(torch.tensor(1.0)))
+
+
+@pytest.mark.parametrize("overflow", [3, 4, 5, None])
+def test_the_window_holds_the_norm_of_the_rows_that_stay_whichever_step_overflows(overflow):
+    """METHODS.md C5 in fp16: a step that is undone must not leave the norm of rows that nobody kept."""
+    settings = TrainSettings(
+        class_word="dog", vectors=2, steps=10, learning_rate=0.1, precision="fp16", norm_mode="core_window"
+    )
+    with train(StubModel(), pictures(), settings) as run:
+        next(run)
+        learner, lengths = run.learner, {}
+        for number in range(1, 7):
+            assert not step(learner, math.inf if number == overflow else float(learner.scale))
+            lengths[number] = learner.vectors["clip_l"].detach().norm(dim=1)
+    assert (lengths[2] - lengths[1]).abs().min() > 1e-3
+    for number in (5, 6):
+        torch.testing.assert_close(lengths[number], lengths[4], rtol=1e-6, atol=0)
+
+
+def test_words_and_weights_have_rates_of_their_own_on_one_schedule():
+    settings = TrainSettings(
+        class_word="dog", method="custom-diffusion", steps=5, batch=2, learning_rate=0.01, weight_rate=0.002,
+        schedule="cosine", warmup=2,
+    )  # fmt: skip
+    rates = []
+    with train(StubModel(), pictures(), settings) as run:
+        next(run)
+        run.learner.optimizer.register_step_pre_hook(
+            lambda optimizer, *_: rates.append([group["lr"] for group in optimizer.param_groups])
+        )
+        list(run)
+    factors = [learning_rate_factor(number, 5, schedule="cosine", warmup=2) for number in range(5)]
+    assert factors[0] < factors[1] < factors[2] > factors[4]
+    assert rates == [[pytest.approx(0.01 * factor), pytest.approx(0.002 * factor)] for factor in factors]
+
+
+def test_on_the_sphere_only_words_follow_the_tangent():
+    """METHODS.md 6 no. 1: what the optimizer sees of a vector's gradient; a weight's is as it came."""
+    settings = TrainSettings(class_word="dog", method="custom-diffusion", steps=3, norm_mode="spherical")
+    with train(StubModel(), pictures(), settings) as run:
+        next(run)
+        learner, seen = run.learner, {}
+        learner.optimizer.register_step_pre_hook(
+            lambda *_: seen.update(
+                {name: (value.grad.clone(), value.detach().clone()) for name, value in learner.leaves.items()}
+            )
+        )
+        step(learner, 0.5)
+    for number, (name, (gradient, value)) in enumerate(seen.items()):
+        came = torch.randn(value.shape, generator=torch.Generator().manual_seed(number)) + 0.5
+        if name in learner.vectors:
+            assert (gradient * value).sum(-1).abs().max() < 1e-5 < (came * value).sum(-1).abs().min()
+        else:
+            assert torch.equal(gradient, came)
+
+
+def test_losses_are_scaled_where_gradients_are_in_fp16_and_a_checkpoint_keeps_the_scale():
+    for dtype, precision, scale in (
+        (torch.float32, "model", 1.0),
+        (torch.bfloat16, "model", 1.0),
+        (torch.float32, "fp16", LOSS_SCALE),
+        (torch.float16, "model", LOSS_SCALE),
+    ):
+        found = []
+        for _ in range(2):
+            model = StubModel()
+            model.dtype = dtype
+            with train(model, pictures(), TrainSettings(class_word="dog", precision=precision)) as run:
+                next(run)
+                found.append(run.learner)
+        first, second = found
+        assert (float(first.scale), first.scaled) == (scale, scale > 1)
+        first.scale, first.calm = torch.tensor(8.0), torch.tensor(5.0)
+        second.load(first.state())
+        assert (float(second.scale), float(second.calm)) == (8.0, 5.0)
+
+
+def test_an_overflow_without_a_scale_left_to_lower_is_a_failure():
+    with train(StubModel(), pictures(), TrainSettings(class_word="dog", precision="fp16")) as run:
+        next(run)
+        learner = run.learner
+        learner.scale.fill_(2.0)
+        assert not step(learner, math.inf)
+        before = learner.vectors["clip_l"].detach().clone()
+        assert step(learner, math.inf)
+        assert step(learner, 1.0), "nothing moves after a failure"
+        assert torch.equal(learner.vectors["clip_l"], before)
 
 
 @pytest.mark.parametrize("norm_mode", ["fixed_mean", "spherical"])

@@ -62,6 +62,7 @@ def test_noise_is_looked_at_late_and_kept_latents_anywhere(run):
         next(one)
     assert kept.objective.timesteps == range(1000)
     assert noise.objective.timesteps == range(800, 1000)
+    assert 800 <= noise.objective._draw(0).timesteps.min() <= noise.objective._draw(0).timesteps.max() < 1000
     assert torch.equal(kept.bank.latents, start.latents)
     assert noise.bank.latents.shape[1:] == (4, 6, 6)
     assert not torch.equal(noise.bank.latents, other.bank.latents)
