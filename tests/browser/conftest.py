@@ -123,3 +123,10 @@ def comfyui_server(
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(workflows.running_server(comfyui_path, repository, base))
         yield Server(address, base, browser)
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(request: pytest.FixtureRequest) -> None:
+    """The server has no history of the tests before: a view would show what they made."""
+    if "comfyui_server" in request.fixturenames:
+        request.getfixturevalue("comfyui_server").ask("/history", {"clear": True})
