@@ -276,8 +276,8 @@ UNTUNED = {"dreambooth": {"weight_rate": 1e-4}, "refine": {"weight_rate": 1e-3},
 def demo_preset(method: str) -> Preset:
     """The recipe of the bundled model for a method: `DEMO`'s but for what the method needs otherwise.
 
-    Without prior preservation. To the bundled text encoder "sks house" is "house" (cosine 0.99), so class pictures pull
-    against all that is to be learned (docs/claims.md).
+    Without prior preservation, as docs/claims.md measures them. To the bundled text encoder "sks house" is "house"
+    (cosine 0.99), so class pictures pull against what is to be learned.
     """
     if method == DEMO.method:
         return DEMO
