@@ -7,6 +7,7 @@ import torch
 from stub_model import StubModel, pictures
 
 from contextual_inversion.core.maths.norms import vocabulary_norm
+from contextual_inversion.core.training.events import Started, Step
 from contextual_inversion.core.training.loss_scale import LOSS_SCALE
 from contextual_inversion.core.training.schedules import learning_rate_factor
 from contextual_inversion.core.training.settings import TrainSettings
@@ -53,6 +54,21 @@ def test_words_and_weights_have_rates_of_their_own_on_one_schedule():
     factors = [learning_rate_factor(number, 5, schedule="cosine", warmup=2) for number in range(5)]
     assert factors[0] < factors[1] < factors[2] > factors[4]
     assert rates == [[pytest.approx(0.01 * factor), pytest.approx(0.002 * factor)] for factor in factors]
+
+
+def test_the_average_of_weights_is_their_running_mean():
+    settings = TrainSettings(class_word="dog", method="refine-all", steps=4, batch=2, weight_rate=0.01, ema=0.75)
+    expected: dict[str, torch.Tensor] = {}
+    with train(StubModel(), pictures(), settings) as run:
+        for event in run:
+            now = {name: value.detach().clone() for name, value in run.learner.weights.items()}
+            if isinstance(event, Started):
+                expected = now
+            elif isinstance(event, Step):
+                expected = {name: 0.75 * value + 0.25 * now[name] for name, value in expected.items()}
+    for name, value in run.learner.learned_weights().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
+    assert any(not torch.allclose(now[name], expected[name]) for name in now)
 
 
 def test_on_the_sphere_only_words_follow_the_tangent():

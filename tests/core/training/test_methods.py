@@ -10,6 +10,7 @@ from test_mlm_regularizer import regularizer as mlm
 from test_trainer import PROMPTS, Pull
 from training_child import TINY_METHODS
 
+from contextual_inversion.core.concept import Concept
 from contextual_inversion.core.files.errors import LearnedNothingError
 from contextual_inversion.core.maths.core import embedding_loss
 from contextual_inversion.core.maths.schedule import add_noise
@@ -27,7 +28,7 @@ from contextual_inversion.core.training.prompt_repair import repair
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import NonFiniteLossError, train
 from contextual_inversion.core.training.weights import RankedModel, TrainableWeights
-from contextual_inversion.core.training.word import one_slot_a_block
+from contextual_inversion.core.training.word import one_slot_a_block, starting_word
 
 every_method = pytest.mark.parametrize("method", TINY_METHODS)
 
@@ -388,6 +389,29 @@ def ranked(least, rank=4, seed=3):
         for value in weights.leaves.values():
             value.copy_(0.2 * torch.randn(value.shape, generator=draws))
     return model, weights
+
+
+def test_the_rank_of_a_text_encoders_change_knows_no_timestep():
+    settings = TrainSettings(class_word="dog", method="dreambooth-lora", least_rank=1)
+    weights = TrainableWeights(StubModel(), settings)
+    assert set(weights.names) - set(weights.ranked) == set(text_layers(StubModel()))
+
+
+def test_weights_that_are_not_finite_were_not_learned(run):
+    with pytest.raises(LearnedNothingError, match=r"the change of .* is not finite"):
+        run(StubModel(), method="refine", steps=1, weight_rate=float("inf"))
+
+
+def test_a_word_with_a_vector_for_every_layer_goes_on_with_one_for_every_block():
+    """The layers of a block share one: it is that of the block's first layer."""
+    model = StubModel()
+    names = ["down_blocks.0.attentions.0.attn2", "down_blocks.0.attentions.1.attn2", "mid_block.attentions.0.attn2"]
+    model.cross_attention_layers = lambda: names
+    layers = torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(0))
+    concept = Concept("thing", "dog", {"clip_l": layers.mean(0)}, layer_vectors={"clip_l": layers})
+    word = starting_word(model, settings_of("xti-blocks", vectors=1), concept)
+    assert word.slot_of_layer == (0, 0, 1)
+    assert torch.equal(word.copies["clip_l"], layers[[0, 2]])
 
 
 def test_a_low_rank_change_starts_from_the_seed_anew_for_every_layer():
