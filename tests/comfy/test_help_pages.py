@@ -19,6 +19,7 @@ def test_every_node_has_a_page_with_its_name_and_inputs(comfyui, repository):
         inputs = [one for group in ("required", "optional") for one in info["input"].get(group, {})]
         assert [one for one in inputs if one not in said] == [], name
         assert LINK.findall(text) == [], "a page is shown where no other file of ours is"
+        assert "\n|" not in text, f"{name}: the panel that shows it is narrow and cuts tables off"
         for group in ("required", "optional"):
             for one, (_, *options) in info["input"].get(group, {}).items():
                 assert options, f"{name}.{one}"
