@@ -150,7 +150,7 @@ def with_json_option(command: Callable[..., Figures | None]) -> Callable[..., No
         if isinstance(target, Path):
             require_file(target, "--json")  # before hours of work
         figures = command(**options)
-        if isinstance(target, Path):
+        if isinstance(target, Path) and os.environ.get("RANK", "0") == "0":  # one of several under `accelerate launch`
             write_json(target, figures or {})
 
     functools.update_wrapper(run_and_write, command)

@@ -188,20 +188,22 @@ def follow(run: Iterable[PretrainingEvent], quiet: bool = False) -> Pretrained:
     from tqdm import tqdm
 
     finished, bar = None, None
-    for event in run:
-        if isinstance(event, Started) and not quiet:
-            bar = tqdm(total=event.total_steps, initial=event.first_step, unit="step", mininterval=1.0)
-        elif isinstance(event, Step) and bar is not None:
-            bar.update(event.step - bar.n)
-            if event.losses is not None:
-                means = {name: f"{value.mean():.3f}" for name, value in event.losses.items()}
-                bar.set_postfix(means, refresh=False)
-        elif isinstance(event, CheckpointSaved) and bar is not None:
-            bar.write(f"checkpoint {event.path}")
-        elif isinstance(event, Pretrained):
-            finished = event
-    if bar is not None:
-        bar.close()
-        if finished.held_out is not None:
-            print(finished.held_out.summary())
+    try:
+        for event in run:
+            if isinstance(event, Started) and not quiet:
+                bar = tqdm(total=event.total_steps, initial=event.first_step, unit="step", mininterval=1.0)
+            elif isinstance(event, Step) and bar is not None:
+                bar.update(event.step - bar.n)
+                if event.losses is not None:
+                    means = {name: f"{value.mean():.3f}" for name, value in event.losses.items()}
+                    bar.set_postfix(means, refresh=False)
+            elif isinstance(event, CheckpointSaved) and bar is not None:
+                bar.write(f"checkpoint {event.path}")
+            elif isinstance(event, Pretrained):
+                finished = event
+    finally:
+        if bar is not None:
+            bar.close()  # also before an error, which would stand behind it on its line
+    if finished.held_out is not None and not quiet:
+        print(finished.held_out.summary())
     return finished

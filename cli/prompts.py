@@ -65,7 +65,7 @@ def main(
         except OSError as error:  # of transformers, about a connection that is not looked for
             raise FileNotFoundError(
                 f"--llm {llm} is neither a folder of a causal language model with safetensors weights nor a model's "
-                f"name in the local cache; nothing is downloaded. {' '.join(str(error).split())[:200]}"
+                f"name in the local cache; nothing is downloaded{'' if 'connect' in str(error) else f' ({error})'}"
             ) from error
         result = WrittenPrompts(model, known.prompts, class_word, fits=short_enough, seed=seed).collect(count)
         prompts = result.prompts

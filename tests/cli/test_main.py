@@ -136,6 +136,18 @@ def test_figures_that_no_file_can_take_are_refused_before_the_work(command, caps
     assert not began
 
 
+def test_of_several_processes_the_first_writes_the_figures(command, tmp_path, monkeypatch):
+    def probe() -> dict[str, object]:
+        """Measures."""
+        return {"value": 2}
+
+    command(probe)
+    for rank, written in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["probe", "--json", str(tmp_path / "figures.json")]) == 0
+        assert (tmp_path / "figures.json").exists() == written
+
+
 def test_figures_on_a_full_disk_leave_the_earlier_ones(command, capsys, tmp_path, monkeypatch):
     def probe() -> dict[str, object]:
         """Measures."""
