@@ -17,7 +17,7 @@ MEASURES = {
 COLOURS = ((196, 78, 82), (76, 114, 176), (140, 140, 140))
 """Of the concept, the other concept and the class word."""
 INK, FAINT, GRID, PAPER = (28, 28, 32), (110, 110, 118), (226, 226, 230), (255, 255, 255)
-WIDTH, BAR, GAP, MARGIN = 960, 22, 14, 28
+WIDTH, BAR, MARGIN = 960, 22, 28
 
 
 def markdown(diagnosis: Diagnosis) -> str:

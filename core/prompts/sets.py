@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..world.prompts import REGULARIZATION_BACKGROUNDS
-from .parse import parse_prompts, prompts_by_category, read_prompt_file
+from .parse import parse_prompts, read_prompt_file
 from .rich import RICH_SETS, ListedPrompts, PromptSource, RichPrompts, rich_prompts, world_prompts
 
 DATA = Path(__file__).parent / "data"
@@ -85,11 +85,6 @@ def joined(sets: Sequence[PromptSet]) -> PromptSet:
         return PromptSet(name, own, source)
     whole = rich[0].with_lines("own", own) if own else rich[0]
     return PromptSet(name, tuple(dict.fromkeys((*own, *rich[0].sample(SAMPLED)))), source, whole)
-
-
-def built_in_categories(name: str) -> dict[str, tuple[str, ...]]:
-    """The prompts of a built-in set by category ("background", "style", ...). Raises ValueError as `built_in_set`."""
-    return prompts_by_category(_text(name))
 
 
 def prompt_set_from_text(text: str, name: str = "own text", **checks: Any) -> PromptSet:

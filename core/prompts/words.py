@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from ..models.protocol import TextEncoder
-from .tokens import ORDINARY, TokenizedPrompt
-
 Kind = Literal["word", "special", "padding"]
 START, END, PADDING = "start", "end", "padding"
 END_OF_WORD = "</w>"
@@ -66,23 +63,6 @@ def words_of(pieces: Iterable[Piece]) -> list[PromptWord]:
         else:
             whole[piece] = word
     return [PromptWord(word.text, word.kind, tuple(word.positions)) for word in found]
-
-
-def prompt_words(encoder: TextEncoder, prompt: TokenizedPrompt, name: str = "concept") -> list[PromptWord]:
-    """The words of a tokenized prompt; a concept in it is called `name`."""
-    pieces = []
-    for position, (token, row) in enumerate(zip(prompt.ids, prompt.concept_rows, strict=True)):
-        if position == 0:
-            pieces.append(Piece(START, "special"))
-        elif position == prompt.eot:
-            pieces.append(Piece(END, "special"))
-        elif position > prompt.eot:
-            pieces.append(Piece(PADDING, "padding"))
-        elif row != ORDINARY:
-            pieces.append(Piece(name, name=True, word=position - row))
-        else:
-            pieces.append(Piece(encoder.token_text(token)))
-    return words_of(pieces)
 
 
 def readable(text: str) -> str:

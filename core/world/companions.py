@@ -72,11 +72,6 @@ def specific_prompts(
     return (*alone, *together, *beside[: 50 - len(alone) - len(together)])
 
 
-def companion_alone(companion: SecondObject) -> str:
-    """The template of a picture of the companion without the concept: what must not change."""
-    return f"a photo of {description(companion)}"
-
-
 def is_companion(kind: str | None, companion: SecondObject) -> bool:
     """Whether a judge's `kind`, a shape or "concept:<name>", is the companion: its class, or itself."""
     return kind is not None and kind in (class_of(companion), companion.shape)

@@ -24,8 +24,6 @@ KINDS = {"animate": "animate", "inanimate": "inanimate", "live": "animate", "obj
 """Third column of classes.txt, with DreamBench's own words for it -> file of built-in prompts."""
 PROTOCOLS = {"dreambench": (Path(__file__).parent / "prompts", "{}.txt"), "core": (DATA, "evaluation_{}.txt")}
 """Built-in prompts, where they are: 25 in DreamBench's shape (METHODS.md 2.7), or CoRe's 20 (METHODS.md 1.9)."""
-STYLE_CATEGORIES = ("style", "outfit")
-"""What CoRe leaves out of its similarity measures (METHODS.md 1.9)."""
 
 
 class ProtocolError(ValueError):
