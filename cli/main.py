@@ -13,7 +13,7 @@ from pathlib import Path
 
 # name: (module in this folder, one line for --help)
 COMMANDS = {
-    "demo": ("demo", "train one word with plain textual inversion and with CoRe, and show both"),
+    "demo": ("demo", "train one word with plain textual inversion, with CoRe and with MLM, and show all three"),
     "train": ("train", "train a word on your own pictures"),
     "optimize": ("optimize", "repair one prompt with a learned word in it"),
     "bench": ("bench", "measure the time and memory of a training step, with and without CoRe"),
