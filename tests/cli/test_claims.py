@@ -1,6 +1,7 @@
 """What `claims` compares, what it keeps, and what it makes of it."""
 
 import json
+import math
 from functools import partial
 from types import SimpleNamespace
 
@@ -73,6 +74,26 @@ def test_the_papers_rows_name_what_the_parts_compare():
         assert (row.treated, row.control) in part.pairs, row
         assert row.measure in claims.MEASURES
     assert set(LABELS) == set(KINDS)
+
+
+def test_a_comparison_pairs_concepts_and_seeds_and_says_what_the_treated_one_gains():
+    """Two concepts that gain 0.2 and 0.4: the interval is over concepts, whose seeds say nothing about another."""
+    trials = []
+    for seed in (1, 2, 3):
+        for concept, gain in (("moth", 0.2), ("castle", 0.4)):
+            plain = {"concept": concept, "seed": seed, "fidelity": 0.1 * seed, "leak": 0.5}
+            trials.append({**plain, "method": "plain"})
+            trials.insert(0, {**plain, "method": "new", "fidelity": plain["fidelity"] + gain})
+    trials[0]["leak"] = math.nan
+    (row,) = rows = claims.compare(trials, [("new", "plain")], ["fidelity", "leak", "style"])
+    names = {"method": "new", "control": "plain", "measure": "fidelity", "pairs": 6}
+    assert {key: row[key] for key in names} == names
+    assert (row["control_mean"], row["mean"]) == (pytest.approx(0.2), pytest.approx(0.5))
+    assert [row[key] for key in ("difference", "low", "high")] == [pytest.approx(v) for v in (0.3, 0.2, 0.4)]
+    part = claims.Part("some", (Method("plain", "Plain"), Method("new", "New")), (("new", "plain"),))
+    lines = claims.as_markdown(part, {"trials": trials, "comparisons": rows})
+    assert "**New against Plain**, 6 pairs" in lines
+    assert "| prompt fidelity | 0.200 | 0.500 | +0.300 (+0.200 to +0.400) |" in lines
 
 
 def comparison(row, difference, low, high):

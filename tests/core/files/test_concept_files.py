@@ -256,6 +256,7 @@ def test_a_file_with_several_embeddings_asks_which(tmp_path):
         ({"bundle_emb.x.clip_l": torch.ones(1, 4), "model.weight": torch.ones(1)}, "neither embedding nor LoRA"),
         ({"bundle_emb.clip_l": torch.ones(1, 4)}, "names no embedding"),
         ({"bundle_emb.x.clip_l": torch.ones(1, 4), "layer_vectors.clip_l": torch.ones(3, 2, 4)}, "does not belong"),
+        ({"bundle_emb.x.clip_l": torch.ones(1, 4), "training_latents": torch.ones(4, 8, 8)}, "no latents of pictures"),
         ({"bundle_emb.x.clip_l": torch.ones(1, 4), "layer_vectors.clip_g": torch.ones(3, 1, 4)}, "does not belong"),
         ({"bundle_emb.x.string_to_param.*": torch.tensor(1.0)}, "0 wide"),
         ({}, "holds no tensor"),

@@ -208,22 +208,22 @@ def test_only_the_concept_gets_a_gradient(model):
 def test_the_term_is_the_mean_over_masked_positions_of_all_prompts(model, slots):
     """Against the whole way round: all logits, a loop, and the textbook cross-entropy. A word with a copy for each slot
     says every prompt once with each (METHODS.md 2.6), masked anew."""
-    mlm, vectors = regularizer(model), leaves(model)
+    mlm, vectors, length = regularizer(model), leaves(model), 2 if slots else 1
     if slots:
-        vectors = {"clip_l": torch.stack([leaves(model, seed=seed)["clip_l"] for seed in range(slots)])}
+        vectors = {"clip_l": torch.stack([leaves(model, length, seed)["clip_l"] for seed in range(slots)])}
     psi, encoder = mlm.given[0], model.text_encoders["clip_l"]
-    mlm.prepare(model, "dog", 1)
+    mlm.prepare(model, "dog", length)
     value = mlm(step_of(model, vectors, seed=4)).losses["mlm/clip_l"].value
 
     generator = torch.Generator().manual_seed(4)
     chosen = [with_class(text, "dog") for text in PROMPTS.draw(4, generator)]
     copies = vectors["clip_l"] if slots else [vectors["clip_l"]]
     uniform = torch.rand((4 * len(copies), encoder.max_length), generator=generator)
-    prompts = [tokenize_prompt(encoder, text, rows=1) for text in chosen]
+    prompts = [tokenize_prompt(encoder, text, rows=length) for text in chosen]
     inputs, ids = (torch.cat(p) for p in zip(*(input_embeddings(encoder, prompts, one) for one in copies), strict=True))
     found = []
     for row, prompt in enumerate(prompts * len(copies)):
-        spared = {0, *prompt.fill, prompt.fill[0] + 1}
+        spared = {0, *prompt.fill, prompt.fill[-1] + 1}
         for place in range(prompt.eot):
             if place not in spared and uniform[row, place] < 0.5:
                 inputs = inputs.clone()

@@ -80,6 +80,7 @@ def test_a_picture_depends_on_its_prompt_and_number_alone(drawn, concept):
     assert far(drawn(concept, cell=replace(CELL, number=4))[0], alone) > 3
     assert far(drawn(concept, replace(FAST, class_word=True))[0], alone) > 3
     assert far(drawn(concept, replace(FAST, eta=0.0))[0], alone) > 3
+    assert far(drawn(concept, replace(FAST, seed=1))[0], alone) > 3
 
 
 def test_a_subject_without_a_concept_is_named(model, tmp_path):

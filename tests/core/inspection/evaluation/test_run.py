@@ -87,6 +87,8 @@ def test_what_changed_is_measured_anew(measure, folders, draw_picture, write_pic
     assert [result.kept for result in measure()] == [True, False, True, True]
     write_picture(folders / "dataset" / "mug" / "00.png", draw_picture(78))
     assert [result.kept for result in measure()] == [True, True, False, False]
+    (folders / "dataset" / "classes.txt").write_text("rex, puppy, animate\nmug, coffee mug, inanimate\n")
+    assert [result.kept for result in measure()] == [False, False, True, True]
     assert not any(result.kept for result in measure(by=Evaluator(encoders.clip, encoders.dino, fill=0.25)))
     (tmp_path / "out" / "cells" / "rex" / "00.json").write_text("{half a fil")
     assert not measure(by=Evaluator(encoders.clip, encoders.dino, fill=0.25))[0].kept
