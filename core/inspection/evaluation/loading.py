@@ -90,7 +90,8 @@ def find_encoder(name: str | Path, folders: Sequence[Path] = ()) -> Path:
         raise EncoderNotFoundError(
             f"{name} is not on this machine, and nothing is downloaded for you. Put config.json, {WEIGHTS}, "
             f"{PREPROCESSING_FILE} and, for CLIP, tokenizer.json (or vocab.json and merges.txt) of {name} into "
-            f"{home}. Looked in: {', '.join(map(str, places))} and the Hugging Face cache"
+            f"{home}, or choose another encoder or none. "
+            f"Looked in: {', '.join(map(str, places))} and the Hugging Face cache"
         )
     _require_files(found, ("config.json", PREPROCESSING_FILE))
     if not (found / WEIGHTS).is_file() and not (found / SHARDS).is_file():
