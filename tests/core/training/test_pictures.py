@@ -180,7 +180,7 @@ def test_masks_that_do_not_fit_are_told_apart():
     pictures = torch.rand(2, 48, 64, 3)
     with pytest.raises(ValueError, match="2 pictures need as many masks, got 1: one for each, in the same order"):
         encode(pictures, torch.ones(1, 48, 64))
-    with pytest.raises(ValueError, match="mask 1 is 32 x 16 pixels and its picture 64 x 48: .* no transparency"):
+    with pytest.raises(ValueError, match=r"mask 1 is 32 x 16 pixels and its picture 64 x 48: .* no transparency"):
         encode(pictures, torch.zeros(2, 16, 32))
     with pytest.raises(ValueError, match="mask 2 is empty"):
         encode(pictures, torch.stack([torch.ones(48, 64), torch.zeros(48, 64)]))
