@@ -134,7 +134,8 @@ class TextEncoder(Protocol):
         """The token table (V, d), not copied, never trained."""
 
     def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
-        """Run the encoder on input embeddings `inputs` (B, L, d), differentiably.
+        """Run the encoder on input embeddings `inputs` (B, L, d), differentiably. What it says lies on the model's
+        device, wherever the encoder itself, its table and `inputs` lie.
 
         `ids` (B, L) are the token ids (a concept's position holds any ordinary id): used only to find the first EOT for
         the pooled output. Position embeddings are added inside.

@@ -175,6 +175,30 @@ def test_another_nodes_attention_stays_in_force_where_gradients_go_through_it(so
     assert not torch.allclose(gradient(sockets), before)
 
 
+@torch.inference_mode()
+def test_pictures_are_looked_at_on_the_device_also_with_weights_that_never_lie_there(comfyui, monkeypatch):
+    import comfy.clip_vision
+    import comfy.model_management as management
+
+    from contextual_inversion.nodes.clip_vision import image_encoder_of
+
+    numbers = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4}
+    numbers |= {"image_size": 32, "patch_size": 8, "num_channels": 3, "projection_dim": 32, "layer_norm_eps": 1e-5}
+    config = {**numbers, "hidden_act": "quick_gelu", "model_type": "clip_vision_model"}
+    vision = comfy.clip_vision.ClipVisionModel(config)
+    for value in vision.model.state_dict().values():
+        value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) * 0.05)
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    expected = image_encoder_of(vision).features(picture)
+    monkeypatch.setattr(management, "load_model_gpu", lambda patcher: None)
+    vision.load_device = CUDA
+    with simulated_cuda():
+        looking = image_encoder_of(vision)
+        found = looking.features(picture.to(looking.device))
+        assert found.vectors.device == found.grid.device == CUDA
+        assert torch.equal(found.vectors.cpu(), expected.vectors)
+
+
 def test_streamed_weights_of_an_unknown_origin_are_refused_with_a_way_out(comfyui):
     from contextual_inversion.nodes.comfy_weights import plain_patcher
 
