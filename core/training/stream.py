@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..models.frozen import autograd
 
 E = TypeVar("E")
+S = TypeVar("S", bound="EventStream[Any]")
 
 
 class EventStream(Iterator[E], Generic[E]):
@@ -27,7 +28,7 @@ class EventStream(Iterator[E], Generic[E]):
         with autograd():
             self._events.close()
 
-    def __enter__(self) -> EventStream[E]:
+    def __enter__(self: S) -> S:
         return self
 
     def __exit__(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from .pictures import LatentBank, checked_pictures, encode_pictures
 from .prompts import PromptEncoder
 from .regularizer import Regularizer
 from .settings import TrainSettings
+from .stream import EventStream
 from .weights import RankedModel, TrainableWeights
 from .word import Word, starting_word
 
@@ -69,8 +69,11 @@ def train(
     return TrainingRun(model, images, settings, tuple(regularizers), masks, resume, initial, changes)
 
 
-class TrainingRun(Iterator[Event]):
-    """A training that goes on while it is iterated. `concept` is what was learned so far, at any time."""
+class TrainingRun(EventStream[Event]):
+    """A training that goes on while it is iterated. `concept` is what was learned so far, at any time.
+
+    To close it ends it now: unfinished work goes into the checkpoint folder and the model is as it was before.
+    """
 
     def __init__(
         self,
@@ -95,32 +98,11 @@ class TrainingRun(Iterator[Event]):
         self._saved = 0
         self._before = 0.0
         self._started = time.perf_counter()
-        self._events = self._run()
-
-    def __next__(self) -> Event:
-        # Entered anew for every event: a generator that held them would leave its reader in our mode.
-        with autograd():
-            return next(self._events)
+        super().__init__(self._run())
 
     def stop(self, reason: str = "stopped") -> None:
         """Ask for the end: the next events are a checkpoint, where there is a folder for it, and `Finished`."""
         self._stop = reason
-
-    def close(self) -> None:
-        """End now. Unfinished work goes into the checkpoint folder and the model is as it was before."""
-        with autograd():
-            self._events.close()
-
-    def __enter__(self) -> TrainingRun:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
 
     @property
     def concept(self) -> Concept:
@@ -146,7 +128,7 @@ class TrainingRun(Iterator[Event]):
             return self.bank.kept()
         return getattr(self._initial, "latents", None)
 
-    def _run(self) -> Iterator[Event]:
+    def _run(self) -> Generator[Event, None, None]:
         with ExitStack() as stack:
             stack.enter_context(self.model.session(gradient_checkpointing=self.settings.gradient_checkpointing))
             learner = self._begin(stack)

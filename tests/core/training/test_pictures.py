@@ -81,13 +81,14 @@ def test_a_rotation_keeps_shapes_and_covers_what_a_rotated_rectangle_covers(angl
     assert step_x.norm() >= 1 - 1e-5  # expand, then shrink back: never magnified
 
 
-def test_a_quarter_turn_of_the_whole_picture_is_just_that():
-    """Its canvas is as wide as the picture was high."""
+@pytest.mark.parametrize(("share", "top"), [(0.0, 0), (0.5, 18), (1.0, 36)])
+@pytest.mark.parametrize(("angle", "turns"), [(math.pi / 2, -1), (-math.pi / 2, 1)])
+def test_a_quarter_turn_is_just_that(angle, turns, share, top):
+    """Its canvas is as wide as the picture was high, and all of its height can be cropped from."""
     picture = torch.rand(3, 64, 100)
-    for angle, turns in ((math.pi / 2, -1), (-math.pi / 2, 1)):
-        grid = _augmenting_grid((64, 100), 64, angle, False, (0.5, 0.5))
-        found = torch.nn.functional.grid_sample(picture[None], grid, align_corners=False)[0]
-        torch.testing.assert_close(found, picture.rot90(turns, (1, 2))[:, 18:82], atol=1e-4, rtol=0)
+    grid = _augmenting_grid((64, 100), 64, angle, False, (share, share))
+    found = torch.nn.functional.grid_sample(picture[None], grid, align_corners=False)[0]
+    torch.testing.assert_close(found, picture.rot90(turns, (1, 2))[:, top : top + 64], atol=1e-4, rtol=0)
 
 
 def test_rotated_corners_are_masked_out_and_filled_with_picture():
