@@ -215,7 +215,7 @@ class Canvas:
         self.image.paste(DARK, mask=mask)
         self.image.paste(FILLS[colour], mask=body)
         if texture != "plain":
-            pattern = texture_mask(texture, self.image.size, place, half * scale)
+            pattern = texture_mask(texture, self.image.size, place)
             self.image.paste(FILLS[second_colour], mask=ImageChops.multiply(pattern, body))
         for points, fill in polygons:
             if fill == "body":
@@ -229,7 +229,7 @@ class Canvas:
         return np.asarray(mask.reduce(SUPERSAMPLE)) >= 128
 
 
-def texture_mask(texture: str, size: tuple[int, int], place: Callable[[Points], Points], half: float) -> Image.Image:
+def texture_mask(texture: str, size: tuple[int, int], place: Callable[[Points], Points]) -> Image.Image:
     """Where the second colour goes: stripes, spots or the lower half. Raises ValueError for an unknown texture."""
     pattern = Image.new("L", size)
     draw = ImageDraw.Draw(pattern)

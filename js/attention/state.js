@@ -1,7 +1,5 @@
 /** What a person chose in the viewer, in a form that survives a new prompt and a reload of the page. */
 
-export const DEFAULTS = { pins: [], size: null, layers: null, steps: null, image: 0, common: false, special: false };
-
 /** The choice as kept in a node's properties, with the defaults for whatever is missing or not what it should be. */
 export function restored(kept) {
   const given = kept && typeof kept === "object" ? kept : {};
