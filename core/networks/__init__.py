@@ -1,1 +1,1 @@
-"""Torch modules that are trained: the contextualizer and, later, the tuning-encoder."""
+"""Torch modules that are trained: the contextualizer and the tuning-encoder."""
