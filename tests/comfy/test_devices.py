@@ -199,6 +199,36 @@ def test_pictures_are_looked_at_on_the_device_also_with_weights_that_never_lie_t
         assert torch.equal(found.vectors.cpu(), expected.vectors)
 
 
+def patched_demo(monkeypatch, patcher_class):
+    """The demo model's MODEL and CLIP in patchers of this kind, with a patch on a weight of each."""
+    import comfy.model_patcher
+
+    from contextual_inversion.nodes import demo_model
+
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
+    with torch.inference_mode():
+        model, clip = demo_model.load_model_patcher().clone(), demo_model.load_clip().clone()
+        for patcher, ending in ((model, "input_blocks.0.0.weight"), (clip.patcher, "fc1.weight")):
+            key, value = next(item for item in patcher.model.state_dict().items() if item[0].endswith(ending))
+            patcher.add_patches({key: (torch.full_like(value, 0.1),)})
+    return SimpleNamespace(model=model, clip=clip, vae=None)
+
+
+def test_streamed_weights_are_trained_on_as_a_copy_with_the_graphs_patches(comfyui, monkeypatch):
+    import comfy.model_patcher
+
+    class Streaming(comfy.model_patcher.ModelPatcher):
+        def is_dynamic(self):
+            return True
+
+    expected = gradient(patched_demo(monkeypatch, comfy.model_patcher.ModelPatcher))
+    streamed = patched_demo(monkeypatch, Streaming)
+    before = {name: value.clone() for name, value in streamed.model.model.state_dict().items()}
+    assert torch.equal(gradient(streamed), expected)
+    assert all(torch.equal(value, before[name]) for name, value in streamed.model.model.state_dict().items())
+    assert not adapted(streamed).patcher.is_dynamic()
+
+
 def test_streamed_weights_of_an_unknown_origin_are_refused_with_a_way_out(comfyui):
     from contextual_inversion.nodes.comfy_weights import plain_patcher
 
