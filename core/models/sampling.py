@@ -92,3 +92,8 @@ def sample(
         if callback is not None:
             callback(index + 1, steps, z_0)
     return latents
+
+
+def as_pictures(images: torch.Tensor) -> torch.Tensor:
+    """Images (B, 3, H, W) in [-1, 1], as a model gives them, as pictures (B, H, W, 3) float32 in [0, 1] on the CPU."""
+    return (images.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()

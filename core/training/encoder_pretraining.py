@@ -18,7 +18,7 @@ from ..models.dual_path import DualPath, predict_dual
 from ..models.image_encoder import ImageEncoder, ImageFeatures
 from ..models.low_rank import apply_deltas
 from ..models.protocol import ImageSize, TextToImageModel
-from ..models.sampling import sample
+from ..models.sampling import as_pictures, sample
 from ..networks.tuning_encoder import (
     PRESETS,
     Identity,
@@ -278,8 +278,7 @@ class _Pretraining:
         prediction = self._predicted(self.averaged(), latents, features)
         drawn = self._draw(prediction, len(rows))
         originals = self.model.to_images(latents)
-        pictures = (torch.cat([originals, drawn]).float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        return Preview(self.done, pictures.contiguous(), PREDICTION_TEMPLATE)
+        return Preview(self.done, as_pictures(torch.cat([originals, drawn])), PREDICTION_TEMPLATE)
 
     def _draw(self, prediction: Prediction, count: int) -> torch.Tensor:
         """What the model draws for each of `count` predictions, in [-1, 1]."""

@@ -16,7 +16,7 @@ from ..concept import PLACEHOLDER, Concept
 from ..models.lora import from_lora
 from ..models.low_rank import Delta, apply_deltas
 from ..models.protocol import ImageSize, TextToImageModel
-from ..models.sampling import sample
+from ..models.sampling import as_pictures, sample
 from ..models.text import encode_prompts
 from .core_regularizer import CoReRegularizer, CoReWeights, recommended_weights
 from .draws import generator_for
@@ -208,4 +208,4 @@ def draw(
             guidance=guidance,
             seed=seed,
         )
-    return (model.to_images(latents).float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+    return as_pictures(model.to_images(latents))

@@ -18,7 +18,7 @@ from ..models.families import native_resolution
 from ..models.frozen import autograd
 from ..models.low_rank import Delta, apply_deltas
 from ..models.protocol import ImageSize, TextToImageModel
-from ..models.sampling import sample
+from ..models.sampling import as_pictures, sample
 from ..models.text import encode_prompts
 from .checkpoint import Checkpoint, CheckpointMismatchError, load_checkpoint, require_same_run, save_checkpoint
 from .events import CheckpointSaved, Event, Finished, Preview, Started, Step
@@ -290,8 +290,7 @@ class TrainingRun(EventStream[Event]):
             guidance=settings.preview_guidance,
             seed=settings.preview_seed,
         )
-        images = (self.model.to_images(latents).float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
-        return Preview(self.learner.done, images.contiguous(), settings.preview_prompt)
+        return Preview(self.learner.done, as_pictures(self.model.to_images(latents)), settings.preview_prompt)
 
     def _seconds(self) -> float:
         return self._before + time.perf_counter() - self._started
