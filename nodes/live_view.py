@@ -39,8 +39,8 @@ class LiveView:
         self.samples: list[dict[str, Any]] = []
         self.text = ""
         self.ended = False
-        self.watchers = {PromptServer.instance.client_id}
-        """The pages that get the news, by their ids at the server: the one that queued it, and those that asked."""
+        self.watchers = watchers()
+        self.watchers.add(PromptServer.instance.client_id)
         self.stoppable = False
         """Whether the page may stop it and keep what was learned."""
         self._began = time.perf_counter()
@@ -116,6 +116,17 @@ def running_workflow() -> str | None:
     queue = getattr(PromptServer.instance, "prompt_queue", None)
     extra = next((data for _, _, _, data, *_ in queue.get_current_queue_volatile()[0]), {}) if queue else {}
     return extra.get("extra_pnginfo", {}).get("workflow", {}).get("id")
+
+
+_watchers: dict[str | None, set[str | None]] = {}
+
+
+def watchers() -> set[str | None]:
+    """The pages that get the news of all trainings of the run that is now, by their ids at the server."""
+    run = PromptServer.instance.last_prompt_id
+    for past in set(_watchers) - {run}:
+        del _watchers[past]
+    return _watchers.setdefault(run, set())
 
 
 def thinned(steps: Sequence[int], losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from server import PromptServer
 
 from ..core.training.events import Step
 from .interrupted import Resumable
-from .live_view import LiveView
+from .live_view import LiveView, watchers
 from .reporting import STOPPED, Reporter
 
 ROUTE = "/contextual_inversion"
@@ -102,8 +102,7 @@ async def answer_training(request: web.Request) -> web.Response:
     queued them may have been closed."""
     page = request.query.get("client")
     if page in PromptServer.instance.sockets_metadata:
-        for training in list(_running.values()):
-            training.view.watchers.add(page)
+        watchers().add(page)
     return web.json_response({name: training.view.whole() for name, training in list(_running.items())})
 
 

@@ -193,6 +193,26 @@ def test_the_news_add_up_to_the_whole(run_graph, comfyui, ask, every_step, monke
     assert not running["train"]["ended"]
 
 
+def test_a_page_that_asked_hears_of_the_later_trainings_of_that_run_alone(run_graph, comfyui, ask, monkeypatch):
+    monkeypatch.setitem(comfyui.server.sockets_metadata, "another tab", {"feature_flags": {}})
+    two = graph(seed=13, steps=2)
+    behind = {"concept": ["train", 0], "steps": 1, "name": "more"}
+    two["more"] = {**two["train"], "inputs": two["train"]["inputs"] | behind}
+    asked: list = []
+
+    def on_event(event: str, data: dict) -> None:
+        if event == EVENT and not asked:
+            asked.append(ask("GET", "/training?client=another+tab"))
+
+    def told(run: object) -> set:
+        return {data["node_id"] for event, data, page in run.sent if event == EVENT and page == "another tab"}
+
+    keep = {"concept": ("more", 0)}
+    assert told(run_graph(two, keep=keep, on_event=on_event)) == {"train", "more"}
+    two["more"]["inputs"]["steps"] = 2
+    assert told(run_graph(two, keep=keep)) == set()
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
