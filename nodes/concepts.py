@@ -15,7 +15,7 @@ from ..core.files import check_widths, load_concept, save_bundle, save_embedding
 from . import inputs
 from .concept_lora import with_weights
 from .concept_tokenizer import encoder_widths, with_concept
-from .folders import BUNDLES, EMBEDDINGS, ENDING, LORAS, files_of, first_folder, not_there, version
+from .folders import BUNDLES, EMBEDDINGS, ENDING, LORAS, files_of, first_folder, not_there, told, version
 from .layer_contexts import reading_layers, writing_layers
 from .saving import checked_word, free_name, written_as
 from .sockets import CATEGORY, PREFIX, ConceptSocket
@@ -137,7 +137,7 @@ class SaveConcept(io.ComfyNode):
         how = written_as(if_taken, half_precision)
         written = [save(concept, folder, name, **how) for save, folder in places]
         text = f"embedding:{name}"
-        lines = [f"Type {text} in a prompt.", *more_than_a_word(concept), *(f"Saved {path}" for path in written)]
+        lines = [f"Type {text} in a prompt.", *more_than_a_word(concept), *(f"Saved {told(path)}" for path in written)]
         return io.NodeOutput(text, ui=ui.PreviewText("\n".join(lines)))
 
 

@@ -12,7 +12,7 @@ from ..core.models.tiny.contextualizer import load_contextualizer as load_bundle
 from ..core.networks.contextualizer import Contextualizer
 from . import inputs
 from .clip_session import encoders_of
-from .folders import CONTEXTUALIZERS, first_folder, name_in, path_of, version
+from .folders import CONTEXTUALIZERS, first_folder, name_in, path_of, told, version
 from .saving import checked_word, free_name, written_as
 from .sockets import CATEGORY, PREFIX, ContextualizerSocket
 
@@ -89,7 +89,7 @@ class SaveContextualizer(io.ComfyNode):
         root = first_folder(CONTEXTUALIZERS)
         free = free_name(name.strip(), [root], if_taken)
         path = save_contextualizer(contextualizer, root, free, **written_as(if_taken, half_precision))
-        return io.NodeOutput(name_in(root, path), ui=ui.PreviewText(f"Saved {path}"))
+        return io.NodeOutput(name_in(root, path), ui=ui.PreviewText(f"Saved {told(path)}"))
 
 
 def contextualizer_path(file: str) -> Path:

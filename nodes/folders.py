@@ -48,6 +48,13 @@ def name_in(root: Path, path: Path) -> str:
     return path.relative_to(root.resolve()).as_posix()
 
 
+def told(path: Path) -> str:
+    """A written file as people read it: from ComfyUI's folder on where it lies inside, else in full."""
+    root = Path(folder_paths.models_dir).resolve().parent
+    whole = path.resolve()
+    return whole.relative_to(root).as_posix() if whole.is_relative_to(root) else str(whole)
+
+
 def version(find: Callable[[str], Path | None], file: str) -> tuple[int, int] | None:
     """Changes where a file is written anew under the same name, which counts as another input; None without a file."""
     try:

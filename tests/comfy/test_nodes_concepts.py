@@ -208,6 +208,7 @@ def test_what_is_saved_can_be_loaded(run_graph, given, comfyui):
     assert "embedding:shelf/widget" in first.ui["save"]["text"][0]
     for file in ("contextual_inversion/shelf/widget.safetensors", "embeddings/shelf/widget.safetensors"):
         assert (comfyui.base / "models" / file).is_file()
+        assert f"Saved models/{file}" in first.ui["save"]["text"][0].splitlines()
         load = {"model": call("LoadDemoModel"), "load": call("LoadConcept", file=file, clip=["model", 1])}
         load["apply"] = applied(concept=["load", 0])
         load["a"] = encode(["apply", 1], "a <shelf/widget>")
