@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
+from weakref import WeakMethod
 
 import comfy.model_base
 import comfy.model_sampling as sampling
@@ -53,12 +54,14 @@ class ComfyModel:
             raise ValueError(f"{type(base).__name__} is conditioned on something beside text; it is not supported")
         self._names = diffusers_names(base.model_config.unet_config)
         self._layers = cross_attention_layers(self._unet, self._names)
+        # Held weakly: in a cycle, a copy of streamed weights would stay until the garbage collector comes by.
+        ready, alone = WeakMethod(self._ready), partial(load, [self.clip_patcher], alone=False)
         encoders = text_encoders(
             self.clip_patcher,
             clip.tokenizer,
             layer=clip.layer_idx,
             pooled="clip_g" if self._is_xl else None,
-            ready=self._ready,
+            ready=lambda: (ready() or alone)(),
             device=self.device,
         )
         self.text_encoders = {encoder.name: encoder for encoder in encoders}

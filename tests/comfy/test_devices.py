@@ -1,6 +1,8 @@
 """ComfyUI's models on a GPU, as far as that can be told without one: wherever it keeps each, and however it attends."""
 
+import gc
 import sys
+import weakref
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -214,19 +216,44 @@ def patched_demo(monkeypatch, patcher_class):
     return SimpleNamespace(model=model, clip=clip, vae=None)
 
 
-def test_streamed_weights_are_trained_on_as_a_copy_with_the_graphs_patches(comfyui, monkeypatch):
+def streaming():
     import comfy.model_patcher
 
     class Streaming(comfy.model_patcher.ModelPatcher):
         def is_dynamic(self):
             return True
 
+    return Streaming
+
+
+def test_streamed_weights_are_trained_on_as_a_copy_with_the_graphs_patches(comfyui, monkeypatch):
+    import comfy.model_patcher
+
     expected = gradient(patched_demo(monkeypatch, comfy.model_patcher.ModelPatcher))
-    streamed = patched_demo(monkeypatch, Streaming)
+    streamed = patched_demo(monkeypatch, streaming())
     before = {name: value.clone() for name, value in streamed.model.model.state_dict().items()}
     assert torch.equal(gradient(streamed), expected)
     assert all(torch.equal(value, before[name]) for name, value in streamed.model.model.state_dict().items())
     assert not adapted(streamed).patcher.is_dynamic()
+
+
+def test_the_copy_of_streamed_weights_is_gone_with_its_last_user(comfyui, monkeypatch):
+    model = adapted(patched_demo(monkeypatch, streaming()))
+    encoder = model.text_encoders["clip_l"]
+    copies = [weakref.ref(model.patcher.model), weakref.ref(encoder.clip)]
+    gc.collect()
+    gc.disable()
+    try:
+        with model.session():
+            pass
+        del model
+        assert [copy() is None for copy in copies] == [True, False]
+        with torch.no_grad():  # it still loads itself
+            assert encoder.encode(torch.zeros(1, 3, encoder.width), torch.zeros(1, 3).long()).tokens.shape[1] == 3
+        del encoder
+        assert [copy() is None for copy in copies] == [True, True]
+    finally:
+        gc.enable()
 
 
 def test_streamed_weights_of_an_unknown_origin_are_refused_with_a_way_out(comfyui):
