@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(name, rest)
     except KeyboardInterrupt as stop:
-        print(f"\ncontextual-inversion {name}: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"\ncontextual-inversion {name}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         lacking = missing_from_extra(error)
