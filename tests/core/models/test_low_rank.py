@@ -311,6 +311,8 @@ def test_a_convolution_of_another_trainer_comes_back_whole(model):
     down = torch.randn(2, *module.weight.shape[1:])
     up = torch.randn(module.weight.shape[0], 2, 1, 1)
     lora = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(1.0)}
+    without = {key: value for key, value in lora.items() if not key.endswith(".alpha")}
+    assert from_lora(model, without)[name].scale == 1, "an alpha that is not said is the rank"
     delta = from_lora(model, lora)[name]
     expected = 0.5 * torch.einsum("or,rihw->oihw", up[..., 0, 0], down)
     torch.testing.assert_close(delta.scale * delta.weight, expected)

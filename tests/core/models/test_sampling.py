@@ -1,5 +1,7 @@
 """DDIM with guidance: the textbook's laws, diffusers' sampler as the reference, and seeds that mean something."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -134,3 +136,22 @@ def test_equations() -> None:
     assert ddim_sigma(now, later, 1.0).item() == pytest.approx(expected)
     one, two = torch.tensor([1.0]), torch.tensor([3.0])
     assert [guided(one, two, guidance).item() for guidance in (0.0, 1.0, 2.0)] == [1, 3, 5]
+
+
+def test_a_step_that_adds_noise_takes_its_power_from_the_predicted_noise():
+    """Song et al., 2021, Eq. 12, at eta 0.7, with a model that takes all of its latents for noise."""
+    alpha_bar = torch.linspace(0.99, 0.01, 10, dtype=torch.float64)
+    model = SimpleNamespace(
+        device=torch.device("cpu"),
+        schedule=SimpleNamespace(steps=10, alpha_bar=alpha_bar, prediction_type="epsilon"),
+        predict=lambda latents, *_: latents,
+    )
+    given, seen = Conditioning(torch.zeros(1, 1, 1)), []
+    shape = (1, 4, 2, 2)
+    sample(model, given, given, shape=shape, steps=2, seed=3, eta=0.7, callback=lambda *step: seen.append(step[2]))
+    draws = torch.Generator().manual_seed(3)
+    z, noise = (torch.randn(shape[1:], generator=draws).double() for _ in range(2))
+    now, then = alpha_bar[9], alpha_bar[4]
+    sigma = 0.7 * ((1 - then) / (1 - now) * (1 - now / then)).sqrt()
+    z = then.sqrt() * z * (1 - (1 - now).sqrt()) / now.sqrt() + (1 - then - sigma**2).sqrt() * z + sigma * noise
+    torch.testing.assert_close(seen[1][0].double(), z * (1 - (1 - then).sqrt()) / then.sqrt(), rtol=1e-4, atol=1e-5)
