@@ -29,6 +29,29 @@ def test_a_concept_of_the_words_own_vectors_is_the_words(model: DiffusersModel, 
         assert (pooled is None and reference is None) or torch.equal(pooled, reference)
 
 
+def test_every_layer_reads_the_prompt_with_its_own_vectors_and_the_pooled_one_is_the_words(
+    model: DiffusersModel,
+) -> None:
+    """One batch of all copies gives what encoding each alone gives."""
+    generator = torch.Generator().manual_seed(0)
+    own = {
+        name: torch.randn(4, 2, encoder.width, generator=generator) * 0.05
+        for name, encoder in model.text_encoders.items()
+    }
+    word, layers = ({name: one[part] for name, one in own.items()} for part in (0, slice(1, None)))
+    together = encode_prompts(model, TEMPLATES, vectors=word, layers=layers)
+    alone = encode_prompts(model, TEMPLATES, vectors=word)
+    for name, found in together.items():
+        torch.testing.assert_close(found.tokens, alone[name].tokens, atol=1e-5, rtol=1e-5)
+        assert (found.pooled is None) == (alone[name].pooled is None)
+        if found.pooled is not None:
+            torch.testing.assert_close(found.pooled, alone[name].pooled, atol=1e-5, rtol=1e-5)
+    for index in range(3):
+        one = encode_prompts(model, TEMPLATES, vectors={name: value[index] for name, value in layers.items()})
+        for name, found in together.items():
+            torch.testing.assert_close(found.layers[index], one[name].tokens, atol=1e-5, rtol=1e-5)
+
+
 def test_tokens_before_the_concept_cannot_see_it(model: DiffusersModel) -> None:
     with model.session():
         vectors = {name: encoder.table()[:1].clone().requires_grad_() for name, encoder in model.text_encoders.items()}
