@@ -101,7 +101,7 @@ class ComfyModel:
         if self.vae is None:
             return ""
         kernels = [key for key, value in self.vae.first_stage_model.state_dict().items() if value.ndim > 1]
-        return fingerprint({key: base_weight(self.vae.patcher, key) for key in (kernels[0], kernels[-1])})
+        return fingerprint({key: base_weight(self.vae.patcher, key) for key in {*kernels[:1], *kernels[-1:]}})
 
     @property
     def device(self) -> torch.device:

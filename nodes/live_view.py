@@ -115,7 +115,8 @@ def running_workflow() -> str | None:
     """The id of the workflow that runs now, since a node of another one may have the same id. A program sends none."""
     queue = getattr(PromptServer.instance, "prompt_queue", None)
     extra = next((data for _, _, _, data, *_ in queue.get_current_queue_volatile()[0]), {}) if queue else {}
-    return extra.get("extra_pnginfo", {}).get("workflow", {}).get("id")
+    workflow = (extra.get("extra_pnginfo") or {}).get("workflow") or {}
+    return workflow.get("id")
 
 
 _watchers: dict[str | None, set[str | None]] = {}
