@@ -29,12 +29,17 @@ def pictures(tmp_path):
 
 
 def interrupted_after(monkeypatch, steps):
-    """Ctrl-C while the step after so many is in work."""
-    following = TrainingRun.__next__
+    """Ctrl-C while the step after so many is in work, heard also where a shell that runs this in the background has
+    the signal ignored."""
+    following, handler = TrainingRun.__next__, signal.default_int_handler
 
     def step(run):
         if run.learner is not None and run.learner.done == steps:
-            signal.raise_signal(signal.SIGINT)
+            before = signal.signal(signal.SIGINT, handler)
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                signal.signal(signal.SIGINT, before)
         return following(run)
 
     monkeypatch.setattr(TrainingRun, "__next__", step)
