@@ -134,9 +134,9 @@ PRESETS = {
         Preset(
             "Fast",
             "our own, for XTI alone: half of CoRe's steps, at the rate of CoRe and of P+'s port. On the bundled model "
-            "XTI is as like the pictures after a quarter of plain textual inversion's steps as that ever gets, and "
-            "past it after half of them (0.865 and 0.854, three concepts and seeds), but keeps less of the prompt "
-            "(0.64 and 0.87): with MLM it keeps as much (0.89) and is as like (0.854; docs/claims.md)",
+            "XTI is as like the pictures after half of plain textual inversion's steps (0.865 and 0.854, three "
+            "concepts and seeds), but keeps less of the prompt (0.64 and 0.87): with MLM it keeps as much (0.89) and "
+            "is as like (0.854; docs/claims.md)",
             {
                 "method": "xti",
                 "steps": 150,
