@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..core.files import load_concept
 from ..core.inspection.diagnosis import Diagnosis, diagnose
 from ..core.inspection.probes import parse_probes, place_probes
@@ -16,6 +14,7 @@ from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.families import drawn_resolution
 from ..core.models.protocol import ImageSize
 from ..core.prompts.parse import text_of
+from .device import chosen_device
 
 
 def diagnosis_of(
@@ -29,7 +28,7 @@ def diagnosis_of(
 ) -> Diagnosis:
     """Diagnose the word in `file`, with the prompts of a file or those that suit the model."""
     tiny = model == "tiny"
-    subject = load_tiny_model() if tiny else DiffusersModel.from_pipeline(model, device=_device())
+    subject = load_tiny_model() if tiny else DiffusersModel.from_pipeline(model, device=chosen_device(None))
     widths = {name: encoder.width for name, encoder in subject.text_encoders.items()}
     side = side or drawn_resolution(subject)
     if prompts is not None:
@@ -51,8 +50,4 @@ def load_tiny_model() -> DiffusersModel:
     """The bundled model."""
     from ..core.models.tiny import load_tiny
 
-    return DiffusersModel.from_tiny(load_tiny(), device=_device())
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return DiffusersModel.from_tiny(load_tiny(), device=chosen_device(None))

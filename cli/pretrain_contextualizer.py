@@ -22,11 +22,11 @@ from ..core.training.contextualizer_pretraining import (
     pretrain_contextualizer,
 )
 from ..core.training.contextualizer_recipes import recommended_pretraining
-from ..core.training.events import CheckpointSaved, Started, Step
 from ..core.training.processes import Processes
 from ..core.training.schedules import LearningRateSchedule
 from .device import chosen_device
 from .outputs import file_name, require_empty
+from .pretraining_bar import follow_pretraining
 
 
 def main(
@@ -185,25 +185,7 @@ def share_of(device: str | None) -> tuple[Processes, torch.device]:
 
 def follow(run: Iterable[PretrainingEvent], quiet: bool = False) -> Pretrained:
     """Show a run as it goes and return how it ended."""
-    from tqdm import tqdm
-
-    finished, bar = None, None
-    try:
-        for event in run:
-            if isinstance(event, Started) and not quiet:
-                bar = tqdm(total=event.total_steps, initial=event.first_step, unit="step", mininterval=1.0)
-            elif isinstance(event, Step) and bar is not None:
-                bar.update(event.step - bar.n)
-                if event.losses is not None:
-                    means = {name: f"{value.mean():.3f}" for name, value in event.losses.items()}
-                    bar.set_postfix(means, refresh=False)
-            elif isinstance(event, CheckpointSaved) and bar is not None:
-                bar.write(f"checkpoint {event.path}")
-            elif isinstance(event, Pretrained):
-                finished = event
-    finally:
-        if bar is not None:
-            bar.close()  # also before an error, which would stand behind it on its line
+    finished = follow_pretraining(run, quiet=quiet)
     if finished.held_out is not None and not quiet:
         print(finished.held_out.summary())
     return finished

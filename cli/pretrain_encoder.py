@@ -16,11 +16,12 @@ from ..core.training.encoder_pictures import FolderPictures, PictureSource, Shar
 from ..core.training.encoder_pretraining import EncoderPretrainingEvent, PretrainedEncoder, pretrain_encoder
 from ..core.training.encoder_recipes import WORLD_PICTURES, known_words, recommended_encoder
 from ..core.training.encoder_settings import EncoderPrecision, EncoderPretrainSettings
-from ..core.training.events import CheckpointSaved, Preview, Started, Step
+from ..core.training.events import Preview
 from ..core.training.schedules import LearningRateSchedule
 from .outputs import file_name, require_empty
 from .places import write_picture
 from .pretrain_contextualizer import share_of
+from .pretraining_bar import follow_pretraining
 from .train import load_model
 
 
@@ -193,28 +194,12 @@ def follow(
     run: Iterable[EncoderPretrainingEvent], previews: Path | None = None, quiet: bool = False
 ) -> PretrainedEncoder:
     """Show a run as it goes, write its sample pictures, and return how it ended."""
-    from tqdm import tqdm
 
-    finished, bar = None, None
-    try:
-        for event in run:
-            if isinstance(event, Started) and not quiet:
-                bar = tqdm(total=event.total_steps, initial=event.first_step, unit="step", mininterval=1.0)
-            elif isinstance(event, Step) and bar is not None:
-                bar.update(event.step - bar.n)
-                if event.losses is not None:
-                    means = {name: f"{value.mean():.3f}" for name, value in event.losses.items()}
-                    bar.set_postfix(means, refresh=False)
-            elif isinstance(event, CheckpointSaved) and bar is not None:
-                bar.write(f"checkpoint {event.path}")
-            elif isinstance(event, Preview) and previews is not None:
-                write_picture(contact(event.images), previews / f"step_{event.step:06d}.png")
-            elif isinstance(event, PretrainedEncoder):
-                finished = event
-    finally:
-        if bar is not None:
-            bar.close()  # also before an error, which would stand behind it on its line
-    return finished
+    def write(event: EncoderPretrainingEvent) -> None:
+        if isinstance(event, Preview) and previews is not None:
+            write_picture(contact(event.images), previews / f"step_{event.step:06d}.png")
+
+    return follow_pretraining(run, quiet=quiet, also=write)
 
 
 def contact(images: torch.Tensor) -> Image.Image:

@@ -93,9 +93,10 @@ class LiveView:
     def _facts(self) -> dict[str, Any]:
         pace = (time.perf_counter() - self._began) / max(1, self.step - self.first_step)
         left = None if self.ended or self.step == self.first_step else pace * (self.total_steps - self.step)
-        facts = {"version": 1, "node_id": self.node_id, "workflow": self.workflow}
         return {
-            **facts,
+            "version": 1,
+            "node_id": self.node_id,
+            "workflow": self.workflow,
             "step": self.step,
             "total_steps": self.total_steps,
             "seconds_left": left,

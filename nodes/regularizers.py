@@ -41,6 +41,12 @@ def regularizer_output() -> Any:
     return RegularizerSocket.Output(display_name="regularizer", tooltip="For TrainConcept, or to add more to.")
 
 
+def another_regularizer(more: str) -> Any:
+    return RegularizerSocket.Input(
+        "regularizer", optional=True, tooltip=f"Another regularizer to add this one to{more}"
+    )
+
+
 class CoReRegularizerNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -113,11 +119,7 @@ class CoReRegularizerNode(io.ComfyNode):
                     tooltip="How many of a step's pictures the attention loss looks at. 0: a third of them, which is "
                     "faster and the same on average. The authors' code takes all.",
                 ),
-                RegularizerSocket.Input(
-                    "regularizer",
-                    optional=True,
-                    tooltip="Another regularizer to add this one to. Its rescale mode counts.",
-                ),
+                another_regularizer(". Its rescale mode counts."),
             ],
             outputs=[regularizer_output()],
         )
@@ -210,9 +212,7 @@ class MLMRegularizerNode(io.ComfyNode):
                     "prompts; switch it on if you will type it too. Not with an identifier: the word then ends in it "
                     "already.",
                 ),
-                RegularizerSocket.Input(
-                    "regularizer", optional=True, tooltip="Another regularizer to add this one to, such as CoRe."
-                ),
+                another_regularizer(", such as CoRe."),
                 ContextualizerSocket.Input(
                     "contextualizer_2",
                     optional=True,
@@ -324,9 +324,7 @@ class NearestWordRegularizer(io.ComfyNode):
                     optional=True,
                     tooltip="What pushes in place of random words: the things that it was trained on.",
                 ),
-                RegularizerSocket.Input(
-                    "regularizer", optional=True, tooltip="Another regularizer to add this one to, such as CoRe."
-                ),
+                another_regularizer(", such as CoRe."),
             ],
             outputs=[regularizer_output()],
         )

@@ -72,18 +72,6 @@ def sim2(outputs: Array, context_at: int, reference: Array, reference_at: int) -
 def symmetric_kl(a: Array, b: Array) -> Array:
     """METHODS.md 2.7 SKL of two attention maps (..., N) as they are, *not* made to sum to one over the pixels:
     KL(a||b)/2 + KL(b||a)/2, summed over the pixels (`batchmean` there divides by the number of context tokens)."""
-    return _symmetric_divergence(a, b)
-
-
-def pixel_symmetric_kl(a: Array, b: Array) -> Array:
-    """METHODS.md 2.8 no. 6: the symmetric KL of two maps (..., N) made to sum to one over the pixels: a proper KL, in
-    nats."""
-    xp = array_namespace(a, b)
-    a, b = widen(a), widen(b)
-    return _symmetric_divergence(a / xp.sum(a, axis=-1, keepdims=True), b / xp.sum(b, axis=-1, keepdims=True))
-
-
-def _symmetric_divergence(a: Array, b: Array) -> Array:
     # KL(a||b) + KL(b||a) = sum (a - b)(log a - log b): one pass, never negative
     require_same_shape(a=a, b=b)
     xp = array_namespace(a, b)
@@ -93,6 +81,14 @@ def _symmetric_divergence(a: Array, b: Array) -> Array:
     )  # a probability that underflowed to 0 must not make the sum infinite
     log_a, log_b = (xp.log(xp.clip(x, min=floor)) for x in (a, b))
     return xp.sum((a - b) * (log_a - log_b), axis=-1) / 2
+
+
+def pixel_symmetric_kl(a: Array, b: Array) -> Array:
+    """METHODS.md 2.8 no. 6: the symmetric KL of two maps (..., N) made to sum to one over the pixels: a proper KL, in
+    nats."""
+    xp = array_namespace(a, b)
+    a, b = widen(a), widen(b)
+    return symmetric_kl(a / xp.sum(a, axis=-1, keepdims=True), b / xp.sum(b, axis=-1, keepdims=True))
 
 
 def _cosine_of_tokens(outputs: Array, at: int, others: Array, others_at: int) -> Array:

@@ -37,6 +37,12 @@ class Checkpoint:
     facts: Mapping[str, Any]
 
 
+def restore_optimizer(optimizer: torch.optim.Optimizer, moments: Mapping[Any, Any]) -> None:
+    """Give an optimizer back what its `state_dict()["state"]` was; its groups stay its own."""
+    entries = {int(index): value for index, value in moments.items()}  # a file has text for keys
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}.safetensors"
 

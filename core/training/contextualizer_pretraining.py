@@ -18,7 +18,14 @@ from ..models.frozen import autograd
 from ..models.protocol import TextEncoder
 from ..networks.contextualizer import PRESETS, Contextualizer, EncoderIdentity, ShortEncoder, initialise
 from ..prompts.captions import CaptionSource, SplitCaptions
-from .checkpoint import Checkpoint, checkpoint_path, load_checkpoint, require_same_run, save_checkpoint
+from .checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    load_checkpoint,
+    require_same_run,
+    restore_optimizer,
+    save_checkpoint,
+)
 from .draws import generator_for
 from .events import CheckpointSaved, Started, Step
 from .held_out import HeldOut, Questions, held_out_accuracy
@@ -238,9 +245,7 @@ class _Pretraining:
         state = checkpoint.state
         with autograd():
             self.psi.load_state_dict(state["psi"])
-            groups = self.optimizer.state_dict()["param_groups"]
-            moments = {int(index): value for index, value in state["optimizer"].items()}
-            self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            restore_optimizer(self.optimizer, state["optimizer"])
         self.done = state["done"]
         self.history = History(checkpoint.losses)
         return float(checkpoint.facts["seconds"])

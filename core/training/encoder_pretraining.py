@@ -27,7 +27,14 @@ from ..networks.tuning_encoder import (
     TuningEncoder,
     initialise,
 )
-from .checkpoint import Checkpoint, checkpoint_path, load_checkpoint, require_same_run, save_checkpoint
+from .checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    load_checkpoint,
+    require_same_run,
+    restore_optimizer,
+    save_checkpoint,
+)
 from .draws import alpha_bar_on, generator_for, sample_order, send
 from .embedding_regularization import EmbeddingRegularization, HardWords, KnownWords
 from .encoder_pictures import PictureSource
@@ -314,9 +321,7 @@ class _Pretraining:
         self.encoder.load_state_dict(state["encoder"])
         for name, value in state["average"].items():
             self.average[name].copy_(value)
-        groups = self.optimizer.state_dict()["param_groups"]
-        moments = {int(index): value for index, value in state["optimizer"].items()}
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.done = state["done"]
         if "scale" in state:  # earlier versions knew of none
             self.scale.load(state["scale"])

@@ -9,6 +9,7 @@ import torch
 
 from ..maths import norms
 from ..models.protocol import TextEncoder, TextToImageModel
+from .checkpoint import restore_optimizer
 from .loss_scale import LOSS_SCALE, rescaled
 from .schedules import learning_rate_factor
 from .settings import TrainSettings, optimizer_class
@@ -227,9 +228,7 @@ class Learner:
         for name, value in self.average.items():
             value.copy_(state["average"][name])
         self.norms = {name: value.to(self.device) for name, value in state["norms"].items()}
-        groups = self.optimizer.state_dict()["param_groups"]
-        entries = {int(key): value for key, value in state["optimizer"].items()}
-        self.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.scale, self.calm = state["loss_scale"].to(self.device), state["calm"].to(self.device)
         self.done = int(state["done"])
 
