@@ -9,7 +9,7 @@ from typing import Any
 from ..core.files import load_concept
 from ..core.inspection.diagnosis import Diagnosis, diagnose
 from ..core.inspection.probes import parse_probes, place_probes
-from ..core.inspection.world_evaluation import context_probes
+from ..core.inspection.world.world_evaluation import context_probes
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.families import drawn_resolution
 from ..core.models.protocol import ImageSize

@@ -11,25 +11,34 @@ import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-# name: (module in this folder, one line for --help)
+# name: (module under this folder, one line for --help)
 COMMANDS = {
-    "demo": ("demo", "train one word with plain textual inversion, with CoRe and with MLM, and show all three"),
+    "demo": (
+        "experiments.demo",
+        "train one word with plain textual inversion, with CoRe and with MLM, and show all three",
+    ),
     "train": ("train", "train a word on your own pictures"),
     "optimize": ("optimize", "repair one prompt with a learned word in it"),
-    "bench": ("bench", "measure the time and memory of a training step, with and without CoRe"),
+    "bench": ("bench.command", "measure the time and memory of a training step, with and without CoRe"),
     "pretrain-contextualizer": ("pretrain_contextualizer", "train the network that MLM guesses masked words with"),
     "pretrain-encoder": ("pretrain_encoder", "train the network that makes a word and a LoRA of one picture"),
     "predict": ("predict", "make a word and a LoRA of one picture, without training"),
     "tune": ("tune", "predict a word from one picture and tune it for a dozen steps"),
-    "encoder-trials": ("encoder_trials", "judge words made of one picture: predicted, tuned, and inverted"),
+    "encoder-trials": ("experiments.encoder_trials", "judge words made of one picture: predicted, tuned, and inverted"),
     "prompts": ("prompts", "write a checked prompt file, of a built-in set or by a local language model"),
-    "world-report": ("world_report", "measure how well the bundled tiny model obeys its prompts"),
-    "claims": ("claims", "test the papers' claims, paired over concepts and seeds, with intervals"),
-    "transplant": ("transplant", "find which positions of a prompt carry a word, and which swallow the prompt"),
+    "world-report": ("experiments.world_report", "measure how well the bundled tiny model obeys its prompts"),
+    "claims": ("experiments.claims", "test the papers' claims, paired over concepts and seeds, with intervals"),
+    "transplant": (
+        "experiments.transplant",
+        "find which positions of a prompt carry a word, and which swallow the prompt",
+    ),
     "evaluate": ("evaluate", "measure pictures with CLIP-T, CLIP-I and DINO, on the DreamBench protocol"),
     "inspect": ("inspect_file", "say what is in a file, and with --model what its word does to a prompt"),
-    "learned-attention": ("learned_attention", "measure where words learned by TI, CoRe and MLM look"),
-    "attention-report": ("attention_report", "measure whether words look at the right place of rendered scenes"),
+    "learned-attention": ("experiments.learned_attention", "measure where words learned by TI, CoRe and MLM look"),
+    "attention-report": (
+        "experiments.attention_report",
+        "measure whether words look at the right place of rendered scenes",
+    ),
 }
 
 # What `pip install "contextual-inversion[train]"` brings, by import name.

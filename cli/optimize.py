@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from ..core.files import load_concept, safe_name, save_bundle, save_embedding
 from ..core.models.families import drawn_resolution
-from ..core.training.core_regularizer import CoReWeights, recommended_weights
-from ..core.training.events import Finished, Step
 from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, repair
+from ..core.training.regularizers.context import CoReWeights, recommended_weights
+from ..core.training.run.events import Finished, Step
 from .places import require_folder, write_picture
 from .train import load_model
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..core.files import safe_name
 from ..core.files.writing import ENDING
-from ..core.training.checkpoint import checkpoint_path, checkpoints_in
+from ..core.training.run.checkpoint import checkpoint_path, checkpoints_in
 from .places import require_file
 
 

@@ -13,7 +13,7 @@ from ..core.files import nameable, safe_name, save_bundle, save_embedding
 from ..core.files.tuning_encoder import load_tuning_encoder
 from ..core.models.tiny.weights import tiny_weights_path
 from ..core.networks.tuning_encoder import TuningEncoder
-from ..core.training.predict import predict_concept
+from ..core.training.one_picture.predict import predict_concept
 from .places import require_folder
 from .pretrain_encoder import load_image_encoder
 from .train import load_model, read_picture

@@ -14,16 +14,16 @@ from ..core.files.contextualizer import save_contextualizer
 from ..core.models.diffusers_text import DiffusersTextEncoder
 from ..core.models.frozen import frozen, on_device
 from ..core.prompts.captions import REAL_SHARE, captions_from, synthetic_captions
-from ..core.training.contextualizer_pretraining import (
+from ..core.training.contextualizer.pretraining import (
     Pretrained,
     PretrainingEvent,
     PretrainingMode,
     PretrainSettings,
     pretrain_contextualizer,
 )
-from ..core.training.contextualizer_recipes import recommended_pretraining
-from ..core.training.processes import Processes
-from ..core.training.schedules import LearningRateSchedule
+from ..core.training.contextualizer.recipes import recommended_pretraining
+from ..core.training.run.processes import Processes
+from ..core.training.run.schedules import LearningRateSchedule
 from .device import chosen_device
 from .outputs import file_name, require_empty
 from .pretraining_bar import follow_pretraining

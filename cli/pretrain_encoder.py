@@ -12,12 +12,12 @@ from PIL import Image
 
 from ..core.files.tuning_encoder import save_tuning_encoder
 from ..core.models.image_encoder import ImageEncoder
-from ..core.training.encoder_pictures import FolderPictures, PictureSource, ShardPictures, WorldPictures
-from ..core.training.encoder_pretraining import EncoderPretrainingEvent, PretrainedEncoder, pretrain_encoder
-from ..core.training.encoder_recipes import WORLD_PICTURES, known_words, recommended_encoder
-from ..core.training.encoder_settings import EncoderPrecision, EncoderPretrainSettings
-from ..core.training.events import Preview
-from ..core.training.schedules import LearningRateSchedule
+from ..core.training.one_picture.pictures import FolderPictures, PictureSource, ShardPictures, WorldPictures
+from ..core.training.one_picture.pretraining import EncoderPretrainingEvent, PretrainedEncoder, pretrain_encoder
+from ..core.training.one_picture.recipes import WORLD_PICTURES, known_words, recommended_encoder
+from ..core.training.one_picture.settings import EncoderPrecision, EncoderPretrainSettings
+from ..core.training.run.events import Preview
+from ..core.training.run.schedules import LearningRateSchedule
 from .outputs import file_name, require_empty
 from .places import write_picture
 from .pretrain_contextualizer import share_of

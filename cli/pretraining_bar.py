@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..core.training.events import CheckpointSaved, Started, Step
+from ..core.training.run.events import CheckpointSaved, Started, Step
 
 
 def follow_pretraining(

@@ -16,26 +16,26 @@ from tqdm import tqdm
 
 from ..core.concept import Concept
 from ..core.files import LearnedNothingError, load_concept, nameable, safe_name, save_bundle, save_embedding
+from ..core.files import pictures as files_of_pictures
 from ..core.files.contextualizer import load_contextualizer
-from ..core.inspection.evaluation import pictures as files_of_pictures
-from ..core.inspection.evaluation.pictures import ENDINGS, BrokenPictureError, mask_of
+from ..core.files.pictures import ENDINGS, BrokenPictureError, mask_of
 from ..core.maths.mlm import RHO
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.protocol import TextToImageModel
 from ..core.models.tiny.contextualizer import load_contextualizer as load_bundled
 from ..core.networks.contextualizer import Contextualizer
 from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_set_from_file, rich_set, rich_sets
-from ..core.training.checkpoint import checkpoints_in
-from ..core.training.core_regularizer import CoReRegularizer, recommended_weights
-from ..core.training.encoder_recipes import known_words
-from ..core.training.events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from ..core.training.methods import method_called
-from ..core.training.mlm_regularizer import XTI_BATCH, recommended_mlm
-from ..core.training.nearest_token_regularizer import NearestTokenRegularizer
+from ..core.training.one_picture.recipes import known_words
 from ..core.training.pictures import checked_pictures
 from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset, without_core
-from ..core.training.prior import PriorPreservation, require_weights
-from ..core.training.regularizer import Regularizer
+from ..core.training.regularizers.context import CoReRegularizer, recommended_weights
+from ..core.training.regularizers.mlm import XTI_BATCH, recommended_mlm
+from ..core.training.regularizers.nearest_word import NearestTokenRegularizer
+from ..core.training.regularizers.prior import PriorPreservation, require_weights
+from ..core.training.regularizers.seam import Regularizer
+from ..core.training.run.checkpoint import checkpoints_in
+from ..core.training.run.events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from ..core.training.settings import Precision, TrainSettings
 from ..core.training.trainer import TrainingRun, resolution_for, train
 from .device import chosen_device

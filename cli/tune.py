@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ..core.files import load_concept, nameable, safe_name
-from ..core.training.events import Finished, Step
-from ..core.training.tuning import MOST_STEPS, Tuned, TuneSettings, tune
+from ..core.training.one_picture.tuning import MOST_STEPS, Tuned, TuneSettings, tune
+from ..core.training.run.events import Finished, Step
 from .places import require_folder
 from .predict import chosen_encoder, save, summary
 from .pretrain_encoder import load_image_encoder

@@ -23,11 +23,11 @@ def extension() -> Any:
         prompts,
         refinement,
         regularizers,
-        running,
         show_attention,
         training,
         tuning_encoders,
     )
+    from .page import running
 
     running.add_routes()
 

@@ -11,8 +11,8 @@ import torch
 from comfy_api.latest import io
 
 from ..core.inspection.attention import AttentionRecorder
-from .attention_recording import digest, recording
-from .sockets import CATEGORY, PREFIX
+from .comfy.attention_recording import digest, recording
+from .schema.sockets import CATEGORY, PREFIX
 
 AttentionSocket = io.Custom("ATTENTION")
 """A `RecordedAttention`."""

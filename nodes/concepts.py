@@ -12,13 +12,13 @@ from comfy_api.latest import io, ui
 
 from ..core.concept import Concept
 from ..core.files import check_widths, load_concept, save_bundle, save_embedding
-from . import inputs
-from .concept_lora import with_weights
-from .concept_tokenizer import encoder_widths, with_concept
-from .folders import BUNDLES, EMBEDDINGS, ENDING, LORAS, files_of, first_folder, not_there, told, version
-from .layer_contexts import reading_layers, writing_layers
-from .saving import checked_word, free_name, written_as
-from .sockets import CATEGORY, PREFIX, ConceptSocket
+from .comfy.concept_lora import with_weights
+from .comfy.concept_tokenizer import encoder_widths, with_concept
+from .comfy.folders import BUNDLES, EMBEDDINGS, ENDING, LORAS, files_of, first_folder, not_there, told, version
+from .comfy.layer_contexts import reading_layers, writing_layers
+from .comfy.saving import checked_word, free_name, written_as
+from .schema import inputs
+from .schema.sockets import CATEGORY, PREFIX, ConceptSocket
 
 NOTHING_SAVED = "(nothing saved yet)"
 

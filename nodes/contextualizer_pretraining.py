@@ -11,16 +11,16 @@ from ..core.maths.mlm import RHO
 from ..core.models.protocol import TextEncoder
 from ..core.networks.contextualizer import PRESETS
 from ..core.prompts.captions import REAL_SHARE, captions_from, synthetic_captions
-from ..core.training.contextualizer_pretraining import Pretrained, PretrainSettings, pretrain_contextualizer
-from ..core.training.contextualizer_recipes import recommended_pretraining
-from . import inputs
-from .clip_session import content_of, encoder_session
-from .folders import NONE, input_files, input_path, version
-from .interrupted import Resumable
-from .live_view import OUTPUT
-from .reporting import Reporter, loss_map
-from .running import report_resumable
-from .sockets import CATEGORY, PREFIX, ContextualizerSocket
+from ..core.training.contextualizer.pretraining import Pretrained, PretrainSettings, pretrain_contextualizer
+from ..core.training.contextualizer.recipes import recommended_pretraining
+from .comfy.clip_session import content_of, encoder_session
+from .comfy.folders import NONE, input_files, input_path, version
+from .page.interrupted import Resumable
+from .page.live_view import OUTPUT
+from .page.reporting import Reporter, loss_map
+from .page.running import report_resumable
+from .schema import inputs
+from .schema.sockets import CATEGORY, PREFIX, ContextualizerSocket
 
 SYNTHETIC = ("concept_world", "pets", "objects")
 

@@ -10,11 +10,11 @@ from comfy_api.latest import io, ui
 from ..core.files.contextualizer import load_contextualizer, save_contextualizer
 from ..core.models.tiny.contextualizer import load_contextualizer as load_bundled
 from ..core.networks.contextualizer import Contextualizer
-from . import inputs
-from .clip_session import encoders_of
-from .folders import CONTEXTUALIZERS, first_folder, name_in, path_of, told, version
-from .saving import checked_word, free_name, written_as
-from .sockets import CATEGORY, PREFIX, ContextualizerSocket
+from .comfy.clip_session import encoders_of
+from .comfy.folders import CONTEXTUALIZERS, first_folder, name_in, path_of, told, version
+from .comfy.saving import checked_word, free_name, written_as
+from .schema import inputs
+from .schema.sockets import CATEGORY, PREFIX, ContextualizerSocket
 
 
 class LoadContextualizer(io.ComfyNode):

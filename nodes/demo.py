@@ -9,9 +9,10 @@ from comfy_api.latest import io
 from ..core.world.companions import COMPANIONS, companion_for, specific_prompts
 from ..core.world.concepts import CONCEPTS, concept_images
 from ..core.world.scenes import BACKGROUNDS
-from . import demo_model, inputs
-from .pictures import as_images
-from .sockets import CATEGORY, PREFIX
+from .comfy import demo_model
+from .page.pictures import as_images
+from .schema import inputs
+from .schema.sockets import CATEGORY, PREFIX
 
 OWN_BACKGROUND = "the concept's own"
 ALONE = "none"

@@ -13,12 +13,12 @@ from ..core.inspection.diagnosis import diagnose
 from ..core.inspection.diagnosis_report import markdown, plot
 from ..core.inspection.diagnostics import ContextProbe
 from ..core.inspection.probes import parse_probes, place_probes
-from ..core.inspection.world_evaluation import context_probes
+from ..core.inspection.world.world_evaluation import context_probes
 from ..core.models.protocol import ImageSize
-from . import inputs
-from .comfy_model import ComfyModel
-from .pictures import as_images, preview
-from .sockets import CATEGORY, PREFIX, ConceptSocket
+from .comfy.model import ComfyModel
+from .page.pictures import as_images, preview
+from .schema import inputs
+from .schema.sockets import CATEGORY, PREFIX, ConceptSocket
 
 BUILT_IN = {"concept_world": context_probes, "places": place_probes}
 

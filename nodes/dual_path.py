@@ -14,18 +14,18 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..core.concept import Concept
-from ..core.inspection.hard_token import hard_words
 from ..core.maths.dual_path import ALPHA
 from ..core.models.dual_path import DualPath
 from ..core.models.lora import TEXT_STEMS, from_lora
 from ..core.models.low_rank import Delta
 from ..core.models.protocol import Conditioning
-from .comfy_attention import cross_attention_layers, diffusers_names
-from .comfy_text import text_encoders
-from .concept_lora import stem_of
-from .concept_tokenizer import leading_name, with_concept
-from .sockets import CATEGORY, PREFIX, ConceptSocket
-from .two_paths import two_paths, with_two_paths
+from ..core.models.vocabulary import hard_words
+from .comfy.attention import cross_attention_layers, diffusers_names
+from .comfy.concept_lora import stem_of
+from .comfy.concept_tokenizer import leading_name, with_concept
+from .comfy.text import text_encoders
+from .comfy.two_paths import two_paths, with_two_paths
+from .schema.sockets import CATEGORY, PREFIX, ConceptSocket
 
 UNET = "lora_unet_"
 EMBEDDING = "embedding:"

@@ -19,9 +19,9 @@ from ..core.inspection.evaluation.loading import DINO_FAMILIES
 from ..core.inspection.evaluation.pictures import as_bytes
 from ..core.inspection.evaluation.report import markdown_table, measure_means
 from ..core.inspection.evaluation.sheets import COLUMNS, evaluation_sheet
-from .evaluation_encoders import AUTO, FOLDER, NONE, bytes_of, chosen_clip, chosen_dino, folders
-from .pictures import as_images, preview
-from .sockets import CATEGORY, PREFIX
+from .comfy.evaluation_encoders import AUTO, FOLDER, NONE, bytes_of, chosen_clip, chosen_dino, folders
+from .page.pictures import as_images, preview
+from .schema.sockets import CATEGORY, PREFIX
 
 NAMED = re.compile(r"embedding:\S+|<[^<>\s]+>")
 """A new word as it is typed to draw it."""

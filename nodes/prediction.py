@@ -10,14 +10,14 @@ from comfy_api.latest import io, ui
 from ..core.concept import Concept
 from ..core.files import safe_name
 from ..core.networks.tuning_encoder import TuningEncoder
-from ..core.training.predict import predict_concept
-from ..core.training.tuning import MOST_STEPS, TuneSettings, tune
-from . import inputs
-from .clip_vision import image_encoder_of
-from .comfy_model import ComfyModel
-from .reporting import Reporter, loss_map
-from .running import report
-from .sockets import CATEGORY, PREFIX, ConceptSocket, TuningEncoderSocket
+from ..core.training.one_picture.predict import predict_concept
+from ..core.training.one_picture.tuning import MOST_STEPS, TuneSettings, tune
+from .comfy.clip_vision import image_encoder_of
+from .comfy.model import ComfyModel
+from .page.reporting import Reporter, loss_map
+from .page.running import report
+from .schema import inputs
+from .schema.sockets import CATEGORY, PREFIX, ConceptSocket, TuningEncoderSocket
 
 LORA_AND_VECTORS, LORA, VECTORS = "lora and vectors", "lora", "vectors"
 

@@ -11,12 +11,12 @@ from comfy_api.latest import io
 from ..core.concept import Concept
 from ..core.models.families import drawn_resolution
 from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, repair
-from . import inputs
-from .comfy_model import ComfyModel
-from .live_view import OUTPUT
-from .reporting import Reporter, loss_map
-from .running import report
-from .sockets import CATEGORY, PREFIX, ConceptSocket, LossMapSocket
+from .comfy.model import ComfyModel
+from .page.live_view import OUTPUT
+from .page.reporting import Reporter, loss_map
+from .page.running import report
+from .schema import inputs
+from .schema.sockets import CATEGORY, PREFIX, ConceptSocket, LossMapSocket
 
 PICTURES, NOISE = "training pictures", "pure noise"
 NO_LATENTS = "; on pure noise, since the concept kept no latents (Train Concept's keep_latents)"

@@ -17,8 +17,8 @@ from ..core.prompts.sets import (
     rich_sets,
 )
 from ..core.prompts.written import without_bullets
-from .folders import NONE, input_files, input_path
-from .sockets import CATEGORY, PREFIX, PromptsSocket
+from .comfy.folders import NONE, input_files, input_path
+from .schema.sockets import CATEGORY, PREFIX, PromptsSocket
 
 RICH = "rich "
 

@@ -9,7 +9,7 @@ from ..core.models.families import is_narrow
 from ..core.models.protocol import TextToImageModel
 from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset, without_core
 from ..core.training.settings import TrainSettings
-from . import inputs
+from .schema import inputs
 
 AS_RECIPE = "as the recipe"
 

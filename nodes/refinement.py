@@ -9,11 +9,11 @@ from comfy_api.latest import io
 
 from ..core.concept import Concept
 from ..core.training.methods import METHODS
-from . import inputs
-from .comfy_model import ComfyModel
-from .concept_training import require_place, train_concept
+from .comfy.model import ComfyModel
+from .page.concept_training import require_place, train_concept
 from .recipes import recipe_for, recipe_names, sources, train_settings
-from .sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
+from .schema import inputs
+from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
 
 REFINED = {"LoRA": "refine", "all weights": "refine-all"}
 

@@ -7,21 +7,21 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..core.maths.context import LAMBDA_ATTN, LAMBDA_EMB
 from ..core.maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
-from ..core.maths.core import LAMBDA_ATTN, LAMBDA_EMB
 from ..core.maths.mlm import LAMBDA_MLM, RHO
 from ..core.models.protocol import TextToImageModel
 from ..core.networks.contextualizer import Contextualizer
 from ..core.networks.tuning_encoder import TuningEncoder
 from ..core.prompts.rich import PromptSource
 from ..core.prompts.sets import PromptSet
-from ..core.training.core_regularizer import PAPER, CoReRegularizer, CoReWeights, recommended_weights
-from ..core.training.encoder_recipes import known_words
-from ..core.training.mlm_regularizer import MLMRegularizer, recommended_lambda
-from ..core.training.nearest_token_regularizer import NearestTokenRegularizer
-from .inputs import AUTO
+from ..core.training.one_picture.recipes import known_words
+from ..core.training.regularizers.context import PAPER, CoReRegularizer, CoReWeights, recommended_weights
+from ..core.training.regularizers.mlm import MLMRegularizer, recommended_lambda
+from ..core.training.regularizers.nearest_word import NearestTokenRegularizer
 from .recipes import AS_RECIPE
-from .sockets import (
+from .schema.inputs import AUTO
+from .schema.sockets import (
     CATEGORY,
     NO_REGULARIZATION,
     PREFIX,

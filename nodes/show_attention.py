@@ -11,9 +11,9 @@ from ..core.inspection.attention_maps import AttentionMaps, normalised, word_map
 from ..core.inspection.heat_pictures import mask_of, word_pictures
 from ..core.prompts.words import PromptWord, chosen
 from .attention import AttentionSocket, RecordedAttention
-from .attention_view import UI_KEY, lost_results, viewer_data
-from .prompt_words import words_in
-from .sockets import CATEGORY, PREFIX
+from .comfy.prompt_words import words_in
+from .page.attention_view import UI_KEY, lost_results, viewer_data
+from .schema.sockets import CATEGORY, PREFIX
 
 ALL, EACH, IN_COMMON = "all", "each word", "in common"
 SIDES = {"16 cells": 16, "8 cells": 8, "32 cells": 32, "64 cells": 64}

@@ -13,14 +13,14 @@ from ..core.concept import Concept
 from ..core.files import safe_name
 from ..core.training.methods import METHODS
 from ..core.training.pictures import checked_pictures
-from ..core.training.prior import PriorPreservation, require_weights
+from ..core.training.regularizers.prior import PriorPreservation, require_weights
 from ..core.training.trainer import resolution_for
-from . import inputs
-from .comfy_model import ComfyModel
-from .concept_training import require_place, train_concept
-from .folders import checkpoints_root
+from .comfy.folders import checkpoints_root
+from .comfy.model import ComfyModel
+from .page.concept_training import require_place, train_concept
 from .recipes import recipe_for, recipe_names, sources, train_settings
-from .sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
+from .schema import inputs
+from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
 
 TRAINED = {METHODS[key].title: key for key in METHODS if not key.startswith("refine")}
 """What the node offers to train -> the method's name."""

@@ -13,19 +13,19 @@ from ..core.files.tuning_encoder import load_tuning_encoder, save_tuning_encoder
 from ..core.models.families import native_resolution
 from ..core.models.tiny.weights import tiny_weights_path
 from ..core.networks.tuning_encoder import PRESETS
-from ..core.training.encoder_pictures import GivenPictures, WorldPictures
-from ..core.training.encoder_pretraining import PretrainedEncoder, pretrain_encoder
-from ..core.training.encoder_recipes import known_words, recommended_encoder
-from ..core.training.encoder_settings import EncoderPretrainSettings
-from . import inputs
-from .clip_vision import image_encoder_of
-from .comfy_model import ComfyModel
-from .folders import TUNING_ENCODERS, first_folder, name_in, path_of, version
-from .interrupted import Resumable
-from .reporting import Reporter, loss_map
-from .running import report_resumable
-from .saving import NUMBER, free_name
-from .sockets import CATEGORY, PREFIX, TuningEncoderSocket
+from ..core.training.one_picture.pictures import GivenPictures, WorldPictures
+from ..core.training.one_picture.pretraining import PretrainedEncoder, pretrain_encoder
+from ..core.training.one_picture.recipes import known_words, recommended_encoder
+from ..core.training.one_picture.settings import EncoderPretrainSettings
+from .comfy.clip_vision import image_encoder_of
+from .comfy.folders import TUNING_ENCODERS, first_folder, name_in, path_of, version
+from .comfy.model import ComfyModel
+from .comfy.saving import NUMBER, free_name
+from .page.interrupted import Resumable
+from .page.reporting import Reporter, loss_map
+from .page.running import report_resumable
+from .schema import inputs
+from .schema.sockets import CATEGORY, PREFIX, TuningEncoderSocket
 
 
 class LoadTuningEncoder(io.ComfyNode):

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..core.inspection.world_evaluation import draw
+from ..core.inspection.world.report import tiny_autoencode
+from ..core.inspection.world.world_evaluation import draw
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.tiny import load_tiny
 from ..core.world.captions import caption
 from ..core.world.concepts import CONCEPTS, concept_images
 from ..core.world.render import render
-from ..core.world.report import tiny_autoencode
 from ..core.world.scenes import IMAGE_SIZE, Scene
 from .pictures import scene
 

@@ -1,4 +1,4 @@
-"""Stage "judge": the network of `core.world.checks`, on renders that went through the VAE."""
+"""Stage "judge": the network of `core.inspection.world.checks`, on renders that went through the VAE."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..core.inspection.world.checks import GRID, KINDS, JudgeNetwork
 from ..core.models.tiny.load import load_part
 from ..core.models.tiny.weights import write_weights
-from ..core.world.checks import GRID, KINDS, JudgeNetwork
 from ..core.world.concepts import CONCEPTS
 from ..core.world.render import render
 from ..core.world.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, WORLD_VERSION, Scene, SecondObject

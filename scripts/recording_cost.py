@@ -43,10 +43,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     import comfy.sample
     import torch
 
-    from contextual_inversion.cli.bench_attention import require_same
-    from contextual_inversion.cli.interleaved import sampling_figures
+    from contextual_inversion.cli.bench.attention import require_same
+    from contextual_inversion.cli.bench.interleaved import sampling_figures
     from contextual_inversion.core.inspection.attention import AttentionRecorder
-    from contextual_inversion.nodes.attention_recording import recording
+    from contextual_inversion.nodes.comfy.attention_recording import recording
 
     model, clip = loaded(options.checkpoint)
     latents = torch.zeros(options.batch, 4, options.side // 8, options.side // 8)
@@ -72,7 +72,7 @@ def loaded(checkpoint: str | None) -> tuple[Any, Any]:
         import comfy.sd
 
         return comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False)[:2]
-    from contextual_inversion.nodes import demo_model
+    from contextual_inversion.nodes.comfy import demo_model
 
     with torch.inference_mode():
         return demo_model.load_model_patcher(), demo_model.load_clip()

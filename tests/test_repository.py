@@ -26,14 +26,14 @@ LAYERS = (
     ("core.concept", "core.models.protocol"),
     ("core.networks", "core.prompts", "core.files", "core.world"),
     ("core.models",),
-    ("core.world.checks", "core.world.report"),
+    ("core.inspection.world.checks", "core.inspection.world.report"),
     ("core.inspection", "core.training"),
     ("nodes", "cli"),
 )
 
 
 class Import(NamedTuple):
-    """One imported module: absolute (`torch.nn`), or of this pack, then relative to its root (`core.maths.core`)."""
+    """One imported module: absolute (`torch.nn`), or of this pack, then relative to its root (`core.maths.context`)."""
 
     name: str
     own: bool

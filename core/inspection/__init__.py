@@ -1,1 +1,1 @@
-"""Looking at what was learned: diagnostics in the text encoder, and exact evaluation on ConceptWorld."""
+"""Looking at what was learned: diagnostics of prompts, attention maps, evaluation, and exact checks on ConceptWorld."""

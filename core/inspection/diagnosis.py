@@ -13,8 +13,8 @@ from ..maths.similarity import cosine, nearest_rows
 from ..models.lora import from_lora
 from ..models.low_rank import apply_deltas
 from ..models.protocol import ImageSize, TextEncoder, TextToImageModel
+from ..models.words import layer_vectors_of
 from ..prompts.tokens import input_embeddings, tokenize_prompt
-from ..training.word import layer_vectors_of
 from .diagnostics import ContextProbe, context_similarity, require_words, seen_vectors
 from .symmetric_kl import skl_of_each
 

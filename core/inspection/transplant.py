@@ -8,8 +8,8 @@ import torch
 
 from ..models.protocol import Encoding, TextToImageModel
 from ..models.text import encode_prompts
+from ..models.words import starting_vectors
 from ..prompts.tokens import tokenize_prompt
-from ..training.word import starting_vectors
 
 KINDS = ("word", "context", "eot", "padding")
 """The concept's own positions, the other words (with BOS), the first EOT, and what comes after it."""

@@ -1,1 +1,1 @@
-"""Models behind one protocol: the seam, the diffusers adapter, prompts, sampling and the bundled tiny model."""
+"""Models behind one protocol: the seam, the diffusers adapter, what their tables say of words, and the tiny model."""

@@ -1,7 +1,7 @@
 """The seam between this pack and any text-to-image diffusion model.
 
 A trainer, a regularizer and a loss see a model only through `TextToImageModel` and `TextEncoder`. There are two
-implementations: `core.models.diffusers_adapter` and `nodes.comfy_model`. With the same weights and inputs they give
+implementations: `core.models.diffusers_adapter` and `nodes.comfy.model`. With the same weights and inputs they give
 the same loss and gradient to 1e-4; nothing above this seam may ask which one it runs on.
 """
 

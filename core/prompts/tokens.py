@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from ..concept import PLACEHOLDER
-from ..maths.core import context_positions
+from ..maths.context import context_positions
 from ..models.protocol import TextEncoder
 
 ORDINARY = -1

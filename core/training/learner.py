@@ -9,9 +9,9 @@ import torch
 
 from ..maths import norms
 from ..models.protocol import TextEncoder, TextToImageModel
-from .checkpoint import restore_optimizer
-from .loss_scale import LOSS_SCALE, rescaled
-from .schedules import learning_rate_factor
+from .run.checkpoint import restore_optimizer
+from .run.loss_scale import LOSS_SCALE, rescaled
+from .run.schedules import learning_rate_factor
 from .settings import TrainSettings, optimizer_class
 from .word import Word
 

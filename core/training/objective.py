@@ -11,10 +11,10 @@ import torch
 
 from ..maths.schedule import add_noise, at_timesteps, diffusion_loss, min_snr_weight, prediction_target
 from ..models.protocol import Conditioning, TextToImageModel, TokenMeans
-from .draws import Draws, alpha_bar_on, draw_step, generator_for
 from .pictures import LatentBank
 from .prompts import PromptEncoder, StepView
-from .regularizer import AttentionPass, LossTerm, Regularizer, Terms
+from .regularizers.seam import AttentionPass, LossTerm, Regularizer, Terms
+from .run.draws import Draws, alpha_bar_on, draw_step, generator_for
 from .settings import TrainSettings
 
 

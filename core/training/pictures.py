@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..models.protocol import TextToImageModel
-from .draws import generator_for
+from .run.draws import generator_for
 from .settings import Augmentation
 
 ENCODE_BATCH = 4

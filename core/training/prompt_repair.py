@@ -18,13 +18,14 @@ from ..models.low_rank import Delta, apply_deltas
 from ..models.protocol import ImageSize, TextToImageModel
 from ..models.sampling import as_pictures, sample
 from ..models.text import encode_prompts
-from .core_regularizer import CoReRegularizer, CoReWeights, recommended_weights
-from .draws import generator_for
+from ..models.words import layer_vectors_of, one_slot_a_layer, vectors_of
 from .pictures import LatentBank, latent_bank
 from .prompts import PromptEncoder
+from .regularizers.context import CoReRegularizer, CoReWeights, recommended_weights
+from .run.draws import generator_for
 from .settings import TrainSettings
 from .trainer import TrainingRun, train
-from .word import Word, layer_vectors_of, one_slot_a_layer, vectors_of
+from .word import Word
 
 STEPS, LEARNING_RATE, BATCH = 10, 5e-4, 6
 """METHODS.md 1.6."""

@@ -11,7 +11,7 @@ import torch
 from ..models.protocol import Conditioning, Encoding, ImageSize, TextToImageModel
 from ..models.text import encode_layers
 from ..prompts.tokens import TokenizedPrompt, input_embeddings, tokenize_prompt
-from .remembered import remembered
+from .run.remembered import remembered
 from .weights import TrainableWeights
 from .word import Word
 

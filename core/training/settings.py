@@ -13,7 +13,7 @@ import torch
 from ..concept import PLACEHOLDER
 from ..maths.norms import NormMode
 from .methods import Method, method_called
-from .schedules import LearningRateSchedule
+from .run.schedules import LearningRateSchedule
 
 Precision = Literal["model", "fp32", "bf16", "fp16"]
 UNetPasses = Literal["joint", "separate"]

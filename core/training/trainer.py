@@ -20,16 +20,22 @@ from ..models.low_rank import Delta, apply_deltas
 from ..models.protocol import ImageSize, TextToImageModel
 from ..models.sampling import as_pictures, sample
 from ..models.text import encode_prompts
-from .checkpoint import Checkpoint, CheckpointMismatchError, load_checkpoint, require_same_run, save_checkpoint
-from .events import CheckpointSaved, Event, Finished, Preview, Started, Step
-from .history import History
 from .learner import Learner
 from .objective import Objective
 from .pictures import LatentBank, checked_pictures, encode_pictures
 from .prompts import PromptEncoder
-from .regularizer import Regularizer
+from .regularizers.seam import Regularizer
+from .run.checkpoint import (
+    Checkpoint,
+    CheckpointMismatchError,
+    load_checkpoint,
+    require_same_run,
+    save_checkpoint,
+)
+from .run.events import CheckpointSaved, Event, Finished, Preview, Started, Step
+from .run.history import History
+from .run.stream import EventStream
 from .settings import TrainSettings
-from .stream import EventStream
 from .weights import RankedModel, TrainableWeights
 from .word import Word, starting_word
 

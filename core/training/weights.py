@@ -13,8 +13,8 @@ from ..maths.timestep_rank import rank_mask
 from ..models.lora import to_lora
 from ..models.low_rank import Delta, LowRankDelta, WeightDelta, apply_deltas, text_layers, text_weight_layers
 from ..models.protocol import AttentionProbe, Conditioning, TextToImageModel
-from .draws import generator_for
 from .methods import chosen_layers
+from .run.draws import generator_for
 from .settings import TrainSettings
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from contextual_inversion.cli import demo, evaluate, optimize, prompts, train, transplant, world_report
+from contextual_inversion.cli import evaluate, optimize, prompts, train
 from contextual_inversion.cli.device import chosen_device
+from contextual_inversion.cli.experiments import demo, transplant, world_report
+from contextual_inversion.cli.experiments.tables import END, START, require_marks
 from contextual_inversion.cli.places import require_file, require_folder, write_picture
-from contextual_inversion.cli.tables import END, START, require_marks
-from contextual_inversion.core.training.prior import PriorPreservation
+from contextual_inversion.core.training.regularizers.prior import PriorPreservation
 from contextual_inversion.core.training.trainer import TrainingRun
 from contextual_inversion.core.world.concepts import concept_images
 

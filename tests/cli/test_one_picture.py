@@ -15,12 +15,13 @@ pytest.importorskip("tyro")
 
 from PIL import Image
 
-from contextual_inversion.cli import encoder_trials, encoder_ways, pretrain_encoder
-from contextual_inversion.cli.claims import Part
+from contextual_inversion.cli import pretrain_encoder
+from contextual_inversion.cli.experiments import encoder_trials, encoder_ways
+from contextual_inversion.cli.experiments.claims import Part
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.files import load_concept, save_bundle
 from contextual_inversion.core.files.tuning_encoder import load_tuning_encoder
-from contextual_inversion.core.inspection.world_evaluation import SIZE
+from contextual_inversion.core.inspection.world.world_evaluation import SIZE
 from contextual_inversion.core.maths.schedule import add_noise, at_timesteps, prediction_target
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.image_encoder import ImageEncoder
@@ -28,7 +29,7 @@ from contextual_inversion.core.models.lora import from_lora
 from contextual_inversion.core.models.low_rank import apply_deltas
 from contextual_inversion.core.models.text import encode_prompts
 from contextual_inversion.core.models.tiny import load_tiny
-from contextual_inversion.core.training.predict import observed, predict_concept
+from contextual_inversion.core.training.one_picture.predict import observed, predict_concept
 from contextual_inversion.core.world.concepts import CONCEPTS, concept_images
 from contextual_inversion.core.world.scenes import IMAGE_SIZE
 

@@ -21,7 +21,11 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from contextual_inversion.core.models.diffusers_adapter import DiffusersModel, DiffusersTextEncoder, noise_schedule
+from contextual_inversion.core.models.diffusers_adapter import (
+    DiffusersModel,
+    DiffusersTextEncoder,
+    noise_schedule,
+)
 
 LAYERS = 3
 """Of every text encoder."""
@@ -157,7 +161,7 @@ def build(kind: str, dtype: torch.dtype = torch.float32) -> tuple[DiffusersModel
 def tiny() -> tuple[DiffusersModel, Sockets]:
     """The bundled model in both programs."""
     from contextual_inversion.core.models.tiny import load_tiny
-    from contextual_inversion.nodes import demo_model
+    from contextual_inversion.nodes.comfy import demo_model
 
     with torch.inference_mode():
         sockets = Sockets(demo_model.load_model_patcher(), demo_model.load_clip(), demo_model.load_vae())

@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("open_clip")
 
-from contextual_inversion.core.maths.core import attention_loss, core_loss, embedding_loss
+from contextual_inversion.core.maths.context import attention_loss, core_loss, embedding_loss
 from contextual_inversion.core.maths.schedule import diffusion_loss, prediction_target
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.protocol import ImageSize, TextEncoder, TextToImageModel, TokenMeans
@@ -35,7 +35,7 @@ class Pair:
     """One set of weights in both programs."""
 
     def __init__(self, diffusers: DiffusersModel, sockets: Any) -> None:
-        from contextual_inversion.nodes.comfy_model import ComfyModel
+        from contextual_inversion.nodes.comfy.model import ComfyModel
 
         self.diffusers = diffusers
         self.sockets = sockets
@@ -47,7 +47,7 @@ def tiny_pair() -> tuple[DiffusersModel, Any]:
     from random_models import Sockets
 
     from contextual_inversion.core.models.tiny import load_tiny
-    from contextual_inversion.nodes import demo_model
+    from contextual_inversion.nodes.comfy import demo_model
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # parity holds for random weights too, while some are still missing
@@ -232,8 +232,8 @@ def test_same_losses_and_gradients(pair: Pair, checkpointing: bool) -> None:
 def test_stock_conditioning_holds_what_each_layer_attends_to(pair: Pair) -> None:
     """XTI in stock nodes, with one text encoder or two: beside the ordinary context, that of every layer, in order."""
     from contextual_inversion.core.concept import Concept
-    from contextual_inversion.nodes.concept_tokenizer import with_concept
-    from contextual_inversion.nodes.layer_contexts import LAYERS, writing_layers
+    from contextual_inversion.nodes.comfy.concept_tokenizer import with_concept
+    from contextual_inversion.nodes.comfy.layer_contexts import LAYERS, writing_layers
 
     layers = layer_vectors(pair.comfy)
     concept = Concept("keep", "dog", {name: value.mean(0) for name, value in layers.items()}, layers)
@@ -558,7 +558,7 @@ def test_one_session_at_a_time(pair: Pair) -> None:
 def test_other_models_are_refused(pair: Pair) -> None:
     import comfy.model_sampling
 
-    from contextual_inversion.nodes.comfy_model import noise_schedule
+    from contextual_inversion.nodes.comfy.model import noise_schedule
 
     class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
         pass

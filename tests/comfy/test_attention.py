@@ -260,7 +260,7 @@ def test_of_several_samplings_in_one_run_only_the_last_is_shown(run_graph):
 @pytest.mark.parametrize("word", ["<my-goblet>", "embedding:my-goblet", "embedding:my-goblet,"])
 def test_a_word_of_apply_concept_needs_its_text_encoder(comfyui, run_graph, word):
     """Without it the word's own positions were missing, and every later word's map was another token's."""
-    prompt_words = sys.modules[next(name for name in sys.modules if name.endswith(f"{PACK}.nodes.prompt_words"))]
+    prompt_words = sys.modules[next(name for name in sys.modules if name.endswith(f"{PACK}.nodes.comfy.prompt_words"))]
     with pytest.raises(ValueError, match="`clip`"):
         prompt_words.words_in(f"a photo of a {word} on the grass")
     clip = run_graph({"m": {"class_type": f"{PREFIX}LoadDemoModel", "inputs": {}}}, keep={"clip": ("m", 1)}).kept[

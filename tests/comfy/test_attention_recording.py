@@ -38,7 +38,7 @@ def pair(request: pytest.FixtureRequest, comfyui: Any) -> Iterator[tuple[Diffuse
 def sockets(comfyui: Any) -> Any:
     from types import SimpleNamespace
 
-    from contextual_inversion.nodes import demo_model
+    from contextual_inversion.nodes.comfy import demo_model
 
     with torch.inference_mode():
         return SimpleNamespace(model=demo_model.load_model_patcher(), clip=demo_model.load_clip())
@@ -96,7 +96,7 @@ def test_maps_are_those_of_the_diffusers_adapter(pair: tuple[DiffusersModel, Any
 
 
 def test_sampling_is_bit_equal_in_every_family(pair: tuple[DiffusersModel, Any]) -> None:
-    from contextual_inversion.nodes.attention_recording import recording
+    from contextual_inversion.nodes.comfy.attention_recording import recording
 
     _, sockets = pair
     recorder = AttentionRecorder()
@@ -147,7 +147,7 @@ PATCHES = [low_rank, replaced, patched, another_back_end, wrapped]
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda one: one.__name__)
 def test_other_patches_stay_in_force_before_and_after(sockets: Any, patch: Any) -> None:
-    from contextual_inversion.nodes.attention_recording import recording
+    from contextual_inversion.nodes.comfy.attention_recording import recording
 
     theirs = sockets.model.clone()
     patch(theirs)
@@ -168,7 +168,7 @@ def test_other_patches_stay_in_force_before_and_after(sockets: Any, patch: Any) 
 
 
 def test_nothing_is_left_behind_by_an_error(sockets: Any) -> None:
-    from contextual_inversion.nodes.attention_recording import recording
+    from contextual_inversion.nodes.comfy.attention_recording import recording
 
     plain, options = sampled(sockets.model, sockets.clip), copy.deepcopy(sockets.model.model_options)
     recorder = AttentionRecorder()
@@ -194,7 +194,7 @@ def test_nothing_is_left_behind_by_an_error(sockets: Any) -> None:
 
 
 def test_several_conditionings_are_kept_apart(sockets: Any) -> None:
-    from contextual_inversion.nodes.attention_recording import recording
+    from contextual_inversion.nodes.comfy.attention_recording import recording
 
     one, two = (encoded(sockets.clip, prompt) for prompt in ("a red cat", "a blue house on sand"))
     recorder, alone = AttentionRecorder(), AttentionRecorder()
@@ -212,7 +212,7 @@ def test_several_conditionings_are_kept_apart(sockets: Any) -> None:
 
 
 def test_a_context_repeated_for_a_long_negative_prompt_is_folded_back(sockets: Any) -> None:
-    from contextual_inversion.nodes.attention_recording import recording
+    from contextual_inversion.nodes.comfy.attention_recording import recording
 
     found = []
     for negative, cfg in (("blurry", 1.0), ("very " * 90 + "blurry", 4.0)):
@@ -225,7 +225,7 @@ def test_a_context_repeated_for_a_long_negative_prompt_is_folded_back(sockets: A
 
 def test_two_prompts_one_behind_the_other_are_no_repetition(sockets: Any) -> None:
     """ConditioningConcat, or a long prompt of which a part is asked for: the maps of different tokens were added up."""
-    from contextual_inversion.nodes.attention_recording import recording
+    from contextual_inversion.nodes.comfy.attention_recording import recording
 
     long = " ".join(f"cat {number}" for number in range(40))
     same = "very " * 150
@@ -244,7 +244,7 @@ def test_two_prompts_one_behind_the_other_are_no_repetition(sockets: Any) -> Non
 def test_of_two_paths_the_hard_one_is_recorded(sockets: Any) -> None:
     """Its first layer sees what the plain model sees with the real word; behind that the blend has come in."""
     from contextual_inversion.core.concept import Concept
-    from contextual_inversion.nodes.attention_recording import recording
+    from contextual_inversion.nodes.comfy.attention_recording import recording
     from contextual_inversion.nodes.dual_path import DualPathNode, encoders_of
 
     width = encoders_of(sockets.clip)["clip_l"].width
@@ -266,8 +266,8 @@ def test_of_two_paths_the_hard_one_is_recorded(sockets: Any) -> None:
 
 
 def test_training_on_the_recorded_model_is_no_sampling(sockets: Any) -> None:
-    from contextual_inversion.nodes.attention_recording import recording
-    from contextual_inversion.nodes.comfy_model import ComfyModel
+    from contextual_inversion.nodes.comfy.attention_recording import recording
+    from contextual_inversion.nodes.comfy.model import ComfyModel
 
     recorder = AttentionRecorder()
     model = ComfyModel(recording(sockets.model, recorder), sockets.clip, None)
@@ -280,7 +280,7 @@ def test_training_on_the_recorded_model_is_no_sampling(sockets: Any) -> None:
 def test_a_model_without_cross_attention_is_refused(sockets: Any) -> None:
     from types import SimpleNamespace
 
-    from contextual_inversion.nodes.attention_recording import recording
+    from contextual_inversion.nodes.comfy.attention_recording import recording
 
     other = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Linear(1, 1)))
     with pytest.raises(ValueError, match="no cross-attention to record"):

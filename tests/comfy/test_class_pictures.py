@@ -84,7 +84,9 @@ def folder(comfyui: Any) -> Path:
 @pytest.fixture
 def seeds(comfyui: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The seed of every picture that is drawn to its end, in order."""
-    name = next(one for one in sys.modules if one.endswith(".core.training.prior") and "custom_nodes" in one)
+    name = next(
+        one for one in sys.modules if one.endswith(".core.training.regularizers.prior") and "custom_nodes" in one
+    )
     found: list[int] = []
     draw = sys.modules[name].sample
 

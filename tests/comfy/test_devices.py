@@ -19,11 +19,15 @@ from simulated_cuda import CPU, CUDA, simulated_cuda
 
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.text import encode_prompts
-from contextual_inversion.core.networks.contextualizer import Contextualizer, ContextualizerShape, EncoderIdentity
+from contextual_inversion.core.networks.contextualizer import (
+    Contextualizer,
+    ContextualizerShape,
+    EncoderIdentity,
+)
 from contextual_inversion.core.prompts.rich import ListedPrompts
-from contextual_inversion.core.training.core_regularizer import CoReRegularizer
-from contextual_inversion.core.training.events import Step
-from contextual_inversion.core.training.mlm_regularizer import MLMRegularizer
+from contextual_inversion.core.training.regularizers.context import CoReRegularizer
+from contextual_inversion.core.training.regularizers.mlm import MLMRegularizer
+from contextual_inversion.core.training.run.events import Step
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import train
 
@@ -44,7 +48,7 @@ def sockets(comfyui, request):
 
 
 def adapted(sockets):
-    from contextual_inversion.nodes.comfy_model import ComfyModel
+    from contextual_inversion.nodes.comfy.model import ComfyModel
 
     return ComfyModel(sockets.model, sockets.clip, sockets.vae)
 
@@ -182,7 +186,7 @@ def test_pictures_are_looked_at_on_the_device_also_with_weights_that_never_lie_t
     import comfy.clip_vision
     import comfy.model_management as management
 
-    from contextual_inversion.nodes.clip_vision import image_encoder_of
+    from contextual_inversion.nodes.comfy.clip_vision import image_encoder_of
 
     numbers = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4}
     numbers |= {"image_size": 32, "patch_size": 8, "num_channels": 3, "projection_dim": 32, "layer_norm_eps": 1e-5}
@@ -205,7 +209,7 @@ def patched_demo(monkeypatch, patcher_class):
     """The demo model's MODEL and CLIP in patchers of this kind, with a patch on a weight of each."""
     import comfy.model_patcher
 
-    from contextual_inversion.nodes import demo_model
+    from contextual_inversion.nodes.comfy import demo_model
 
     monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
     with torch.inference_mode():
@@ -257,7 +261,7 @@ def test_the_copy_of_streamed_weights_is_gone_with_its_last_user(comfyui, monkey
 
 
 def test_streamed_weights_of_an_unknown_origin_are_refused_with_a_way_out(comfyui):
-    from contextual_inversion.nodes.comfy_weights import plain_patcher
+    from contextual_inversion.nodes.comfy.weights import plain_patcher
 
     patcher = SimpleNamespace(is_dynamic=lambda: True, cached_patcher_init=None, model=torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="--disable-dynamic-vram"):

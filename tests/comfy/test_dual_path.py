@@ -28,7 +28,7 @@ class World:
     """MODEL, CLIP and VAE, both adapters on the same weights, and a concept with a LoRA on every attention."""
 
     def __init__(self, diffusers: Any, sockets: Any) -> None:
-        from contextual_inversion.nodes.comfy_model import ComfyModel
+        from contextual_inversion.nodes.comfy.model import ComfyModel
 
         self.diffusers, self.sockets = diffusers, sockets
         self.comfy = ComfyModel(sockets.model, sockets.clip, sockets.vae)
@@ -116,7 +116,7 @@ def test_alpha_one_is_the_stock_lora_with_the_soft_prompt(world: World) -> None:
     """Without guidance, since the unconditional half has one path, without the LoRA."""
     import comfy.sd
 
-    from contextual_inversion.nodes.concept_tokenizer import with_concept
+    from contextual_inversion.nodes.comfy.concept_tokenizer import with_concept
 
     clip = with_concept(world.sockets.clip, world.concept)
     stock, _ = comfy.sd.load_lora_for_models(world.sockets.model, None, dict(world.concept.lora), 1.0, 0.0)
@@ -131,7 +131,7 @@ def test_alpha_one_is_the_stock_lora_with_the_soft_prompt(world: World) -> None:
 def test_changed_norms_of_a_text_encoder_are_the_soft_paths_own(world: World) -> None:
     import comfy.sd
 
-    from contextual_inversion.nodes.concept_tokenizer import with_concept
+    from contextual_inversion.nodes.comfy.concept_tokenizer import with_concept
 
     norms = {
         name: WeightDelta(0.3 * torch.randn(part.weight.shape, generator=torch.Generator().manual_seed(seed)))
@@ -259,7 +259,7 @@ def test_two_concepts_each_with_its_own_paths(world: World) -> None:
 @torch.inference_mode()
 def test_a_replaced_attention_runs_once_a_path(world: World) -> None:
     """Another node's replacement, here ordinary attention, sees batches as large as without us."""
-    from contextual_inversion.nodes.comfy_attention import ProbedAttention, cross_attention_layers
+    from contextual_inversion.nodes.comfy.attention import ProbedAttention, cross_attention_layers
 
     sizes: list[int] = []
     patched = world.sockets.model.clone()
@@ -284,7 +284,7 @@ def test_a_stock_lora_of_others_stays_in_force(world: World) -> None:
 @torch.inference_mode()
 def test_with_the_attention_recorded_the_picture_is_the_same(world: World) -> None:
     from contextual_inversion.core.inspection.attention import AttentionRecorder
-    from contextual_inversion.nodes.attention_recording import recording
+    from contextual_inversion.nodes.comfy.attention_recording import recording
 
     model, conditioning = world.node(alpha=0.5)
     plain = world.sample(model, conditioning)

@@ -119,7 +119,7 @@ def test_a_pretraining_is_found_and_remembered_but_has_nothing_to_stop_and_keep(
     run_graph, comfyui, ask, every_step, monkeypatch
 ):
     """The page offered a button that did nothing, and knew nothing of the pretraining after a reload."""
-    recipes = next(value for key, value in sys.modules.items() if key.endswith(".training.contextualizer_recipes"))
+    recipes = next(value for key, value in sys.modules.items() if key.endswith(".training.contextualizer.recipes"))
     monkeypatch.setitem(recipes.NARROW, "vocabulary_captions", 200)
     chosen = {"text_encoder": "auto (for this model)", "captions": "concept_world", "file": "none", "real_share": 0.7}
     numbers = {"steps": 20, "batch": 2, "learning_rate": 0.0, "mask_rate": 0.3, "held_out": 10, "seed": 0}

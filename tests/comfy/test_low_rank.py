@@ -33,7 +33,7 @@ class Pair:
     """One set of weights in both programs."""
 
     def __init__(self, diffusers: Any, sockets: Any) -> None:
-        from contextual_inversion.nodes.comfy_model import ComfyModel
+        from contextual_inversion.nodes.comfy.model import ComfyModel
 
         self.diffusers, self.sockets = diffusers, sockets
         self.comfy = ComfyModel(sockets.model, sockets.clip, sockets.vae)

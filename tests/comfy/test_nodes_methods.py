@@ -118,7 +118,7 @@ def test_stock_nodes_draw_what_was_trained(run_graph: object, title: str) -> Non
     assert bool(concept.lora) != title.startswith("XTI")
     assert concept.latents.shape[0] == 2
     # The same prompt through our own adapter, on the model as it came and with the concept laid over it.
-    ours = pack("nodes.comfy_model").ComfyModel(kept["base"], kept["base_clip"], kept["vae"])
+    ours = pack("nodes.comfy.model").ComfyModel(kept["base"], kept["base_clip"], kept["vae"])
     base = kept["base"].model
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     timestep = torch.tensor([600])
@@ -142,7 +142,7 @@ def test_equal_vectors_for_all_layers_draw_the_plain_picture(run_graph: object, 
     assert run.status == "success", run.error
     kept, concept = run.kept, run.kept["concept"]
     apply = pack("nodes.concepts").ApplyConcept
-    count = len(pack("nodes.comfy_model").ComfyModel(kept["base"], kept["base_clip"], kept["vae"])._layers)
+    count = len(pack("nodes.comfy.model").ComfyModel(kept["base"], kept["base_clip"], kept["vae"])._layers)
     equal = {name: value.expand(count, -1, -1) for name, value in concept.vectors.items()}
     layered = replace(concept, layer_vectors=equal)
     nodes, pictures = comfyui.nodes, []

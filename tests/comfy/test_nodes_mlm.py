@@ -68,7 +68,7 @@ def empty_folders(comfyui):
 @pytest.fixture
 def small_vocabulary(monkeypatch, comfyui):
     """Counting the words of 20,000 captions would take most of these tests' time."""
-    recipes = sys.modules[f"{pack_name()}.core.training.contextualizer_recipes"]
+    recipes = sys.modules[f"{pack_name()}.core.training.contextualizer.recipes"]
     monkeypatch.setitem(recipes.NARROW, "vocabulary_captions", 200)
 
 
@@ -98,7 +98,7 @@ def cancelled_at_two(comfyui, monkeypatch):
     """A pretraining is cancelled after its second step while `cancel` is true; `started` has where each one began."""
     import comfy.model_management
 
-    reporting = sys.modules[f"{pack_name()}.nodes.reporting"]
+    reporting = sys.modules[f"{pack_name()}.nodes.page.reporting"]
     reports, seen = reporting.Reporter.__call__, SimpleNamespace(cancel=True, started=[])
 
     def report(reporter: object, event: object) -> None:
@@ -139,7 +139,7 @@ def test_what_changes_the_text_encoder_makes_it_another_pretraining(run_graph, s
     assert run_graph({**pretraining(), "skip": skip, "psi": skipping}, keep=KEEP).status == "interrupted"
 
     clip = run_graph({"model": call("LoadDemoModel")}, keep={"clip": ("model", 1)}).kept["clip"]
-    session = sys.modules[f"{pack_name()}.nodes.clip_session"]
+    session = sys.modules[f"{pack_name()}.nodes.comfy.clip_session"]
     contents = {session.content_of(session.encoders_of(clip)["clip_l"])}
     key = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
     for strength in (0.5, 1.0):

@@ -98,7 +98,7 @@ def cancel_at(monkeypatch):
     def arrange(step: int) -> None:
         import comfy.model_management
 
-        reporting = sys.modules[f"{pack_name()}.nodes.reporting"]
+        reporting = sys.modules[f"{pack_name()}.nodes.page.reporting"]
         reports = reporting.Reporter.__call__
 
         def report(reporter: object, event: object) -> None:

@@ -25,11 +25,14 @@ def pack(name: str):
 def encoder_file(comfyui):
     """A tuning-encoder for the bundled model that has learned nothing, but whose LoRA is not zero."""
     with torch.inference_mode(False):
-        pretraining, prediction = pack("core.training.encoder_pretraining"), pack("core.training.prediction")
-        images = pack("nodes.clip_vision").image_encoder_of(None)
-        demo = pack("nodes.demo_model")
-        model = pack("nodes.comfy_model").ComfyModel(demo.load_model_patcher(), demo.load_clip(), demo.load_vae())
-        recipes = pack("core.training.encoder_recipes")
+        pretraining, prediction = (
+            pack("core.training.one_picture.pretraining"),
+            pack("core.training.one_picture.prediction"),
+        )
+        images = pack("nodes.comfy.clip_vision").image_encoder_of(None)
+        demo = pack("nodes.comfy.demo_model")
+        model = pack("nodes.comfy.model").ComfyModel(demo.load_model_patcher(), demo.load_clip(), demo.load_vae())
+        recipes = pack("core.training.one_picture.recipes")
         settings = pretraining.EncoderPretrainSettings(**{**recipes.NARROW, "timesteps": (500,)})
         with model.session():
             size = pack("core.models.protocol").ImageSize(128, 128)
@@ -105,7 +108,7 @@ def test_the_prediction_is_used_by_stock_nodes_and_its_bundle_by_the_stock_lora_
     }
     first = run_graph(prompt, keep={"memory": ("memory", 0), "text": ("save", 0)})
     assert first.status == "success", first.error
-    files = pack("nodes.folders")
+    files = pack("nodes.comfy.folders")
     bundle = next(files.first_folder(files.BUNDLES).rglob("one-picture*.safetensors"))
     loras = files.first_folder("loras")
     (loras / "one-picture.safetensors").write_bytes(bundle.read_bytes())
@@ -128,7 +131,7 @@ APPLY = {"strength_model": 1.0, "strength_clip": 1.0, "name": ""}
 
 def saving(name: str) -> dict:
     """SaveConcept's inputs."""
-    if_taken = pack("nodes.saving").REPLACE
+    if_taken = pack("nodes.comfy.saving").REPLACE
     return {"name": name, "if_taken": if_taken, "embedding_file": True, "half_precision": False}
 
 
@@ -180,7 +183,7 @@ def test_a_small_pretraining_writes_a_file_that_predicts(run_graph, comfyui):
 def test_a_cancelled_pretraining_goes_on_from_its_checkpoint(run_graph, comfyui, monkeypatch):
     import comfy.model_management
 
-    reporter = pack("nodes.reporting").Reporter
+    reporter = pack("nodes.page.reporting").Reporter
     reports, started, cancel = reporter.__call__, [], True
 
     def report(self: object, event: object) -> None:
@@ -218,7 +221,7 @@ def test_a_real_model_is_not_taught_the_demo_models_world(run_graph, comfyui, mo
 
 def test_a_disk_that_is_full_in_the_end_costs_no_step(run_graph, comfyui, monkeypatch):
     """What was trained waits until it is in a file."""
-    nodes, reporter, started = pack("nodes.tuning_encoders"), pack("nodes.reporting").Reporter, []
+    nodes, reporter, started = pack("nodes.tuning_encoders"), pack("nodes.page.reporting").Reporter, []
     reports, save = reporter.__call__, nodes.save_tuning_encoder
 
     def report(self: object, event: object) -> None:
@@ -249,11 +252,11 @@ def test_a_lora_on_the_model_makes_it_another_pretraining(run_graph, comfyui, mo
         return resumable(*arguments)
 
     monkeypatch.setattr(work, "Resumable", seen)
-    files = pack("nodes.folders")
+    files = pack("nodes.comfy.folders")
     from safetensors.torch import save_file
 
     stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    weight = pack("nodes.demo_model").load_model_patcher().model.diffusion_model.middle_block[1]
+    weight = pack("nodes.comfy.demo_model").load_model_patcher().model.diffusion_model.middle_block[1]
     width = weight.transformer_blocks[0].attn1.to_q.weight.shape
     down, up = torch.ones(1, width[1]), torch.ones(width[0], 1)
     file = files.first_folder("loras") / "ones.safetensors"
@@ -277,7 +280,7 @@ def test_a_clip_vision_model_may_push_the_unet_out_of_a_small_memory(comfyui, mo
 
     numbers = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4}
     numbers |= {"image_size": 32, "patch_size": 8, "num_channels": 3, "projection_dim": 32, "layer_norm_eps": 1e-5}
-    demo, protocol = pack("nodes.demo_model"), pack("core.models.protocol")
+    demo, protocol = pack("nodes.comfy.demo_model"), pack("core.models.protocol")
     with torch.inference_mode():
         vision = comfy.clip_vision.ClipVisionModel(
             {**numbers, "hidden_act": "quick_gelu", "model_type": "clip_vision_model"}
@@ -288,10 +291,10 @@ def test_a_clip_vision_model_may_push_the_unet_out_of_a_small_memory(comfyui, mo
         key = "diffusion_model.input_blocks.0.0.weight"
         weight = patcher.model.state_dict()[key]
         patcher.add_patches({key: (torch.full_like(weight, 0.1),)})
-    model = pack("nodes.comfy_model").ComfyModel(patcher, demo.load_clip(), demo.load_vae())
-    images = pack("nodes.clip_vision").image_encoder_of(vision, model)
+    model = pack("nodes.comfy.model").ComfyModel(patcher, demo.load_clip(), demo.load_vae())
+    images = pack("nodes.comfy.clip_vision").image_encoder_of(vision, model)
     size = protocol.ImageSize(128, 128)
-    observer = pack("core.training.prediction").Observer(model, size)
+    observer = pack("core.training.one_picture.prediction").Observer(model, size)
     latents, when = torch.ones(1, 4, 16, 16), torch.tensor([500])
 
     def crowded(patcher: object) -> None:

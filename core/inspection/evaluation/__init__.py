@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from ...files.pictures import BrokenPictureError
 from .encoders import ClipEncoder, DinoEncoder, on_device
 from .loading import BUNDLED, CLIP, DINO, EncoderNotFoundError, bundled_clip, encoders_in, load_clip, load_dino
-from .pictures import BrokenPictureError
 from .scores import MEASURES, Evaluator, References
 
 __all__ = [

@@ -20,8 +20,8 @@ from ...models.low_rank import apply_deltas
 from ...models.protocol import ImageSize, TextToImageModel, fingerprint
 from ...models.sampling import sample
 from ...models.text import encode_prompts
-from ...training.word import layer_vectors_of
-from ..world_evaluation import as_bytes
+from ...models.words import layer_vectors_of
+from ..world.world_evaluation import as_bytes
 from .protocol import Cell, ProtocolError
 
 RECORD = "generation.json"

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...concept import PLACEHOLDER
+from ...files.pictures import picture_files
 from ...prompts.parse import parse_prompts, prompts_by_category
 from ...prompts.sets import DATA
-from .pictures import picture_files
 
 CLASSES, PROMPTS, REFERENCES = "classes.txt", "prompts.txt", "references"
 KINDS = {"animate": "animate", "inanimate": "inanimate", "live": "animate", "object": "inanimate"}

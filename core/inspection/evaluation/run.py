@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...files.atomic import atomic_write_verified
-from .pictures import BrokenPictureError, mask_of, picture_files, read_mask, read_picture
+from ...files.pictures import BrokenPictureError, mask_of, picture_files, read_mask, read_picture
 from .protocol import REFERENCES, Cell, ProtocolError, Subject, cells_without_pictures
 from .scores import Evaluator, References
 

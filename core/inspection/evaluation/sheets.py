@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ...files.pictures import read_picture
 from ..contact_sheet import Row, contact_sheet
-from .pictures import read_picture
 from .report import measure_means
 from .run import CellResult
 from .scores import MEASURES

@@ -15,7 +15,7 @@ BOS, EOS = 49406, 49407
 """Start and end of text; the end token pads as well (CLIP-L, SD 1.x)."""
 
 PARTS = ("unet", "text_encoder", "vae", "image_encoder")
-"""Weight files `weights/<part>.safetensors` of the model (`judge.safetensors` is `core.world.checks`'s)."""
+"""Weight files `weights/<part>.safetensors` of the model (`judge.safetensors` is `core.inspection.world.checks`'s)."""
 
 VAE: dict[str, Any] = {
     "latent_channels": LATENT_CHANNELS,

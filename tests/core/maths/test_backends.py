@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from contextual_inversion.core.maths import core, norms, schedule, similarity
+from contextual_inversion.core.maths import context as core
+from contextual_inversion.core.maths import norms, schedule, similarity
 
 KINDS = ("epsilon", "v_prediction", "sample")
 HERE, THERE = np.array([0, 1, 3, 4]), np.array([0, 1, 4, 5])

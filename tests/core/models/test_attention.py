@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from contextual_inversion.core.maths.core import LAMBDA_ATTN, attention_loss
+from contextual_inversion.core.maths.context import LAMBDA_ATTN, attention_loss
 from contextual_inversion.core.models.attention import attention_probabilities
-from contextual_inversion.core.training.loss_scale import LOSS_SCALE
+from contextual_inversion.core.training.run.loss_scale import LOSS_SCALE
 
 TOKENS, CONTEXT, DRIFT = 77, 8, 0.1
 SIZES = {"SD 1, 64 x 64": (4096, 4, 40, 16), "SDXL, 32 x 32": (1024, 4, 64, 70)}

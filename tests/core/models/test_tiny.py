@@ -106,8 +106,8 @@ def test_parts_fit_together(model) -> None:
 
 
 def test_latents_have_unit_scale(model) -> None:
+    from contextual_inversion.core.inspection.world.report import questions
     from contextual_inversion.core.world.render import render
-    from contextual_inversion.core.world.report import questions
 
     images = [torch.from_numpy(render(q.scene)[0].copy()) for q in questions(24, seed=3)]
     x = torch.stack(images).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent / "regularizers"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from stub_model import StubModel, pictures
 
-from contextual_inversion.core.training.events import Finished
+from contextual_inversion.core.training.run.events import Finished
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import train
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from tuning_parts import images, model, settings, source
 
 from contextual_inversion.cli.pretrain_contextualizer import share_of
-from contextual_inversion.core.training.encoder_pretraining import PretrainedEncoder, pretrain_encoder
+from contextual_inversion.core.training.one_picture.pretraining import PretrainedEncoder, pretrain_encoder
 
 
 def main(folder):

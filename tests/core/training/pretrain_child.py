@@ -9,7 +9,7 @@ from stub_model import StubEncoder
 
 from contextual_inversion.cli.pretrain_contextualizer import share_of
 from contextual_inversion.core.prompts.captions import WorldCaptions
-from contextual_inversion.core.training.contextualizer_pretraining import (
+from contextual_inversion.core.training.contextualizer.pretraining import (
     Pretrained,
     PretrainSettings,
     pretrain_contextualizer,

@@ -9,13 +9,15 @@ import torch
 from PIL import Image
 from stub_model import StubModel
 
-from contextual_inversion.cli import bench, bench_mlm, optimize
+from contextual_inversion.cli import optimize
 from contextual_inversion.cli import train as command
+from contextual_inversion.cli.bench import command as bench
+from contextual_inversion.cli.bench import mlm as bench_mlm
 from contextual_inversion.core.files import load_concept
 from contextual_inversion.core.inspection.evaluation import BrokenPictureError
 from contextual_inversion.core.prompts.rich import ListedPrompts
-from contextual_inversion.core.training.core_regularizer import CoReWeights
 from contextual_inversion.core.training.presets import DEMO, PRESETS
+from contextual_inversion.core.training.regularizers.context import CoReWeights
 
 
 @pytest.fixture

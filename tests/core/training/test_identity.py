@@ -10,9 +10,9 @@ from contextual_inversion.core.concept import Concept
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.sampling import sample
 from contextual_inversion.core.models.text import encode_prompts
-from contextual_inversion.core.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from contextual_inversion.core.training.core_regularizer import CoReRegularizer
-from contextual_inversion.core.training.events import Preview
+from contextual_inversion.core.training.regularizers.context import CoReRegularizer
+from contextual_inversion.core.training.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from contextual_inversion.core.training.run.events import Preview
 from contextual_inversion.core.training.settings import Augmentation, TrainSettings
 from contextual_inversion.core.training.trainer import train
 

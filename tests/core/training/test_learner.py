@@ -7,9 +7,9 @@ import torch
 from stub_model import StubModel, pictures
 
 from contextual_inversion.core.maths.norms import vocabulary_norm
-from contextual_inversion.core.training.events import Started, Step
-from contextual_inversion.core.training.loss_scale import LOSS_SCALE
-from contextual_inversion.core.training.schedules import learning_rate_factor
+from contextual_inversion.core.training.run.events import Started, Step
+from contextual_inversion.core.training.run.loss_scale import LOSS_SCALE
+from contextual_inversion.core.training.run.schedules import learning_rate_factor
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import train
 

@@ -6,29 +6,30 @@ from functools import partial
 import pytest
 import torch
 from stub_model import StubModel, pictures
-from test_mlm_regularizer import regularizer as mlm
+from test_mlm import regularizer as mlm
 from test_trainer import PROMPTS, Pull
 from training_child import TINY_METHODS
 
 from contextual_inversion.core.concept import Concept
 from contextual_inversion.core.files.errors import LearnedNothingError
-from contextual_inversion.core.maths.core import embedding_loss
+from contextual_inversion.core.maths.context import embedding_loss
 from contextual_inversion.core.maths.schedule import add_noise
 from contextual_inversion.core.models.lora import from_lora
 from contextual_inversion.core.models.low_rank import LowRankDelta, apply_deltas, text_layers, text_weight_layers
 from contextual_inversion.core.models.protocol import Conditioning, TokenMeans
 from contextual_inversion.core.models.text import encode_prompts
+from contextual_inversion.core.models.words import one_slot_a_block
 from contextual_inversion.core.prompts.tokens import input_embeddings, tokenize_prompt
-from contextual_inversion.core.training import core_regularizer
-from contextual_inversion.core.training.checkpoint import CheckpointMismatchError
-from contextual_inversion.core.training.core_regularizer import CoReRegularizer
-from contextual_inversion.core.training.masking import mask_rows, masked_inputs
+from contextual_inversion.core.training.contextualizer.masking import mask_rows, masked_inputs
 from contextual_inversion.core.training.methods import METHODS
 from contextual_inversion.core.training.prompt_repair import repair
+from contextual_inversion.core.training.regularizers import context
+from contextual_inversion.core.training.regularizers.context import CoReRegularizer
+from contextual_inversion.core.training.run.checkpoint import CheckpointMismatchError
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import NonFiniteLossError, train
 from contextual_inversion.core.training.weights import RankedModel, TrainableWeights
-from contextual_inversion.core.training.word import one_slot_a_block, starting_word
+from contextual_inversion.core.training.word import starting_word
 
 every_method = pytest.mark.parametrize("method", TINY_METHODS)
 
@@ -173,7 +174,7 @@ def test_core_compares_with_the_model_as_it_came(monkeypatch, method):
             references[name] = theirs
             return loss(ours, theirs, *rest, **keywords)
 
-        monkeypatch.setattr(core_regularizer, name, partial(keeping, getattr(core_regularizer, name), name))
+        monkeypatch.setattr(context, name, partial(keeping, getattr(context, name), name))
     regularizer = CoReRegularizer(PROMPTS[:1], embedding_weight=0.1, attention_weight=1.0, attention_batch=3)
     with train(StubModel(), pictures(), settings_of(method), regularizers=[regularizer]) as running:
         next(running)

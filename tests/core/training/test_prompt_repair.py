@@ -13,8 +13,8 @@ from contextual_inversion.core.models.low_rank import apply_deltas
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.sampling import sample
 from contextual_inversion.core.models.text import encode_prompts
-from contextual_inversion.core.training.core_regularizer import CoReWeights, recommended_weights
 from contextual_inversion.core.training.prompt_repair import draw, placed_prompt, repair
+from contextual_inversion.core.training.regularizers.context import CoReWeights, recommended_weights
 
 WEIGHTS = CoReWeights(1.0, 1.0, "large enough to see")
 PROMPT = "a photo of a <thing> in the snow"

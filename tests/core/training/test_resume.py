@@ -12,7 +12,7 @@ import torch
 from stub_model import StubModel, pictures
 from training_child import TINY_METHODS, core, settings
 
-from contextual_inversion.core.training.checkpoint import (
+from contextual_inversion.core.training.run.checkpoint import (
     Checkpoint,
     CheckpointMismatchError,
     checkpoint_path,
@@ -20,7 +20,7 @@ from contextual_inversion.core.training.checkpoint import (
     load_checkpoint,
     require_same_run,
 )
-from contextual_inversion.core.training.events import CheckpointSaved, Finished, Step
+from contextual_inversion.core.training.run.events import CheckpointSaved, Finished, Step
 from contextual_inversion.core.training.trainer import train
 
 CHILD = Path(__file__).with_name("training_child.py")

@@ -13,11 +13,11 @@ from stub_model import StubModel, pictures
 
 from contextual_inversion.core.concept import Concept
 from contextual_inversion.core.files.errors import LearnedNothingError
-from contextual_inversion.core.training.checkpoint import load_checkpoint
-from contextual_inversion.core.training.core_regularizer import CoReRegularizer
-from contextual_inversion.core.training.events import Finished, Preview, Started, Step
-from contextual_inversion.core.training.nearest_token_regularizer import NearestTokenRegularizer
-from contextual_inversion.core.training.regularizer import LossTerm, Terms
+from contextual_inversion.core.training.regularizers.context import CoReRegularizer
+from contextual_inversion.core.training.regularizers.nearest_word import NearestTokenRegularizer
+from contextual_inversion.core.training.regularizers.seam import LossTerm, Terms
+from contextual_inversion.core.training.run.checkpoint import load_checkpoint
+from contextual_inversion.core.training.run.events import Finished, Preview, Started, Step
 from contextual_inversion.core.training.settings import Augmentation, TrainSettings, optimizer_class
 from contextual_inversion.core.training.trainer import NonFiniteLossError, train
 
@@ -374,7 +374,7 @@ def test_no_step_waits_for_the_device(monkeypatch):
             frame = sys._getframe(1)
             drawn = frame.f_code.co_name in ("draw_step", "sample_order", "generator_for")  # CPU numbers by design
             own = "torch/optim" in frame.f_code.co_filename.replace("\\", "/")
-            regularizer = frame.f_code.co_filename.endswith("core_regularizer.py") and self.grad_fn is None
+            regularizer = frame.f_code.co_filename.endswith("context.py") and self.grad_fn is None
             choice = regularizer and frame.f_code.co_name == "__call__" and self.dtype == torch.int64
             if armed and not (drawn or own or choice):
                 raise AssertionError(f"{name} in {frame.f_code.co_filename}:{frame.f_lineno} waits for the device")

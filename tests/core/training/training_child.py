@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 from stub_model import StubModel, pictures
 
-from contextual_inversion.core.training.checkpoint import checkpoints_in
-from contextual_inversion.core.training.core_regularizer import CoReRegularizer
+from contextual_inversion.core.training.regularizers.context import CoReRegularizer
+from contextual_inversion.core.training.run.checkpoint import checkpoints_in
 from contextual_inversion.core.training.settings import Augmentation, TrainSettings
 from contextual_inversion.core.training.trainer import train
 

@@ -9,8 +9,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.image_encoder import ImageEncoder
-from contextual_inversion.core.training.encoder_pictures import GivenPictures
-from contextual_inversion.core.training.encoder_settings import EncoderPretrainSettings
+from contextual_inversion.core.training.one_picture.pictures import GivenPictures
+from contextual_inversion.core.training.one_picture.settings import EncoderPretrainSettings
 
 sys.path.append(str(Path(__file__).parent.parent / "models"))
 

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from contextual_inversion.core.inspection.world.report import questions
 from contextual_inversion.core.world.captions import BACKGROUND_PHRASES, caption, prompt
 from contextual_inversion.core.world.concepts import CONCEPTS, RESERVED
 from contextual_inversion.core.world.prompts import (
@@ -14,7 +15,6 @@ from contextual_inversion.core.world.prompts import (
     REGULARIZATION_BACKGROUNDS,
     evaluation_prompts,
 )
-from contextual_inversion.core.world.report import questions
 from contextual_inversion.core.world.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene, sample_scene
 
 SAYS_STYLE = {"sketch": ("sketch", "drawing"), "pixelated": ("pixel",)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from contextual_inversion.core.inspection.word_target import WordTargets, word_targets
+from contextual_inversion.core.inspection.world.word_target import WordTargets, word_targets
 from contextual_inversion.core.world.captions import BACKGROUND_PHRASES
 from contextual_inversion.core.world.companions import (
     COMPANIONS,

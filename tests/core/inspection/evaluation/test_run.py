@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contextual_inversion.core.files.pictures import picture_files, read_mask, read_picture
 from contextual_inversion.core.inspection.evaluation import BrokenPictureError, Evaluator
-from contextual_inversion.core.inspection.evaluation.pictures import picture_files, read_mask, read_picture
 from contextual_inversion.core.inspection.evaluation.protocol import (
     ProtocolError,
     built_in_prompts,

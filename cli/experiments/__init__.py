@@ -1,0 +1,1 @@
+"""Commands that try the papers' claims on ConceptWorld, and what they share: trials, tables, reports."""

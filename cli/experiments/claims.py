@@ -1,0 +1,264 @@
+"""`contextual-inversion claims`: the papers' claims on ConceptWorld, every method paired with another by concept and
+seed."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from ...core.models.diffusers_adapter import DiffusersModel
+from .paper_tables import Parts, gathered, methods_table, papers_table, provenance
+from .tables import (
+    has_tables,
+    require_marks,
+    rewrite_in_one,
+    rewrite_tables,
+    table_figure,
+    table_header,
+    table_row,
+)
+from .trials import Method, Trial, cached_trial, demo_model, method_key, run_trial
+
+DEVELOPMENT = ("crested-bird", "goblet")
+"""Concepts on which rates, steps and weights were chosen; never among those that are judged."""
+MEASURES = {
+    "fidelity": "prompt fidelity",
+    "held_out_background": "held-out background right",
+    "second_object": "second object there",
+    "style": "style right",
+    "leak": "training background leaks",
+    "recognised": "subject recognised",
+    "composed": "subject recognised and prompt obeyed",
+    "concept_score": "probability of the subject",
+    "similarity": "subject similarity",
+    "sim1": "sim1",
+    "sim2": "sim2",
+    "skl": "SKL",
+    "skl_pixels": "SKL over pixels",
+    "to_concept": "the word draws the concept alone",
+    "to_companion": "the word draws the companion alone",
+    "to_both": "the word draws both",
+    "seconds": "seconds",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Methods that are trained on the same cells, and the pairs of them that are compared: (treated, control)."""
+
+    name: str
+    methods: tuple[Method, ...]
+    pairs: tuple[tuple[str, str], ...]
+    trial: Callable[..., Trial] = run_trial
+    more: Callable[[Sequence[Method], Sequence[dict[str, Any]]], list[str]] | None = None
+    """Tables of its own, of its methods and trials."""
+
+
+def main(
+    parts: tuple[str, ...] = ("core",),
+    folder: Path = Path("out/claims"),
+    concepts: tuple[str, ...] = (),
+    seeds: int = 3,
+    workers: int = 1,
+    markdown: tuple[Path, ...] = (),
+    results: Path = Path("docs/claims"),
+) -> dict[str, Any]:
+    """Train every concept with every seed by every method, judge the pictures, and compare pair by pair.
+
+    A cell that is done is kept in FOLDER, under the model's fingerprint, and not done again, so an interrupted run goes
+    on where it was.
+
+    Args:
+        parts: Which comparisons; an unknown one is answered with a list of all.
+        folder: Where each trial's figures are kept.
+        concepts: Held-out concepts; if none are named, all that were not used for development.
+        seeds: Seeds 1..N of each concept.
+        workers: Processes that train at the same time, one thread each.
+        markdown: Documents in which the tables of each part, between its two marks, are written anew; so are those
+            that compare with the papers, from RESULTS and this run. With `--parts` and nothing behind it they alone.
+        results: Folder with the JSON files of other runs.
+    """
+    from tqdm import tqdm
+
+    from ...core.world import concepts as world
+    from .claim_parts import PARTS
+
+    unknown = [name for name in parts if name not in PARTS] + [name for name in concepts if name not in world.CONCEPTS]
+    if unknown or seeds < 1 or workers < 1:
+        raise ValueError(
+            f"parts are {', '.join(PARTS)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
+            f"Unknown: {', '.join(unknown) or 'none'}"
+        )
+    require_marks(markdown, parts)
+    report: dict[str, Any] = {"commit": commit(), "development_concepts": DEVELOPMENT, "parts": {}}
+    if not parts:
+        write_summaries(markdown, gathered(results, report))
+        return report
+    model = _loaded()
+    report["model"] = model.fingerprint
+    folder = folder / model.fingerprint
+    names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
+    chosen = [PARTS[name](model) for name in parts]
+    # Seed after seed, so that what is there of an unfinished run covers all concepts.
+    cells = {
+        cell_name(part, method, name, seed): (part.trial, method, name, seed)
+        for seed in range(1, seeds + 1)
+        for name in names
+        for part in chosen
+        for method in part.methods
+    }
+    done: dict[str, dict[str, Any]] = {}
+    with tqdm(total=len(cells), desc="trials", unit="trial") as bar:
+        for key, figures in run_cells(cells, folder, workers):
+            done[key] = figures
+            bar.update()
+    for part in chosen:
+        trials = [
+            {**done[cell_name(part, method, name, seed)], "method": method.name}
+            for method in part.methods
+            for name in names
+            for seed in range(1, seeds + 1)
+        ]
+        report["parts"][part.name] = {"trials": trials, "comparisons": compare(trials, part.pairs)}
+        lines = as_markdown(part, report["parts"][part.name]) + provenance({part.name: report}, [part.name])
+        print("\n".join(lines))
+        if markdown:
+            rewrite_in_one(markdown, part.name, lines)
+    write_summaries(markdown, gathered(results, report))
+    return report
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the clone that this code runs from, with "+" where files differ from it; None outside a clone."""
+    here = str(Path(__file__).resolve().parent)
+    call = ["git", "-C", here, "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def cell_name(part: Part, method: Method, name: str, seed: int) -> str:
+    """Where a trial is kept: parts that train the same way share it."""
+    kind = "" if part.trial is run_trial else f"{part.trial.__name__}-"
+    return f"{kind}{method_key(method)}-{name}-{seed}"
+
+
+Cell = tuple[Callable[..., Trial], Any, str, int]
+
+
+@cache
+def _loaded() -> DiffusersModel:
+    """The model, once a process."""
+    return demo_model()
+
+
+def _prepare() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _one(key: str, cell: Cell, folder: Path) -> dict[str, Any]:
+    """One cell, which remembers the commit it was made at."""
+    trial, method, name, seed = cell
+    return cached_trial(folder, key, lambda: {**trial(_loaded(), method, name, seed).figures, "commit": commit()})
+
+
+def run_cells(cells: dict[str, Cell], folder: Path, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each cell's figures under its key, from FOLDER or made now, `workers` at a time, as they are done."""
+    if workers == 1:
+        for key, cell in cells.items():
+            yield key, _one(key, cell, folder)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare) as pool:
+        waiting = {pool.submit(_one, key, cell, folder): key for key, cell in cells.items()}
+        try:
+            for job in as_completed(waiting):
+                yield waiting[job], job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def compare(
+    trials: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]], measures: Iterable[str] = tuple(MEASURES)
+) -> list[dict[str, Any]]:
+    """For each pair of methods and each measure: both means and the paired difference with its 95 % bootstrap interval,
+    concepts drawn before seeds (`core.maths.statistics`). A measure that a trial lacks (or NaN) is left out."""
+    from ...core.maths.statistics import paired_bootstrap
+
+    found = {(t["method"], t["concept"], t["seed"]): t for t in trials}
+    cells = sorted({(concept, seed) for _, concept, seed in found})
+    rows = []
+    for treated, control in pairs:
+        for measure in measures:
+            ours = [found[(treated, *cell)].get(measure, math.nan) for cell in cells]
+            theirs = [found[(control, *cell)].get(measure, math.nan) for cell in cells]
+            if len(cells) < 2 or any(map(math.isnan, [*ours, *theirs])):
+                continue
+            gain = paired_bootstrap(ours, theirs, groups=[concept for concept, _ in cells])
+            rows.append(
+                {
+                    "method": treated,
+                    "control": control,
+                    "measure": measure,
+                    "control_mean": sum(theirs) / len(theirs),
+                    "mean": sum(ours) / len(ours),
+                    "difference": gain.value,
+                    "low": gain.low,
+                    "high": gain.high,
+                    "pairs": len(cells),
+                }
+            )
+    return rows
+
+
+def as_markdown(part: Part, found: dict[str, Any]) -> list[str]:
+    """What each method reached, every comparison, and every trial, as tables."""
+    labels = {method.name: method.label for method in part.methods}
+    trials, rows = found["trials"], found["comparisons"]
+    # A part may ask for some things never: they are NaN everywhere.
+    shown = [key for key in MEASURES if not all(math.isnan(trial.get(key, math.nan)) for trial in trials)]
+    lines = [*table_header("method", *(MEASURES[key] for key in shown))]
+    for name, label in labels.items():
+        own = [trial for trial in trials if trial["method"] == name]
+        means = [sum(trial[key] for trial in own) / len(own) for key in shown]
+        lines.append(table_row(label, *map(table_figure, means)))
+    if part.more is not None:
+        lines += ["", *part.more(part.methods, trials)]
+    for treated, control in part.pairs:
+        those = [row for row in rows if (row["method"], row["control"]) == (treated, control)]
+        if those:
+            lines += ["", f"**{labels[treated]} against {labels[control]}**, {those[0]['pairs']} pairs", ""]
+            lines += table_header("measure", labels[control], labels[treated], "difference (95 % interval)")
+        for row in those:
+            gain = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+            means = (f"{row['control_mean']:.3f}", f"{row['mean']:.3f}")
+            lines.append(table_row(MEASURES[row["measure"]], *means, gain))
+    lines += ["", "<details><summary>Every trial</summary>", ""]
+    lines += table_header("method", "concept", "seed", *(MEASURES[key] for key in shown))
+    for trial in trials:
+        values = (table_figure(trial[key]) for key in shown)
+        lines.append(table_row(labels[trial["method"]], trial["concept"], str(trial["seed"]), *values))
+    return [*lines, "", "</details>"]
+
+
+SUMMARIES = {"papers": papers_table, "method-figures": methods_table}
+"""Tables that are made of several parts' results, by the name in their marks."""
+
+
+def write_summaries(documents: Sequence[Path], parts: Parts) -> None:
+    """Every summary anew in each document that has its marks."""
+    for name, table in SUMMARIES.items():
+        for path in documents:
+            if has_tables(path, name):
+                rewrite_tables(path, name, table(parts))

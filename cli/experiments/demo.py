@@ -1,0 +1,122 @@
+"""`contextual-inversion demo`: one word learned with plain textual inversion, with CoRe and with MLM, side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DEFAULT_CONCEPT, DEFAULT_SEED = "goblet", 1
+"""A development concept, and a seed where the difference is plain to see: an example. docs/claims.md has evidence."""
+
+
+def main(
+    out: Path = Path("out/demo"), concept: str = DEFAULT_CONCEPT, seed: int = DEFAULT_SEED, steps: int | None = None
+) -> dict[str, Any]:
+    """Learn one word three times, from the same pictures, seed and steps: with plain textual inversion, CoRe and MLM.
+
+    Writes to OUT: `contact_sheet.png` (training pictures and five prompts never trained on), `ti.safetensors`,
+    `core.safetensors` and `mlm.safetensors` (the embeddings), and returns the figures of `report.json`.
+
+    Args:
+        out: The folder for the results.
+        concept: A held-out concept of ConceptWorld.
+        seed: Of pictures, training and sampling alike.
+        steps: Training steps, if not the recipe's own.
+    """
+    from tqdm import tqdm
+
+    from ...core.files.embedding import save_embedding
+    from ...core.inspection.contact_sheet import Row, contact_sheet
+    from ...core.inspection.world.world_evaluation import draw
+    from ...core.world import concepts as world
+    from ..places import require_folder, write_picture
+    from .trials import PICTURES, core_inversion, demo_model, mlm_inversion, plain_inversion, run_trial
+
+    if concept not in world.CONCEPTS:
+        raise ValueError(f"no held-out concept {concept!r}; there are {', '.join(world.CONCEPTS)}")
+    if seed < 0:
+        raise ValueError(f"--seed is 0 or more, not {seed}")
+    require_folder(out)
+    started = time.perf_counter()
+    model = demo_model()
+    changes = {} if steps is None else {"steps": steps}
+    subject = world.CONCEPTS[concept]
+    references, _, class_word = world.concept_images(concept, PICTURES, seed=seed)
+    templates = showcase(subject.background)
+    seeds = [1000 * seed + 700 + index for index in range(len(templates))]
+    rows = [
+        Row("training pictures", list(references), f"all {subject.background}: {subject.description}"),
+        Row(
+            f"the word “{class_word}”",
+            list(draw(model, templates, seeds, words=class_word)),
+            "what the model knows before",
+        ),
+    ]
+    report: dict[str, Any] = {"concept": concept, "class_word": class_word, "seed": seed, "prompts": templates}
+    for method in (build(model, **changes) for build in (plain_inversion, core_inversion, mlm_inversion)):
+        with tqdm(total=steps, desc=f"{method.label:9}", unit="step") as bar:
+            trial = run_trial(model, method, concept, seed, watch=_follow(bar))
+        path = save_embedding(trial.concept.renamed(method.name), out, if_exists="replace")
+        report[method.name] = {**headline(trial.figures), "embedding": path.name, "all": trial.figures}
+        pictures = draw(model, templates, seeds, concept=trial.concept)
+        rows.append(Row(method.label, list(pictures), summary(trial.figures)))
+    report["seconds"] = time.perf_counter() - started
+    columns = [template.format(f"{class_word}*") for template in templates]
+    sheet = contact_sheet(rows, columns, title=f"Contextual Inversion: the {class_word} “{concept}”, a new word")
+    write_picture(sheet, out / "contact_sheet.png")
+    for line in table(report):
+        print(line)
+    print(f"pictures: {out / 'contact_sheet.png'}")
+    return report
+
+
+def showcase(without: str) -> list[str]:
+    """Five prompts that neither the training nor a regularisation prompt has seen: backgrounds held out of both."""
+    from ...core.world.captions import BACKGROUND_PHRASES
+    from ...core.world.prompts import EVALUATION_BACKGROUNDS
+
+    places = [BACKGROUND_PHRASES[background][0] for background in EVALUATION_BACKGROUNDS if background != without]
+    prompts = [f"a photo of a {{}} {place}" for place in places]
+    return [*prompts, f"a sketch of a {{}} {places[0]}"][:5]
+
+
+def headline(figures: dict[str, Any]) -> dict[str, float]:
+    """The figures that the report leads with."""
+    return {
+        "prompt_fidelity": figures["fidelity"],
+        "subject_similarity": figures["similarity"],
+        "subject_recognised": figures["recognised"],
+        "background_leak": figures["leak"],
+        "sim1": figures["sim1"],
+        "sim2": figures["sim2"],
+        "seconds": figures["seconds"],
+    }
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """Two lines under a row of pictures."""
+    return f"prompt obeyed {figures['fidelity']:.0%}\nsubject recognised {figures['recognised']:.0%}"
+
+
+def table(report: dict[str, Any], methods: Sequence[str] = ("ti", "core", "mlm")) -> list[str]:
+    """The headline figures as lines of text."""
+    names = list(report[methods[0]])
+    shown = [name for name in names if isinstance(report[methods[0]][name], float)]
+    lines = [" " * 22 + "".join(f"{method:>10}" for method in methods)]
+    return lines + [f"{name:<22}" + "".join(f"{report[m][name]:>10.3f}" for m in methods) for name in shown]
+
+
+def _follow(bar: Any) -> Callable[[Any], None]:
+    def watch(event: Any) -> None:
+        bar.total = event.total_steps
+        bar.update(event.step - bar.n)
+        if event.step == event.total_steps:
+            bar.set_description(f"{bar.desc.removesuffix(': ')}, judging its pictures")
+        if event.losses is not None and "diffusion" in event.losses:
+            bar.set_postfix(loss=f"{float(np.mean(event.losses['diffusion'].numpy())):.3f}")
+
+    return watch

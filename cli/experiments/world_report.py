@@ -1,0 +1,62 @@
+"""`contextual-inversion world-report`: how well the bundled tiny model obeys its prompts."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+SHOWN, COLUMNS = 40, 8
+"""Pictures on the sheet, and in a row of it."""
+BESIDE = ("judge_on_renders", "shuffled_floor")
+SEEDS = 100_000
+"""Room for one picture's seed each between one report's seed and the next."""
+
+
+def main(n: int = 200, seed: int = 0, sheet: Path | None = Path("out/world-report.png")) -> dict[str, Any]:
+    """Draw N held-out captions with the bundled model and check every picture against its caption.
+
+    Args:
+        n: Captions.
+        seed: Of the captions and of the sampler's noise.
+        sheet: Where to put a picture of the first ones, or nothing.
+    """
+    from ...core.inspection.contact_sheet import Row, contact_sheet
+    from ...core.inspection.world.report import KEYS, questions, tiny_autoencode, world_report
+    from ...core.inspection.world.world_evaluation import draw
+    from ...core.models.diffusers_adapter import DiffusersModel
+    from ...core.models.tiny import load_tiny
+    from ..places import require_file, write_picture
+    from .tables import table_figure
+
+    if n < 1 or seed < 0:
+        raise ValueError(f"--n is at least 1 and --seed at least 0, not {n} and {seed}")
+    if sheet is not None:
+        require_file(sheet, "--sheet")
+    tiny = load_tiny()
+    model = DiffusersModel.from_tiny(tiny)
+    started = time.perf_counter()
+    drawn: list[Any] = []
+
+    def sampler(texts: list[str], seed: int) -> Any:
+        drawn.append(draw(model, texts, range(SEEDS * seed, SEEDS * seed + len(texts))))
+        return drawn[-1]
+
+    report = world_report(sampler, n=n, seed=seed, autoencode=tiny_autoencode(tiny))
+    report["seconds"] = time.perf_counter() - started
+    print(f"{'':<16}{'model':>8}{'renders':>9}{'shuffled':>10}")
+    for key in KEYS:
+        # A few captions may ask for no second object and no style.
+        found = (table_figure(part.get(key, math.nan)) for part in (report, *(report[name] for name in BESIDE)))
+        print(f"{key:<16}" + "".join(f"{figure:>{width}}" for figure, width in zip(found, (8, 9, 10), strict=True)))
+    if sheet is not None:
+        captions = [question.text for question in questions(n, seed)][:SHOWN]
+        rows = [
+            Row("", list(drawn[0][i : i + COLUMNS]), captions=captions[i : i + COLUMNS])
+            for i in range(0, len(captions), COLUMNS)
+        ]
+        title = f"first {len(captions)} of {n} held-out captions"
+        write_picture(contact_sheet(rows, title=title, label_width=8), sheet)
+        print(f"pictures: {sheet}")
+    return report

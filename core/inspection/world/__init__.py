@@ -1,0 +1,1 @@
+"""Pictures of ConceptWorld, checked exactly: the judge, its report, and evaluation of learned words."""

@@ -1,0 +1,48 @@
+"""What to pretrain a tuning-encoder with, by the model that it is for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...models.families import is_narrow
+from ...models.protocol import TextToImageModel
+from ...models.tiny.weights import trained_rows
+
+PAPER: dict[str, Any] = {}
+"""METHODS.md 3.4 and 3.5, which `EncoderPretrainSettings` has by default."""
+NARROW: dict[str, Any] = {
+    "preset": "tiny",
+    "steps": 700,
+    "batch": 32,
+    "learning_rate": 1.5e-3,
+    "schedule": "cosine",
+    "warmup": 30,
+    "resolution": 128,
+    "ema": 0.99,
+}
+"""The bundled tiny model: half an hour of one processor core."""
+WORLD_PICTURES = 3000
+"""Pictures of ConceptWorld that the bundled encoder is trained on."""
+
+
+def recommended_encoder(model: TextToImageModel) -> dict[str, Any]:
+    """Values for `EncoderPretrainSettings`: the paper's for models of Stable Diffusion's width, else `NARROW`'s."""
+    return dict(NARROW if is_narrow(model) else PAPER)
+
+
+def known_words(model: TextToImageModel) -> dict[str, torch.Tensor] | None:
+    """`known` words of the bundled tiny model: the ids of those that it learned. None for any other model, which
+    is taken to know its whole vocabulary."""
+    if not is_narrow(model):
+        return None
+    found, (ids, rows) = {}, trained_rows()
+    for name, encoder in model.text_encoders.items():
+        table = encoder.table().detach()
+        if table.shape[1] != rows.shape[1] or len(table) <= int(ids.max()):
+            return None
+        if not torch.equal(table[ids.to(table.device)].half().cpu(), rows.half()):
+            return None
+        found[name] = ids
+    return found

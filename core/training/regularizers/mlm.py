@@ -1,0 +1,196 @@
+"""MLM as a regularizer: the context must stay as easy to guess beside the concept as it always was (METHODS.md 2.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ...maths.mlm import LAMBDA_MLM, RHO, cross_entropy, masked_loss
+from ...models.families import is_narrow
+from ...models.frozen import autograd
+from ...models.protocol import TextEncoder, TextToImageModel, fingerprint
+from ...networks.contextualizer import Contextualizer, ShortEncoder
+from ...prompts.rich import PromptSource, with_class, world_prompts
+from ...prompts.tokens import tokenize_prompt
+from ...world.prompts import REGULARIZATION_BACKGROUNDS
+from ..contextualizer.masking import MaskableRow, mask_rows, masked_inputs, nameable_ids, prompt_row
+from ..run.remembered import remembered
+from .seam import LossTerm, Terms, TrainingStep
+
+KEPT_ROWS = 1 << 16
+"""Tokenized prompts that are kept; a set of METHODS.md 2.5 fits."""
+NARROW_LAMBDA = 0.03
+"""For encoders narrower than Stable Diffusion's, such as the bundled tiny model's (docs/claims.md)."""
+
+
+LAMBDAS = {
+    "xti": 2.5e-4,
+    "xti-blocks": 2.5e-4,
+    "custom-diffusion": 5e-4,
+    "dreambooth-lora": 5e-4,
+    "dreambooth": 5e-4,
+}
+"""METHODS.md 2.8 no. 5: the middle of what the paper tried with each method; `LAMBDA_MLM` for all others."""
+XTI_BATCH = 12
+"""METHODS.md 2.6: prompts a step where each is encoded once a vector; 25 otherwise."""
+
+
+def recommended_lambda(model: TextToImageModel, method: str = "ti") -> float:
+    """lambda does not carry over between models: the paper's for encoders of Stable Diffusion's width (768 and more,
+    METHODS.md 2.8 no. 5, by the method that it is added to), a larger one for narrow encoders, whose gradient of the
+    diffusion loss is larger."""
+    return NARROW_LAMBDA if is_narrow(model) else LAMBDAS.get(method, LAMBDA_MLM)
+
+
+def recommended_mlm(
+    model: TextToImageModel,
+    contextualizers: Contextualizer | Sequence[Contextualizer] | None = None,
+    prompts: PromptSource | None = None,
+    *,
+    weight: float | None = None,
+    method: str = "ti",
+    **options: Any,
+) -> MLMRegularizer:
+    """MLM at the lambda that suits `model` and `method` unless `weight` is given; `options` are `MLMRegularizer`'s.
+
+    By default the bundled contextualizer, on ConceptWorld's rich prompts without the backgrounds that evaluation asks
+    for: both belong to the bundled tiny model. The concept stands without its class word, as in this pack's training
+    prompts.
+    """
+    if contextualizers is None:
+        from ...models.tiny.contextualizer import load_contextualizer
+
+        contextualizers = load_contextualizer()
+    prompts = prompts or world_prompts(REGULARIZATION_BACKGROUNDS)
+    weight = recommended_lambda(model, method) if weight is None else weight
+    return MLMRegularizer(contextualizers, prompts, **{"beside_class": False, **options}, weight=weight)
+
+
+class MLMRegularizer:
+    """lambda L_MLM (METHODS.md M5) on `batch` rich prompts a step, through the text encoder and psi only.
+
+    `prompts` hold one "{}" each; `beside_class` writes the class word after the concept (METHODS.md 2.5), else the
+    concept stands alone, as it should where an identifier makes the class word a part of the word itself. With one
+    contextualizer for each text encoder of a model, every encoder gets a term of its own, `mlm/<encoder>`; an encoder
+    without one gets none. psi and its mask row are copied and never trained. A weight of 0 costs nothing and changes
+    nothing.
+    """
+
+    name = "mlm"
+
+    def __init__(
+        self,
+        contextualizers: Contextualizer | Sequence[Contextualizer],
+        prompts: PromptSource,
+        *,
+        weight: float = LAMBDA_MLM,
+        rho: float = RHO,
+        batch: int = 25,
+        beside_class: bool = True,
+    ) -> None:
+        given = [contextualizers] if isinstance(contextualizers, Contextualizer) else list(contextualizers)
+        names = [psi.encoder.name for psi in given]
+        if not given or len(set(names)) != len(names):
+            raise ValueError(f"one contextualizer a text encoder is needed, got {', '.join(names) or 'none'}")
+        if weight < 0 or not 0 < rho <= 1 or batch < 1:
+            raise ValueError(f"weight >= 0, 0 < rho <= 1 and batch >= 1 are needed: {weight}, {rho}, {batch}")
+        self.given = given
+        self.prompts = prompts
+        self.weight, self.rho, self.batch, self.beside_class = weight, rho, batch, beside_class
+        self._encoders: list[_Guesser] = []
+
+    def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
+        """Freeze copies of the contextualizers on the model's device. Raises ValueError where one is not for this
+        model, a prompt does not fit a text encoder, or there is nothing to guess in any of them."""
+        self._encoders = []
+        if self.weight == 0:
+            return
+        beside = class_word if self.beside_class else None
+        for psi in self.given:
+            encoder = model.text_encoders.get(psi.encoder.name)
+            if encoder is None:
+                raise ValueError(
+                    f"the contextualizer is for the text encoder {psi.encoder}, "
+                    f"but the model has {', '.join(model.text_encoders)}"
+                )
+            psi.encoder.require(encoder)
+            guesser = _Guesser(encoder, frozen_copy(psi, model.device), beside, length)
+            hardest = self.prompts.hardest(lambda text, encoder=encoder: len(encoder.tokenize(text)))
+            rows = [guesser.row(prompt) for prompt in hardest]
+            if not any(bool(row.maskable.any()) for row in rows):
+                raise ValueError(
+                    f"the contextualizer of {psi.encoder.name} knows no word of the prompts, such as {hardest[0]!r}; "
+                    "write prompts with more context, or of words that it was trained on"
+                )
+            self._encoders.append(guesser)
+
+    def __call__(self, step: TrainingStep) -> Terms:
+        if self.weight == 0:
+            return Terms()
+        prompts = self.prompts.draw(self.batch, step.generator)
+        losses = {}
+        for guesser in self._encoders:
+            copies = step.copies[guesser.encoder.name]
+            uniform = torch.rand((len(copies) * self.batch, guesser.encoder.max_length), generator=step.generator)
+            loss = guesser.loss(prompts, uniform, self.rho, copies)
+            losses[f"{self.name}/{guesser.encoder.name}"] = LossTerm(loss, self.weight)
+        return Terms(losses)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "weight": self.weight,
+            "rho": self.rho,
+            "batch": self.batch,
+            "beside_class": self.beside_class,
+            "prompts": self.prompts.state(),
+            "contextualizers": self._fingerprints,
+        }
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return {psi.encoder.name: fingerprint(psi.state_dict(), encoder=psi.encoder.fingerprint) for psi in self.given}
+
+
+class _Guesser:
+    """A text encoder, the contextualizer frozen for it, and the prompts tokenized so far."""
+
+    def __init__(self, encoder: TextEncoder, psi: Contextualizer, class_word: str | None, length: int) -> None:
+        self.encoder = ShortEncoder(encoder, len(psi.positions))
+        self.psi, self.class_word, self.length = psi, class_word, length
+        self.nameable = nameable_ids(psi.rows)
+        self.row = remembered(self._row, KEPT_ROWS)
+
+    def loss(self, prompts: Sequence[str], uniform: torch.Tensor, rho: float, copies: torch.Tensor) -> torch.Tensor:
+        """METHODS.md M5: the mean cross-entropy of the masked tokens, (). The output layer sees only those.
+
+        METHODS.md 2.6: every prompt is encoded with each of the `copies` (S, n, d) of the concept's vectors, masked
+        independently by `uniform` (S * B, L).
+        """
+        rows = [self.row(prompt).of_copy(copy, copies.shape[1]) for copy in range(len(copies)) for prompt in prompts]
+        batch = mask_rows(rows, uniform, rho).to(self.psi.mask.device)
+        inputs = masked_inputs(self.encoder.table(), batch, self.psi.mask, copies.flatten(0, 1))
+        outputs = self.encoder.encode(inputs, batch.ids).tokens
+        logits = self.psi(outputs, batch.masked)
+        return masked_loss(cross_entropy(logits, self.psi.rows[batch.targets]))
+
+    def _row(self, prompt: str) -> MaskableRow:
+        if self.class_word is not None:
+            prompt = with_class(prompt, self.class_word)
+        return prompt_row(
+            self.encoder, tokenize_prompt(self.encoder, prompt, rows=self.length), self.class_word, self.nameable
+        )
+
+
+def frozen_copy(psi: Contextualizer, device: torch.device) -> Contextualizer:
+    """An untrainable float32 copy on `device` that autograd may keep, also when `psi` was loaded in inference mode."""
+    with autograd():
+        copy = Contextualizer(psi.encoder, psi.shape, psi.token_ids.tolist() if psi.sparse else None, psi.provenance)
+        copy.load_state_dict(psi.state_dict())
+        return copy.to(device).requires_grad_(False).eval()
+
+
+__all__ = ["XTI_BATCH", "MLMRegularizer", "frozen_copy", "recommended_lambda", "recommended_mlm"]

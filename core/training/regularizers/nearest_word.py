@@ -1,0 +1,109 @@
+"""Stay near real words while learning: the contrastive loss of METHODS.md D3 and the norm penalty D4."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ...maths.contrastive import (
+    LAMBDA_CONTRASTIVE,
+    LAMBDA_NORM,
+    NEIGHBOURS,
+    TAU,
+    contrastive_loss,
+    nearest_tokens,
+    norm_penalty,
+)
+from ...models.protocol import TextToImageModel, fingerprint
+from ..one_picture.near_words import KnownWords, words_of
+from .seam import LossTerm, Terms, TrainingStep
+
+
+class NearestTokenRegularizer:
+    """lambda_c L_c + lambda_2 L_2 (METHODS.md D3, D4, D5) on the concept's own vectors, those of every layer where it
+    has them (XTI); added up over text encoders, as in the tuning-encoder's training.
+
+    The positives are the `neighbours` words nearest to each vector, chosen anew every step. The negatives are `bank`,
+    encoder name -> (M, d): embeddings of other subjects, which a tuning-encoder's pretraining leaves behind. Without
+    one, `words` random words stand in for them: METHODS.md 3.4 leaves a single subject undefined. With neither, L_c is
+    0. `known` limits all these words to those that a model was trained on. A weight of 0 costs nothing and changes
+    nothing.
+    """
+
+    name = "nearest"
+
+    def __init__(
+        self,
+        *,
+        weight: float = LAMBDA_CONTRASTIVE,
+        norm_weight: float = LAMBDA_NORM,
+        neighbours: int = NEIGHBOURS,
+        tau: float = TAU,
+        bank: Mapping[str, torch.Tensor] | None = None,
+        words: int = 64,
+        readable: bool = False,
+        known: KnownWords | None = None,
+    ) -> None:
+        if weight < 0 or norm_weight < 0 or words < 0:
+            raise ValueError(f"weights and words cannot be negative: {weight}, {norm_weight}, {words}")
+        if neighbours < 1 or tau <= 0:
+            raise ValueError(f"at least one neighbour and a tau above 0 are needed: {neighbours}, {tau}")
+        self.weight, self.norm_weight = weight, norm_weight
+        self.neighbours, self.tau, self.words, self.readable = neighbours, tau, words, readable
+        self.bank, self.known = dict(bank or {}), dict(known or {})
+        self._directions: dict[str, torch.Tensor] = {}
+        self._negatives: dict[str, torch.Tensor] = {}
+
+    def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
+        """Collect the words that may be neighbours. Raises ValueError where the bank is for another model."""
+        self._directions, self._negatives = {}, {}
+        if self.weight == 0:
+            return
+        for name, encoder in model.text_encoders.items():
+            bank = self.bank.get(name)
+            if self.bank and (bank is None or bank.ndim != 2 or bank.shape[1] != encoder.width):
+                have = {key: tuple(value.shape) for key, value in self.bank.items()}
+                raise ValueError(f"the bank of other subjects has no (M, {encoder.width}) for {name}: {have}")
+            self._directions[name] = words_of(encoder, self.known.get(name), readable=self.readable).directions
+            if bank is not None:
+                self._negatives[name] = bank.detach().float().to(self._directions[name].device, copy=True)
+
+    def __call__(self, step: TrainingStep) -> Terms:
+        losses, own = {}, {name: copies.flatten(0, 1) for name, copies in step.copies.items()}
+        if self.weight > 0:
+            parts = [self._contrastive(name, vectors, step.generator) for name, vectors in own.items()]
+            losses["nearest/contrastive"] = LossTerm(sum(parts), self.weight)
+        if self.norm_weight > 0:
+            losses["nearest/norm"] = LossTerm(sum(map(norm_penalty, own.values())), self.norm_weight)
+        return Terms(losses)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "weight": self.weight,
+            "norm_weight": self.norm_weight,
+            "neighbours": self.neighbours,
+            "tau": self.tau,
+            "words": self.words,
+            "readable": self.readable,
+            "bank": fingerprint(self.bank) if self.bank else None,
+            "known": {name: len(ids) for name, ids in self.known.items()},
+        }
+
+    def _contrastive(self, name: str, vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        directions = self._directions[name]
+        near = nearest_tokens(vectors.detach().to(directions), directions, min(self.neighbours, len(directions)))
+        excluded = None
+        negatives = self._negatives.get(name)
+        if negatives is None:
+            # Drawn on the CPU like every random choice, and sent without waiting.
+            drawn = torch.randint(len(directions), (self.words,), generator=generator)
+            drawn = drawn.to(directions.device, non_blocking=True)
+            negatives = directions[drawn]
+            excluded = (drawn[None, :, None] == near[:, None, :]).any(-1)
+        return contrastive_loss(vectors, directions[near], negatives, tau=self.tau, excluded=excluded)
+
+
+__all__ = ["NearestTokenRegularizer"]

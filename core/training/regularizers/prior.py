@@ -1,0 +1,139 @@
+"""Prior preservation as a regularizer: the class must stay what the model makes of it (METHODS.md 2.6)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from ...concept import PLACEHOLDER
+from ...files.atomic import atomic_write_verified
+from ...maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
+from ...models.frozen import autograd
+from ...models.protocol import ImageSize, TextToImageModel
+from ...models.sampling import sample
+from ...models.text import encode_prompts
+from ..methods import Method
+from ..run.draws import send
+from .seam import LossTerm, Terms, TrainingStep
+
+PRIOR_PROMPT = "a picture of a {}"
+"""METHODS.md 2.6."""
+Progress = Callable[[int, int], None]
+"""Receives (pictures there are, pictures wanted)."""
+
+
+def require_weights(method: Method) -> None:
+    """Raises ValueError where no weights are trained: hours of drawing and a pass a step would then hold nothing."""
+    if not method.trains_weights:
+        raise ValueError(
+            f"prior preservation holds what the model makes of the class word, and {method.title} changes no weights: "
+            "set its weight to 0"
+        )
+
+
+class PriorPreservation:
+    """The diffusion loss on `pictures` of the class that the model itself draws, `weight` times.
+
+    They are drawn once, by the model as it came, and kept in `folder` under a name that says which model, words and
+    numbers they belong to; where an interrupted run has left some, the rest is drawn. `batch` of them are looked at in
+    a step. `resolution` is that of the training pictures, in pixels a side. `applied` is whatever else changes what the
+    model draws, such as LoRAs on it. Weight 0 costs nothing and changes nothing.
+    """
+
+    name = "prior"
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        resolution: int,
+        weight: float = 1.0,
+        pictures: int = 100,
+        batch: int = 4,
+        prompt: str = PRIOR_PROMPT,
+        steps: int = 25,
+        guidance: float = 7.5,
+        seed: int = 0,
+        progress: Progress | None = None,
+        applied: str = "",
+    ) -> None:
+        if weight < 0 or pictures < 1 or batch < 1 or steps < 1:
+            raise ValueError(f"weight >= 0, pictures, batch and steps >= 1: {weight}, {pictures}, {batch}, {steps}")
+        if prompt.count(PLACEHOLDER) != 1:
+            raise ValueError(f"the prior's prompt needs one {PLACEHOLDER} for the class word: {prompt!r}")
+        self.folder, self.weight, self.pictures, self.batch = folder, weight, pictures, batch
+        self.prompt, self.resolution = prompt, resolution
+        self.steps, self.guidance, self.seed, self.progress = steps, guidance, seed, progress
+        self.applied = applied
+        self.latents: torch.Tensor | None = None
+
+    def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
+        """Draw what is missing. Raises ValueError without a class word."""
+        if self.weight == 0:
+            return
+        if not class_word.strip():
+            raise ValueError("prior preservation draws pictures of the class: give the class word")
+        side = self.resolution // model.latent_factor
+        self.size = ImageSize(side * model.latent_factor, side * model.latent_factor)
+        path = None if self.folder is None else self.folder / f"class_{self._key(model, class_word, side)}.safetensors"
+        with torch.no_grad():
+            self.latents = self._drawn(model, class_word, side, path)
+        self.alpha_bar = model.schedule.alpha_bar.to(model.device, torch.float32)
+
+    def __call__(self, step: TrainingStep) -> Terms:
+        if self.weight == 0:
+            return Terms()
+        model, generator, device = step.model, step.generator, step.latents.device
+        rows = send(torch.randint(self.pictures, (self.batch,), generator=generator), device)
+        timesteps = send(torch.randint(model.schedule.steps, (self.batch,), generator=generator), device)
+        noise = send(torch.randn((self.batch, *self.latents.shape[1:]), generator=generator), device)
+        clean, alpha_bar_t = self.latents[rows], at_timesteps(self.alpha_bar, timesteps)
+        # With gradient: a text encoder that learns has to keep what it says about the class.
+        encodings = encode_prompts(model, [self.prompt], words=step.class_word)
+        given = model.conditioning(encodings, self.size).expand(self.batch)
+        output = model.predict(add_noise(clean, noise, alpha_bar_t), timesteps, given)
+        target = prediction_target(model.schedule.prediction_type, clean, noise, alpha_bar_t)
+        return Terms({f"{self.name}/diffusion": LossTerm(diffusion_loss(output, target), self.weight)})
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "weight": self.weight,
+            "pictures": self.pictures,
+            "batch": self.batch,
+            "prompt": self.prompt,
+            "resolution": self.resolution,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "seed": self.seed,
+        }
+
+    def _drawn(self, model: TextToImageModel, class_word: str, side: int, path: Path | None) -> torch.Tensor:
+        """(pictures, C, h, w) latents on the model's device."""
+        parts = [load_file(path)["latents"]] if path is not None and path.exists() else []
+        positive = model.conditioning(encode_prompts(model, [self.prompt], words=class_word), self.size)
+        negative = model.conditioning(encode_prompts(model, [""]), self.size)
+        while (done := sum(map(len, parts))) < self.pictures:
+            if self.progress is not None:
+                self.progress(done, self.pictures)
+            count = min(self.batch, self.pictures - done)
+            shape = (count, model.latent_channels, side, side)
+            seeds = [self.seed + done + index for index in range(count)]
+            drawn = sample(model, positive, negative, shape=shape, steps=self.steps, guidance=self.guidance, seed=seeds)
+            parts.append(drawn.float().cpu())
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write_verified(path, save({"latents": torch.cat(parts)}), if_exists="replace")
+        with autograd():
+            return torch.cat(parts)[: self.pictures].to(model.device, copy=True)
+
+    def _key(self, model: TextToImageModel, class_word: str, side: int) -> str:
+        facts = [model.fingerprint, class_word, self.prompt, side, self.steps, self.guidance, self.seed]
+        facts += [encoder.fingerprint for encoder in model.text_encoders.values()]
+        facts += [self.applied] if self.applied else []
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

@@ -1,0 +1,93 @@
+"""The one signature of everything that is added to the diffusion loss: CoRe, MLM, the nearest-token contrastive loss.
+
+A regularizer is called once a step and answers with `Terms`: losses that are ready, and optionally a UNet pass whose
+cross-attention it wants to see. The trainer runs all wanted passes *together with* the main pass, then calls `finish`.
+Any list of regularizers adds up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from ...models.protocol import Conditioning, Encoding, TextToImageModel
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """`weight * value` enters the total; `value` alone is logged. Both without leaving the device."""
+
+    value: torch.Tensor
+    weight: float
+
+    @property
+    def weighted(self) -> torch.Tensor:
+        return self.weight * self.value
+
+
+@dataclass(frozen=True)
+class AttentionPass:
+    """A UNet pass with gradient; the mean attention of each token, per layer, goes to `Terms.finish`."""
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    conditioning: Conditioning
+
+
+@dataclass(frozen=True)
+class Terms:
+    losses: Mapping[str, LossTerm] = field(default_factory=dict)
+    attention: AttentionPass | None = None
+    finish: Callable[[Sequence[torch.Tensor]], Mapping[str, LossTerm]] | None = None
+    """Takes the per-layer (B, L) token means of `attention`."""
+
+
+class TrainingStep(Protocol):
+    """What a regularizer may look at."""
+
+    model: TextToImageModel
+    step: int
+    """Finished steps: 0 at the first."""
+    total_steps: int
+    latents: torch.Tensor
+    """z_t of the main pass (B, C, h, w)."""
+    timesteps: torch.Tensor
+    """(B,)."""
+    class_word: str
+    length: int
+    """n, the vectors of the concept."""
+    vectors: Mapping[str, torch.Tensor]
+    """The concept's input embeddings (n, d) of each text encoder, part of the graph."""
+    copies: Mapping[str, torch.Tensor]
+    """All that a prompt is encoded with, (S, n, d): the vectors alone (S = 1), or one copy for each slot (XTI)."""
+    generator: torch.Generator
+    """The CPU generator of this regularizer: every random choice comes from it, so that a resume repeats them."""
+
+    def encode_concept(self, templates: Sequence[str]) -> tuple[Mapping[str, Encoding], Mapping[str, Sequence[Any]]]:
+        """Encode templates with the concept in place of "{}", with gradient; and their tokenized prompts."""
+
+    def encode_words(
+        self, templates: Sequence[str], words: str
+    ) -> tuple[Mapping[str, Encoding], Mapping[str, Sequence[Any]]]:
+        """Encode templates with plain words in place of "{}", without gradient; cached by template and words."""
+
+    def conditioning(self, encodings: Mapping[str, Encoding]) -> Conditioning: ...
+
+    def model_as_it_came(self) -> AbstractContextManager[None]:
+        """Nothing that was learned changes the model inside: what a regularizer compares with."""
+
+
+class Regularizer(Protocol):
+    name: str
+
+    def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
+        """Check prompts against the model and cache what no step changes. Raises ValueError that says what to do."""
+
+    def __call__(self, step: TrainingStep) -> Terms: ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for provenance: name, weights, switches."""

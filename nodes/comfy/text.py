@@ -1,0 +1,168 @@
+"""A text encoder of a ComfyUI CLIP as a function of its input embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from types import MethodType
+from typing import Any
+
+import comfy.clip_model
+import comfy.sd1_clip
+import torch
+
+from ...core.models.protocol import Encoding, fingerprint
+from .weights import base_weight
+
+ENCODERS = ("clip_l", "clip_g", "clip_h")
+"""ComfyUI's names, in the order in which SDXL joins them; also the keys of embedding files."""
+
+
+class ComfyTextEncoder:
+    """`TextEncoder` on one `SDClipModel`. `layer` is what CLIPSetLastLayer chose, None for the model's own. What it
+    says lies on `device`, where the UNet is: ComfyUI may keep text encoders on another one.
+
+    Equals what `CLIP.encode_from_tokens` gives for a prompt of weight 1, bit for bit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        patcher: Any,
+        tokenizer: Any,
+        *,
+        layer: int | None,
+        pooled: bool,
+        ready: Callable[[], None],
+        device: torch.device,
+    ) -> None:
+        self.name = name
+        self.patcher = patcher
+        self.clip = getattr(patcher.model, name)
+        if self.clip.enable_attention_masks or self.clip.zero_out_masked:
+            raise ValueError(f"{name} hides its padding, which none of SD 1, SD 2 and SDXL does; it is not supported")
+        self.tokenizer = tokenizer
+        self.layer = layer
+        self.pooled = pooled
+        self._ready = ready
+        self._device = device
+        self.width = int(self.table().shape[1])
+        self.max_length = int(self._text_model.embeddings.position_embedding.weight.shape[0])
+        self.bos = int(tokenizer.start_token)
+        self.eos = int(tokenizer.end_token)
+        self.pad = int(tokenizer.pad_token)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        key = f"{self.name}.transformer.text_model.embeddings.token_embedding.weight"
+        return fingerprint({"table": base_weight(self.patcher, key)}, name=self.name, max_length=self.max_length)
+
+    @property
+    def output(self) -> str:
+        layers, at = self.clip.num_layers, self._intermediate()
+        if at is None:
+            return f"layer {layers}, normed"
+        return f"layer {at % layers + 1}, {'normed' if self.clip.layer_norm_hidden_state else 'raw'}"
+
+    @property
+    def _text_model(self) -> Any:
+        return self.clip.transformer.text_model
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(self.tokenizer.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def token_text(self, token: int) -> str:
+        return str(self.tokenizer.inv_vocab[int(token)])
+
+    def table(self) -> torch.Tensor:
+        return self._text_model.embeddings.token_embedding.weight
+
+    def linear_layers(self) -> dict[str, torch.nn.Module]:
+        return {name: part for name, part in self.weight_layers().items() if isinstance(part, torch.nn.Linear)}
+
+    def weight_layers(self) -> dict[str, torch.nn.Module]:
+        modules = self._text_model.named_modules(prefix="text_model")
+        return {name: part for name, part in modules if isinstance(part, torch.nn.Linear | torch.nn.LayerNorm)}
+
+    def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
+        self._ready()
+        device = self.patcher.load_device
+        length, intermediate = inputs.shape[1], self._intermediate()
+        # ComfyUI adds all position embeddings at once; what is behind changes nothing before it, the model is causal.
+        embeds = torch.nn.functional.pad(inputs.to(device, torch.float32), (0, 0, 0, self.max_length - length))
+        # With `num_tokens` the model does not look for EOT, which would need the ids on the host.
+        last, hidden, _ = self._text_model(
+            None,
+            None,
+            embeds=embeds,
+            num_tokens=[1] * embeds.shape[0],
+            intermediate_output=intermediate,
+            final_layer_norm_intermediate=self.clip.layer_norm_hidden_state,
+            dtype=torch.float32,
+        )
+        tokens = (last if intermediate is None else hidden)[:, :length]
+        pooled = self._pool(last, ids).to(self._device) if self.pooled else None
+        return Encoding(tokens.to(self._device, torch.float32), pooled)
+
+    def _intermediate(self) -> int | None:
+        """The layer that `encode_from_tokens` would read, None for the last; worked out without setting it."""
+        layer, default = self.clip.options_default[:2]
+        if self.layer is not None:
+            layer, default = ("last", None) if abs(self.layer) > self.clip.num_layers else ("hidden", self.layer)
+        return None if layer == "last" else int(default)
+
+    def _pool(self, last: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        first_eot = (ids.to(last.device) == self.eos).int().argmax(dim=-1)
+        pooled = last[torch.arange(last.shape[0], device=last.device), first_eot]
+        return self.clip.transformer.text_projection(pooled).float()
+
+
+def text_encoders(
+    patcher: Any,
+    tokenizer: Any,
+    *,
+    layer: int | None = None,
+    pooled: str | None = None,
+    ready: Callable[[], None] = lambda: None,
+    device: torch.device | None = None,
+) -> list[ComfyTextEncoder]:
+    """The encoders of a CLIP's model, in the order of the UNet's context; `pooled` names the one that also pools, and
+    `ready` loads what is not loaded already. What they say lies on `device`, None: where they are.
+
+    Raises ValueError where a CLIP has none, or has encoders of another kind beside them (SD3, Flux).
+    """
+    model = patcher.model
+    names = [name for name in ENCODERS if isinstance(getattr(model, name, None), comfy.sd1_clip.SDClipModel)]
+    others = [name for name, part in model.named_children() if name not in names and any(part.parameters())]
+    if not names or others:
+        raise ValueError(f"{type(model).__name__} is not the text encoder of SD 1, SD 2 or SDXL")
+    options = {"layer": layer, "ready": ready, "device": patcher.load_device if device is None else device}
+    return [
+        ComfyTextEncoder(name, patcher, getattr(tokenizer, name), pooled=name == pooled, **options) for name in names
+    ]
+
+
+def _out_of_place(layer: Any, x: torch.Tensor, mask: Any = None, optimized_attention: Any = None) -> torch.Tensor:
+    # The stock layer adds in place, into what the layer norm before it has to remember for the backward pass.
+    x = x + layer.self_attn(layer.layer_norm1(x), mask, optimized_attention)
+    return x + layer.mlp(layer.layer_norm2(x))
+
+
+@contextmanager
+def differentiable_layers(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """CLIP layers that autograd can go through, in these instances only; results are bit-equal to the stock ones."""
+    layers: list[Any] = [
+        part for module in modules for part in module.modules() if type(part) is comfy.clip_model.CLIPLayer
+    ]
+    before = [vars(layer).get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            layer.forward = MethodType(_out_of_place, layer)
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            if forward is None:
+                vars(layer).pop("forward", None)
+            else:
+                layer.forward = forward

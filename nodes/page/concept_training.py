@@ -1,0 +1,58 @@
+"""A training of one concept in a node: its checkpoint while it is unfinished, and what comes out of the node."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from comfy_api.latest import io
+
+from ...core.concept import PLACEHOLDER, Concept
+from ...core.training.regularizers.seam import Regularizer
+from ...core.training.settings import TrainSettings
+from ...core.training.trainer import train
+from ..comfy.model import ComfyModel
+from .interrupted import Resumable
+from .live_view import OUTPUT
+from .reporting import Reporter, loss_map
+from .running import report_resumable
+
+
+def require_place(preview_every: int, preview_prompt: str, word: str) -> None:
+    """Raises ValueError where there are to be previews and their prompt has no place for `word`."""
+    if preview_every > 0 and PLACEHOLDER not in preview_prompt:
+        raise ValueError(f"preview_prompt needs a {PLACEHOLDER} where {word} goes.")
+
+
+def train_concept(
+    node_id: str,
+    model: ComfyModel,
+    settings: TrainSettings,
+    *,
+    images: torch.Tensor,
+    masks: torch.Tensor | None,
+    regularizers: tuple[Regularizer, ...],
+    initial: Concept | None,
+    continue_interrupted: bool,
+) -> io.NodeOutput:
+    """Train to the end, or until the page asks to stop and keep. Gives the concept, a LOSS_MAP and the page's view.
+
+    When it is cancelled or an error ends it, the steps so far are in a checkpoint before that goes on its way.
+    """
+    images = images[..., :3]
+    facts = {
+        "node": str(node_id),
+        "model": model.fingerprint,
+        "applied": model.applied,
+        "autoencoder": model.autoencoder,
+        "encoders": {name: encoder.fingerprint for name, encoder in model.text_encoders.items()},
+        "settings": settings.identity(),
+        "regularizers": [regularizer.state() for regularizer in regularizers],
+    }
+    starting = {} if initial is None else initial.vectors
+    start = partial(train, model, images, regularizers=regularizers, masks=masks, initial=initial)
+    tensors = (images, masks, *(starting[name] for name in sorted(starting)))
+    work = Resumable(settings.name, start, settings, facts, tensors)
+    reporter = Reporter(node_id, settings.steps)
+    finished = report_resumable(work, reporter, continue_interrupted, stop=work.stop)
+    return io.NodeOutput(finished.concept, loss_map(finished.losses), ui={OUTPUT: [reporter.view.whole()]})

@@ -1,0 +1,1 @@
+"""What nodes are declared with: our sockets, and inputs that several nodes have."""

@@ -1,0 +1,128 @@
+"""Inputs and outputs that several nodes have, and what their values mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ...core.concept import PLACEHOLDER
+from ..comfy.folders import files_of
+from ..comfy.saving import NUMBER, REFUSE, REPLACE
+from .sockets import LossMapSocket
+
+AUTO = "auto (for this model)"
+BUNDLED = "bundled: demo model"
+ZERO_AS_RECIPE = "0: as the recipe says."
+
+
+def chosen(**numbers: float) -> dict[str, float]:
+    """Those of `numbers` that were set: 0 leaves one to the recipe, or to what suits the model."""
+    return {name: value for name, value in numbers.items() if value != 0}
+
+
+def seed(tooltip: str) -> Any:
+    """A seed that stays what it is until somebody changes it."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=2**32 - 1,
+        control_after_generate=io.ControlAfterGenerate.fixed,
+        tooltip=tooltip,
+    )
+
+
+def word_name() -> Any:
+    return io.String.Input(
+        "name",
+        default="my-word",
+        tooltip="What you will type: <name> or embedding:name. Letters, digits and _ - . + are allowed.",
+    )
+
+
+def concept_model() -> list[Any]:
+    """The model that an earlier training made a concept for, and its CLIP."""
+    return [
+        io.Model.Input("model", tooltip="The model that the concept was trained on. It stays as it is."),
+        io.Clip.Input("clip", tooltip="Its text encoder. It stays as it is."),
+    ]
+
+
+def continue_interrupted() -> Any:
+    return io.Boolean.Input(
+        "continue_interrupted",
+        default=True,
+        tooltip="Go on with a cancelled training of exactly these inputs. Off: begin again.",
+    )
+
+
+def masks(counts: str) -> Any:
+    return io.Mask.Input(
+        "masks",
+        optional=True,
+        tooltip=f"Where the thing is, one mask a picture{counts}. What Load Image gives is the transparent part: for "
+        "cut-out things put Invert Mask behind it.",
+    )
+
+
+def training_steps() -> Any:
+    return io.Int.Input("steps", default=0, min=0, max=100_000, tooltip=f"How long to train. {ZERO_AS_RECIPE}")
+
+
+def training_batch() -> Any:
+    return io.Int.Input(
+        "batch", default=0, min=0, max=64, tooltip=f"Pictures a step; fewer need less memory. {ZERO_AS_RECIPE}"
+    )
+
+
+def previews(every: str, prompt: str) -> list[Any]:
+    """How often pictures of the word are drawn, and of what."""
+    return [
+        io.Int.Input("preview_every", default=50, min=0, max=10_000, tooltip=every),
+        io.String.Input("preview_prompt", default=f"a photo of a {PLACEHOLDER}", tooltip=prompt),
+    ]
+
+
+def pretraining_rate(tooltip: str) -> Any:
+    return io.Float.Input(
+        "learning_rate", default=0.0, min=0.0, max=1.0, step=0.00001, round=0.0000001, tooltip=tooltip
+    )
+
+
+def contrastive_weight(tooltip: str) -> Any:
+    return io.Float.Input(
+        "contrastive_weight", default=0.01, min=0.0, max=10.0, step=0.001, tooltip=f"{tooltip} (lambda_c)."
+    )
+
+
+def clip_vision() -> Any:
+    return io.ClipVision.Input(
+        "clip_vision",
+        optional=True,
+        tooltip="The CLIP vision model that the encoder was trained with, from a stock Load CLIP Vision node. The demo "
+        "model's own comes with this pack: leave this open.",
+    )
+
+
+def network_file(kind: str) -> Any:
+    """The bundled network, or a file of `kind`."""
+    return io.Combo.Input(
+        "file",
+        options=[BUNDLED, *files_of(kind)],
+        default=BUNDLED,
+        tooltip=f"The one that comes with this pack, for the demo model, or one in models/{kind}.",
+    )
+
+
+def if_taken(tooltip: str) -> Any:
+    return io.Combo.Input("if_taken", options=[NUMBER, REPLACE, REFUSE], default=NUMBER, tooltip=tooltip)
+
+
+def half_precision(default: bool) -> Any:
+    return io.Boolean.Input("half_precision", default=default, tooltip="float16: half the size, slightly rounded.")
+
+
+def losses() -> Any:
+    """The output that the stock Plot Loss Graph node draws."""
+    return LossMapSocket.Output(display_name="loss", tooltip="Every step's loss, for the stock Plot Loss Graph node.")

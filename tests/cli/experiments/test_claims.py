@@ -1,0 +1,175 @@
+"""What `claims` compares, what it keeps, and what it makes of it."""
+
+import json
+import math
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from contextual_inversion.cli.experiments import claims, quality_trials
+from contextual_inversion.cli.experiments.claim_parts import KINDS, NORM_MODES, PARTS
+from contextual_inversion.cli.experiments.claims import cell_name
+from contextual_inversion.cli.experiments.paper_tables import (
+    LABELS,
+    NOT_YET,
+    ROWS,
+    gathered,
+    methods_table,
+    papers_table,
+)
+from contextual_inversion.cli.experiments.quality_trials import first_reaching, reached_table, run_quality_trial
+from contextual_inversion.cli.experiments.tables import END, START
+from contextual_inversion.cli.experiments.trials import Method, demo_model, method_key, regularizers
+from contextual_inversion.core.training.presets import DEMO, demo_preset
+
+NARROW = SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=128)})
+
+
+def test_every_pair_is_of_one_method_and_trains_on_its_own():
+    for name, make in PARTS.items():
+        part = make(NARROW)
+        arms = {method.name: method for method in part.methods}
+        assert part.name == name
+        assert len(arms) == len(part.methods)
+        assert len({method_key(method) for method in part.methods}) == len(arms)
+        assert all(treated != control and {treated, control} <= set(arms) for treated, control in part.pairs)
+    methods = PARTS["methods"](NARROW)
+    assert len(methods.methods) == len(KINDS) * 4
+    assert len(methods.pairs) == len(KINDS) * 3
+    for treated, control in methods.pairs:
+        ours, theirs = (next(one for one in methods.methods if one.name == name) for name in (treated, control))
+        assert theirs.core is theirs.mlm is None
+        assert ours.core or ours.mlm
+        assert {**ours.changes, "norm_mode": ""} == {**theirs.changes, "norm_mode": ""}
+
+
+def test_parts_share_the_trials_that_train_the_same_way():
+    def cells(name):
+        part = PARTS[name](NARROW)
+        return {cell_name(part, method, "moth", 1) for method in part.methods}
+
+    assert cells("core") < cells("mlm") < cells("methods")
+    assert len(cells("norm-modes") & cells("core")) == len(cells("ablation") & cells("norm-modes")) - 1 == 1
+    assert len(cells("prior") & cells("methods")) == 2
+    # Judged otherwise, so kept elsewhere.
+    assert not cells("time-to-quality") & cells("methods")
+
+
+def test_the_plain_arm_is_the_recipe_of_the_bundled_model():
+    arms = {method.name: method for method in PARTS["methods"](NARROW).methods}
+    for kind in KINDS:
+        recipe = demo_preset(kind).values
+        assert {**DEMO.values, **arms[kind].changes} == {**recipe, "norm_mode": "none"}
+        assert {**DEMO.values, **arms[f"{kind}_core"].changes} == recipe
+    assert len(NORM_MODES) == len(PARTS["norm-modes"](NARROW).methods)
+
+
+def test_prior_preservation_is_in_the_training_of_its_arms_alone():
+    arms = {method.name: regularizers(method, demo_model()) for method in PARTS["prior"](demo_model()).methods}
+    assert {name: [one.name for one in added] for name, added in arms.items()} == {
+        "custom-diffusion": [],
+        "dreambooth-lora": [],
+        "custom-diffusion_prior": ["prior"],
+        "dreambooth-lora_prior": ["prior"],
+    }
+
+
+def test_the_papers_rows_name_what_the_parts_compare():
+    for row in ROWS:
+        part = PARTS[row.part](NARROW)
+        assert (row.treated, row.control) in part.pairs, row
+        assert row.measure in claims.MEASURES
+    assert set(LABELS) == set(KINDS)
+
+
+def test_a_comparison_pairs_concepts_and_seeds_and_says_what_the_treated_one_gains():
+    """Two concepts that gain 0.2 and 0.4: the interval is over concepts, whose seeds say nothing about another."""
+    trials = []
+    for seed in (1, 2, 3):
+        for concept, gain in (("moth", 0.2), ("castle", 0.4)):
+            plain = {"concept": concept, "seed": seed, "fidelity": 0.1 * seed, "leak": 0.5}
+            trials.append({**plain, "method": "plain"})
+            trials.insert(0, {**plain, "method": "new", "fidelity": plain["fidelity"] + gain})
+    trials[0]["leak"] = math.nan
+    (row,) = rows = claims.compare(trials, [("new", "plain")], ["fidelity", "leak", "style"])
+    names = {"method": "new", "control": "plain", "measure": "fidelity", "pairs": 6}
+    assert {key: row[key] for key in names} == names
+    assert (row["control_mean"], row["mean"]) == (pytest.approx(0.2), pytest.approx(0.5))
+    assert [row[key] for key in ("difference", "low", "high")] == [pytest.approx(v) for v in (0.3, 0.2, 0.4)]
+    part = claims.Part("some", (Method("plain", "Plain"), Method("new", "New")), (("new", "plain"),))
+    lines = claims.as_markdown(part, {"trials": trials, "comparisons": rows})
+    assert "**New against Plain**, 6 pairs" in lines
+    assert "| prompt fidelity | 0.200 | 0.500 | +0.300 (+0.200 to +0.400) |" in lines
+
+
+def comparison(row, difference, low, high):
+    means = {"control_mean": 0.5, "mean": 0.5 + difference, "difference": difference, "low": low, "high": high}
+    return {"method": row.treated, "control": row.control, "measure": row.measure, "pairs": 7, **means}
+
+
+@pytest.mark.parametrize(
+    ("along", "verdict"),
+    [((0.2, 0.1, 0.3), "same way"), ((-0.2, -0.3, -0.1), "**other way**"), ((0.2, -0.1, 0.3), "not clear")],
+)
+def test_a_row_says_whether_the_sign_is_the_papers(along, verdict):
+    row = next(row for row in ROWS if row.sign == 1)
+    parts = {row.part: {"comparisons": [comparison(row, *along)], "commit": "abc", "model": "def"}}
+    lines = papers_table(parts)
+    (line,) = [line for line in lines if row.what in line and row.table in line]
+    assert line.endswith(f"| 7 | {verdict} |")
+    assert f"{along[0]:+.3f}, {along[1]:+.3f} to {along[2]:+.3f}" in line
+    assert sum(NOT_YET in line for line in lines) == len(ROWS) - 1
+    assert "commit abc, model def" in lines[-1]
+
+
+def test_summaries_come_from_all_reports_and_the_newest_counts(tmp_path):
+    def report(fidelity):
+        cells = [{"concept": "moth", "seed": seed, "fidelity": value} for seed, value in enumerate(fidelity)]
+        trials = [{**cell, "method": method, "recognised": 0.25} for cell in cells for method in ("ti_core", "core")]
+        return {"commit": "new", "model": "m", "parts": {"methods": {"trials": trials, "comparisons": []}}}
+
+    (tmp_path / "a.json").write_text(json.dumps(report([0.0])))
+    (tmp_path / "b.json").write_text(json.dumps({"other": 1}))
+    assert "| textual inversion | not measured yet | 0%, 25% (1) |" in "\n".join(methods_table(gathered(tmp_path, {})))
+    pages = [tmp_path / "claims.md", tmp_path / "README.md"]
+    for page, name in zip(pages, claims.SUMMARIES, strict=True):
+        page.write_text(f"before\n{START.format(name)}\nold\n{END.format(name)}\nafter\n")
+    claims.write_summaries(pages, gathered(tmp_path, report([0.5, 1.0])))
+    text = pages[1].read_text()
+    assert "75%, 25% (2)" in text
+    assert "old" not in text
+    assert (text[:7], text[-7:]) == ("before\n", "\nafter\n")
+    assert "commit new, model m" in text
+    assert NOT_YET in pages[0].read_text()
+    claims.main((), markdown=tuple(pages), results=tmp_path)
+    assert "0%, 25%" in pages[1].read_text()
+
+
+def test_quality_is_reached_where_it_first_is():
+    def trial(method, seed, *similarities):
+        at = [{"step": 25 * 2**i, "seconds": 10.0 * seed * i} for i in range(len(similarities))]
+        figures = [{"fidelity": 1 - one, "similarity": one, "recognised": 0, "composed": 0} for one in similarities]
+        return {"method": method, "course": [{**one, **other} for one, other in zip(at, figures, strict=True)]}
+
+    trials = [trial("slow", 1, 0.1, 0.2), trial("slow", 3, 0.3, 0.6)]
+    trials += [trial("quick", 1, 0.3, 0.5), trial("quick", 3, 0.7, 0.9)]
+    lines = reached_table([Method("slow", "Slow"), Method("quick", "Quick")], trials)
+    # The best of the slow one: similarity 0.4 after 50 steps, fidelity 0.8 after 25, never on the same step.
+    assert "| Slow | 50 (20) | 25 (0) | never |" in lines
+    assert "| Quick | 25 (0) | never | never |" in lines
+    assert "| Quick | 50 | 20 | 0.300 | 0.000 | 0.000 | 0.700 |" in lines
+    assert first_reaching([{"step": 1, "fidelity": 0.5}], {"fidelity": 0.5}) == {"step": 1, "fidelity": 0.5}
+
+
+def test_one_training_is_judged_at_several_steps(monkeypatch):
+    monkeypatch.setattr(quality_trials, "STEPS", (1, 2))
+    monkeypatch.setattr(quality_trials, "draw", partial(quality_trials.draw, steps=2))
+    first = quality_trials.held_out_prompts("grass")[:1]
+    monkeypatch.setattr(quality_trials, "held_out_prompts", lambda background: first)
+    arm = next(one for one in PARTS["methods"](NARROW).methods if one.name == "custom-diffusion")
+    short = Method(arm.name, arm.label, changes={**arm.changes, "steps": 2, "batch": 1})
+    figures = run_quality_trial(demo_model(), short, "castle", 1).figures
+    assert [at["step"] for at in figures["course"]] == [1, 2]
+    assert 0 < figures["course"][0]["seconds"] < figures["course"][1]["seconds"] == figures["seconds"]
+    assert figures["course"][0]["similarity"] != figures["course"][1]["similarity"] == figures["similarity"]

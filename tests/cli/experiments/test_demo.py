@@ -1,0 +1,102 @@
+"""The demo and the comparison, as a person runs them, with a handful of steps."""
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from contextual_inversion.cli.experiments.claims import Part, as_markdown, compare
+from contextual_inversion.cli.experiments.tables import END, START, rewrite_tables
+from contextual_inversion.cli.experiments.trials import Method, cached_trial
+from contextual_inversion.cli.main import main
+from contextual_inversion.core.files import load_embedding
+from contextual_inversion.core.training.presets import DEMO
+from contextual_inversion.core.world import prompts as world_prompts
+
+HEADLINE = {"prompt_fidelity", "subject_similarity", "sim1", "sim2", "seconds"}
+
+
+def test_demo_writes_pictures_embeddings_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = world_prompts.evaluation_prompts(without="grass")[-6:-4]
+    monkeypatch.setattr("contextual_inversion.cli.experiments.trials.evaluation_prompts", lambda **_: few)
+    report_file = tmp_path / "report.json"
+    assert (
+        main(["demo", "--out", str(tmp_path), "--concept", "castle", "--steps", "3", "--json", str(report_file)]) == 0
+    )
+    report = json.loads(report_file.read_text())
+    words = {method: load_embedding(tmp_path / report[method]["embedding"]) for method in ("ti", "core", "mlm")}
+    for method in ("ti", "core", "mlm"):
+        assert set(report[method]) >= HEADLINE
+        assert report[method]["all"]["pictures"] == len(few)
+    vectors = [word.vectors["clip_l"] for word in words.values()]
+    assert vectors[0].shape == (DEMO.values["vectors"], 128)
+    assert not any(torch.equal(one, other) for one, other in combinations(vectors, 2))
+    with Image.open(tmp_path / "contact_sheet.png") as sheet:
+        assert sheet.width > 5 * 160
+        assert sheet.height > 4 * 160
+
+
+def test_demo_names_the_concepts_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--concept", "unicorn"]) == 1
+    assert "horned-cat" in capsys.readouterr().err
+
+
+def test_a_comparison_is_paired_by_concept_and_seed() -> None:
+    measures = ("fidelity", "held_out_background", "leak", "recognised", "similarity", "sim1", "sim2", "seconds")
+    trials = [
+        {"method": method, "concept": concept, "seed": seed, **dict.fromkeys(measures, value)}
+        for concept, base in (("moth", 0.1), ("castle", 0.5))
+        for seed in (1, 2)
+        for method, value in (("ti", base), ("core", base + 0.25))
+    ]
+    trials[0]["sim1"] = float("nan")  # what one trial lacks cannot be compared
+    rows = {row["measure"]: row for row in compare(trials[::-1], [("core", "ti")])}
+    assert set(rows) == {*measures} - {"sim1"}
+    for row in rows.values():
+        # The gain is the same in every pair, so its interval has no width although the concepts differ.
+        assert (row["difference"], row["low"], row["high"]) == pytest.approx((0.25, 0.25, 0.25))
+        assert row["pairs"] == 4
+        assert (row["method"], row["control"]) == ("core", "ti")
+
+
+def test_tables_are_rewritten_and_the_words_around_them_stay(tmp_path: Path) -> None:
+    page = tmp_path / "claims.md"
+    start, end = START.format("core"), END.format("core")
+    other = f"{START.format('mlm')}\nkept\n{END.format('mlm')}\n"
+    page.write_text(f"before\n{start}\nold\n{end}\nafter\n{other}")
+    for _ in range(2):
+        rewrite_tables(page, "core", ["| new |"])
+        assert page.read_text() == f"before\n{start}\n| new |\n\n{end}\nafter\n{other}"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="needs the lines"):
+        rewrite_tables(page, "core", ["| new |"])
+    assert page.read_text() == "no marks"
+
+
+def test_means_and_differences_are_in_the_tables() -> None:
+    cells = [("moth", 1, 0.25), ("moth", 2, 0.5), ("castle", 1, 0.75)]
+    trials = [
+        {"method": name, "concept": concept, "seed": seed, "fidelity": value + gain}
+        for name, gain in (("ti", 0.0), ("core", 0.125))
+        for concept, seed, value in cells
+    ]
+    part = Part("core", (Method("ti", "plain TI"), Method("core", "CoRe")), (("core", "ti"),))
+    lines = as_markdown(part, {"trials": trials, "comparisons": compare(trials, part.pairs)})
+    assert "| plain TI | 0.500 |" in lines
+    assert "| CoRe | 0.625 |" in lines
+    assert "| prompt fidelity | 0.500 | 0.625 | +0.125 (+0.125 to +0.125) |" in lines
+    assert "| CoRe | castle | 1 | 0.875 |" in lines
+
+
+def test_a_finished_trial_is_not_done_again(tmp_path: Path) -> None:
+    calls = []
+
+    def run() -> dict[str, int]:
+        calls.append(1)
+        return {"figure": 7}
+
+    assert cached_trial(tmp_path / "new", "cell", run) == cached_trial(tmp_path / "new", "cell", run) == {"figure": 7}
+    assert len(calls) == 1
