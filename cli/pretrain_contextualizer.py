@@ -13,7 +13,8 @@ import torch
 from ..core.files.contextualizer import save_contextualizer
 from ..core.models.diffusers_text import DiffusersTextEncoder
 from ..core.models.frozen import frozen, on_device
-from ..core.prompts.captions import REAL_SHARE, captions_from, synthetic_captions
+from ..core.prompt_sets import synthetic_captions
+from ..core.prompts.captions import REAL_SHARE, captions_from
 from ..core.training.contextualizer.pretraining import (
     Pretrained,
     PretrainingEvent,

@@ -40,7 +40,8 @@ def main(
         overwrite: Replace the file if it exists.
     """
     from ..core.files.atomic import atomic_write_verified
-    from ..core.prompts.sets import built_in_set, rich_set
+    from ..core.prompt_sets import rich_set
+    from ..core.prompts.sets import built_in_set
     from .places import require_file
 
     if count < 1 or temperature < 0:

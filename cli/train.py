@@ -24,7 +24,8 @@ from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.protocol import TextToImageModel
 from ..core.models.tiny.contextualizer import load_contextualizer as load_bundled
 from ..core.networks.contextualizer import Contextualizer
-from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_set_from_file, rich_set, rich_sets
+from ..core.prompt_sets import rich_set, rich_sets
+from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_set_from_file
 from ..core.training.methods import method_called
 from ..core.training.one_picture.recipes import known_words
 from ..core.training.pictures import checked_pictures

@@ -10,7 +10,8 @@ from comfy_api.latest import io
 from ..core.maths.mlm import RHO
 from ..core.models.protocol import TextEncoder
 from ..core.networks.contextualizer import PRESETS
-from ..core.prompts.captions import REAL_SHARE, captions_from, synthetic_captions
+from ..core.prompt_sets import synthetic_captions
+from ..core.prompts.captions import REAL_SHARE, captions_from
 from ..core.training.contextualizer.pretraining import Pretrained, PretrainSettings, pretrain_contextualizer
 from ..core.training.contextualizer.recipes import recommended_pretraining
 from .comfy.clip_session import content_of, encoder_session

@@ -7,7 +7,8 @@ import torch
 from comfy_api.latest import io
 
 from ..core.world.companions import COMPANIONS, companion_for, specific_prompts
-from ..core.world.concepts import CONCEPTS, concept_images
+from ..core.world.concepts import CONCEPTS
+from ..core.world.render import concept_images
 from ..core.world.scenes import BACKGROUNDS
 from .comfy import demo_model
 from .page.pictures import as_images

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
+from ..core.prompt_sets import rich_set, rich_sets
 from ..core.prompts.sets import (
     PromptSet,
     built_in_set,
@@ -13,8 +14,6 @@ from ..core.prompts.sets import (
     joined,
     prompt_set_from_file,
     prompt_set_from_text,
-    rich_set,
-    rich_sets,
 )
 from ..core.prompts.written import without_bullets
 from .comfy.folders import NONE, input_files, input_path

@@ -14,8 +14,8 @@ from ..core.inspection.world.world_evaluation import draw
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.tiny import load_tiny
 from ..core.world.captions import caption
-from ..core.world.concepts import CONCEPTS, concept_images
-from ..core.world.render import render
+from ..core.world.concepts import CONCEPTS
+from ..core.world.render import concept_images, render
 from ..core.world.scenes import IMAGE_SIZE, Scene
 from .pictures import scene
 

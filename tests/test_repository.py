@@ -18,17 +18,28 @@ SHIPPED = ("core", "nodes", "cli")
 COMFYUI = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "execution", "folder_paths", "nodes", "server"}
 ONLY_IN_TRAIN_EXTRA = {"accelerate", "diffusers", "matplotlib", "open_clip", "tyro"}
 
-# maths <- networks, prompts, files <- models <- inspection, training <- nodes, command line.
+# Floors from the ground up: a module may look at its own floor and at those below.
 # The two seams that everything speaks, the concept and the protocol of a model, are declarations beside the maths.
-# ConceptWorld's scenes, captions and renderer need nothing; what looks at them with the tiny model sits above it.
+# ConceptWorld's scenes, captions and renderer need no model; what judges pictures with one is an inspection.
 LAYERS = (
     ("core.maths",),
     ("core.concept", "core.models.protocol"),
-    ("core.networks", "core.prompts", "core.files", "core.world"),
-    ("core.models",),
-    ("core.inspection.world.checks", "core.inspection.world.report"),
-    ("core.inspection", "core.training"),
-    ("nodes", "cli"),
+    ("core.networks", "core.prompts"),
+    ("core.files", "core.world"),
+    ("core.models", "core.prompt_sets"),
+    ("core.inspection",),
+    ("core.training.run", "core.training.methods"),
+    ("core.training.settings", "core.training.presets"),
+    ("core.training.word", "core.training.weights", "core.training.pictures", "core.training.prompts"),
+    ("core.training.contextualizer", "core.training.one_picture"),
+    ("core.training.regularizers",),
+    ("core.training",),
+    ("nodes.comfy",),
+    ("nodes.schema", "nodes.page"),
+    ("nodes",),
+    ("cli",),
+    ("cli.bench",),
+    ("cli.experiments",),
 )
 
 
@@ -105,6 +116,62 @@ def test_nothing_points_back(module):
     if own is None:
         return  # the root and `core` hold no code of a layer; the test above keeps it so
     assert violations(module, lambda found: found.own and (layer(found.name) or 0) > own) == []
+
+
+@pytest.mark.parametrize("top", SHIPPED)
+def test_nodes_and_commands_stand_on_core_alone(top):
+    wrong = [
+        line
+        for module in MODULES
+        if module.split(".")[0] == top
+        for line in violations(module, lambda found: found.own and found.name.split(".")[0] not in ("", "core", top))
+    ]
+    assert wrong == []
+
+
+def arrows() -> dict[str, dict[str, set[str]]]:
+    """For every room the arrows among what lies directly in it, files and rooms: room -> child -> children imported.
+
+    The protocol of a model counts as a child of `core`, since it is a declaration that the rooms below models speak.
+    """
+    found: dict[str, dict[str, set[str]]] = {}
+    for module in MODULES:
+        for one in imports_of(module):
+            if not one.own or one.name not in MODULES:
+                continue
+            ours, theirs = whereabouts(module), whereabouts(one.name)
+            depth = next((n for n, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+            if depth is not None:
+                room = found.setdefault(".".join(ours[:depth]), {})
+                room.setdefault(ours[depth], set()).add(theirs[depth])
+    return found
+
+
+def whereabouts(module: str) -> list[str]:
+    """The rooms on the way to a module, and its file."""
+    if module == "core.models.protocol":
+        return ["core", "protocol"]
+    parts = module.split(".") if module else []
+    return [*parts, "__init__"] if MODULES[module].name == "__init__.py" else parts
+
+
+def circle(room: dict[str, set[str]]) -> list[str]:
+    """Children of a room that import each other in a circle; [] where there is none."""
+    left = {child: set(others) for child, others in room.items()}
+    while free := [child for child, others in left.items() if not others & left.keys()]:
+        for child in free:
+            del left[child]
+    return sorted(left)
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c", "d"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def test_no_room_goes_round_in_a_circle():
+    """Neither files of one folder nor folders of one room import each other both ways, at any depth."""
+    assert {room: found for room, children in arrows().items() if (found := circle(children))} == {}
 
 
 @pytest.mark.parametrize("module", MODULES)

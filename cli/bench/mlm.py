@@ -14,7 +14,8 @@ from ...core.models.diffusers_text import DiffusersTextEncoder
 from ...core.models.families import is_narrow
 from ...core.models.protocol import TextToImageModel
 from ...core.networks.contextualizer import PRESETS, Contextualizer, EncoderIdentity, initialise
-from ...core.prompts.rich import RichPrompts, rich_prompts
+from ...core.prompt_sets import rich_prompts
+from ...core.prompts.rich import RichPrompts
 from ...core.training.regularizers.mlm import MLMRegularizer
 from ...core.training.settings import TrainSettings
 from .interleaved import step_figures

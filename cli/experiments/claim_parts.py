@@ -10,10 +10,9 @@ from typing import get_args
 from ...core.maths.norms import NormMode
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.presets import DEMO
-from .claims import Part
 from .companion_trials import run_companion_trial, run_neutral_companion_trial
 from .quality_trials import reached_table, run_quality_trial
-from .trials import Method, combined, core_inversion, mlm_inversion, plain_inversion
+from .trials import Method, Part, combined, core_inversion, mlm_inversion, plain_inversion
 
 LAMBDAS = (1e-5, 1e-4, 5e-4, 1e-3)
 """The manuscript's range (METHODS.md 2.6), for an encoder of width 768."""

@@ -7,7 +7,6 @@ import math
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,16 +14,8 @@ from typing import Any
 
 from ...core.models.diffusers_adapter import DiffusersModel
 from .paper_tables import Parts, gathered, methods_table, papers_table, provenance
-from .tables import (
-    has_tables,
-    require_marks,
-    rewrite_in_one,
-    rewrite_tables,
-    table_figure,
-    table_header,
-    table_row,
-)
-from .trials import Method, Trial, cached_trial, demo_model, method_key, run_trial
+from .tables import has_tables, require_marks, rewrite_in_one, rewrite_tables, table_figure, table_header, table_row
+from .trials import Method, Part, Trial, cached_trial, demo_model, method_key, run_trial
 
 DEVELOPMENT = ("crested-bird", "goblet")
 """Concepts on which rates, steps and weights were chosen; never among those that are judged."""
@@ -47,18 +38,6 @@ MEASURES = {
     "to_both": "the word draws both",
     "seconds": "seconds",
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """Methods that are trained on the same cells, and the pairs of them that are compared: (treated, control)."""
-
-    name: str
-    methods: tuple[Method, ...]
-    pairs: tuple[tuple[str, str], ...]
-    trial: Callable[..., Trial] = run_trial
-    more: Callable[[Sequence[Method], Sequence[dict[str, Any]]], list[str]] | None = None
-    """Tables of its own, of its methods and trials."""
 
 
 def main(

@@ -11,6 +11,7 @@ from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.world import concepts as world
 from ...core.world.companions import COMPANIONS, companion_for, specific_prompts
 from ...core.world.prompts import EvaluationPrompt
+from ...core.world.render import concept_images
 from ...core.world.scenes import SecondObject
 from .trials import PICTURES, Method, Trial, held_out_prompts, learn
 
@@ -27,7 +28,7 @@ def run_companion_trial(model: DiffusersModel, method: Method, name: str, seed: 
     `PLAIN` pictures of the trained prompt and one of each held-out place.
     """
     subject, companion = world.CONCEPTS[name], companion_of(name)
-    pictures, _, class_word = world.concept_images(name, PICTURES, seed=seed, companion=companion)
+    pictures, _, class_word = concept_images(name, PICTURES, seed=seed, companion=companion)
     started = time.perf_counter()
     prompts_of_it = specific_prompts(name, companion)
     concept = learn(model, method, name, start or class_word, pictures, seed, prompts=prompts_of_it)
@@ -37,7 +38,7 @@ def run_companion_trial(model: DiffusersModel, method: Method, name: str, seed: 
     seeds = [1000 * seed + index for index in range(len(prompts))]
     drawn = draw(model, [prompt.text for prompt in prompts], seeds, concept=concept)
     targets = word_targets(drawn, name, companion)
-    references, _, _ = world.concept_images(name, PICTURES, seed=seed)
+    references, _, _ = concept_images(name, PICTURES, seed=seed)
     figures: dict[str, Any] = {
         "method": method.name,
         "concept": name,

@@ -33,6 +33,7 @@ def main(
     from ...core.inspection.contact_sheet import Row, contact_sheet
     from ...core.inspection.world.world_evaluation import draw
     from ...core.world import concepts as world
+    from ...core.world.render import concept_images
     from ..places import require_folder, write_picture
     from .trials import PICTURES, core_inversion, demo_model, mlm_inversion, plain_inversion, run_trial
 
@@ -45,7 +46,7 @@ def main(
     model = demo_model()
     changes = {} if steps is None else {"steps": steps}
     subject = world.CONCEPTS[concept]
-    references, _, class_word = world.concept_images(concept, PICTURES, seed=seed)
+    references, _, class_word = concept_images(concept, PICTURES, seed=seed)
     templates = showcase(subject.background)
     seeds = [1000 * seed + 700 + index for index in range(len(templates))]
     rows = [

@@ -33,6 +33,7 @@ from ...core.training.run.events import Finished
 from ...core.training.trainer import train
 from ...core.world import concepts as world
 from ...core.world.prompts import EvaluationPrompt
+from ...core.world.render import concept_images
 from ..predict import chosen_encoder
 from .trials import Trial, held_out_prompts, judge
 
@@ -144,7 +145,7 @@ class EncoderTrial:
     def __call__(self, model: TextToImageModel, way: Way, name: str, seed: int) -> Trial:
         images, network = loaded(self.encoder)
         subject = world.CONCEPTS[name]
-        references, _, class_word = world.concept_images(name, 1, seed=seed)
+        references, _, class_word = concept_images(name, 1, seed=seed)
         picture = as_training_images(references)[0]
         footprint = Footprint(model.device)
         concept = word(model, images, network, way, name, class_word, picture, seed)

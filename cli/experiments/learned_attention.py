@@ -14,17 +14,9 @@ from ...core.files import load_concept, save_embedding
 from ...core.inspection.attention_report import interval, scene_shares, summary
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.world import concepts as world
+from ...core.world.render import concept_images
 from .tables import table_header, table_row
-from .trials import (
-    PICTURES,
-    Method,
-    core_inversion,
-    demo_model,
-    learn,
-    method_key,
-    mlm_inversion,
-    plain_inversion,
-)
+from .trials import PICTURES, Method, core_inversion, demo_model, learn, method_key, mlm_inversion, plain_inversion
 
 CONCEPTS = ("castle", "racer", "planet", "winged-heart", "horned-cat")
 CLASS_WORD, CONTROL = "class-word", "ti"
@@ -95,7 +87,7 @@ def kept_word(folder: Path, model: DiffusersModel, method: Method, name: str, se
     """The word from `folder`, or learned now and kept there, so that a long comparison can be resumed."""
     key = f"{method_key(method)}-{name}-{seed}"
     if not (folder / f"{key}.safetensors").exists():
-        pictures, _, class_word = world.concept_images(name, PICTURES, seed=seed)
+        pictures, _, class_word = concept_images(name, PICTURES, seed=seed)
         folder.mkdir(parents=True, exist_ok=True)
         save_embedding(learn(model, method, name, class_word, pictures, seed).renamed(key), folder)
     widths = {encoder: one.width for encoder, one in model.text_encoders.items()}

@@ -12,6 +12,7 @@ from ...core.inspection.world.world_evaluation import draw
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.run.events import Step
 from ...core.world import concepts as world
+from ...core.world.render import concept_images
 from .tables import table_header, table_row
 from .trials import PICTURES, Method, Trial, held_out_prompts, judge, training
 
@@ -27,7 +28,7 @@ def run_quality_trial(model: DiffusersModel, method: Method, name: str, seed: in
     on it, so that they hold beside other work; the other figures are those of the last step.
     """
     subject = world.CONCEPTS[name]
-    references, _, class_word = world.concept_images(name, PICTURES, seed=seed)
+    references, _, class_word = concept_images(name, PICTURES, seed=seed)
     kept: dict[int, tuple[Concept, float]] = {}
     clock = time.process_time if model.device.type == "cpu" else time.perf_counter
     started = clock()

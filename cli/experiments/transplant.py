@@ -17,6 +17,7 @@ def main(concepts: tuple[str, ...] = ("goblet", "crested-bird", "castle"), seed:
     """
     from ...core.inspection.transplant import CHOICES
     from ...core.world import concepts as world
+    from ...core.world.render import concept_images
     from .trials import demo_model, held_out_prompts, learn, plain_inversion
 
     unknown = [name for name in concepts if name not in world.CONCEPTS]
@@ -29,7 +30,7 @@ def main(concepts: tuple[str, ...] = ("goblet", "crested-bird", "castle"), seed:
     rows: list[dict[str, Any]] = []
     for name in concepts:
         subject = world.CONCEPTS[name]
-        pictures, _, class_word = world.concept_images(name, 4, seed=seed)
+        pictures, _, class_word = concept_images(name, 4, seed=seed)
         word = learn(model, plain_inversion(model), name, class_word, pictures, seed)
         asked = [one for one in held_out_prompts(subject.background) if one.second is None and one.style is None]
         for kinds in CHOICES:

@@ -15,14 +15,7 @@ import numpy as np
 from ...core.concept import Concept
 from ...core.inspection.diagnostics import context_similarity
 from ...core.inspection.symmetric_kl import skl
-from ...core.inspection.world.world_evaluation import (
-    SIZE,
-    as_training_images,
-    context_probes,
-    draw,
-    score,
-    with_lora,
-)
+from ...core.inspection.world.world_evaluation import SIZE, as_training_images, context_probes, draw, score, with_lora
 from ...core.maths.mlm import RHO
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.models.tiny import load_tiny
@@ -37,6 +30,7 @@ from ...core.training.run.events import Finished, Step
 from ...core.training.trainer import TrainingRun, train
 from ...core.world import concepts as world
 from ...core.world.prompts import EvaluationPrompt, evaluation_prompts
+from ...core.world.render import concept_images
 
 PICTURES = 4
 """Training pictures of a concept, as a user would have."""
@@ -120,7 +114,7 @@ def run_trial(
     same noise. `seconds` is the training alone.
     """
     subject = world.CONCEPTS[name]
-    references, _, class_word = world.concept_images(name, PICTURES, seed=seed)
+    references, _, class_word = concept_images(name, PICTURES, seed=seed)
     started = time.perf_counter()
     concept = learn(model, method, name, class_word, references, seed, watch)
     seconds = time.perf_counter() - started
@@ -252,3 +246,15 @@ def method_key(method: Method) -> str:
     decisive += [method.prior] if method.prior else []
     text = json.dumps(decisive, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Methods that are trained on the same cells, and the pairs of them that are compared: (treated, control)."""
+
+    name: str
+    methods: tuple[Method, ...]
+    pairs: tuple[tuple[str, str], ...]
+    trial: Callable[..., Trial] = run_trial
+    more: Callable[[Sequence[Method], Sequence[dict[str, Any]]], list[str]] | None = None
+    """Tables of its own, of its methods and trials."""

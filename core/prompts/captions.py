@@ -17,10 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ..world.captions import caption
-from ..world.concepts import RESERVED
-from ..world.scenes import sample_scene
-from .rich import RichPrompts, rich_prompts, with_articles, words
+from .rich import RichPrompts, with_articles
 
 REAL_SHARE = 0.7
 """METHODS.md 2.4: of the training text, 70 % are captions of real pictures and 30 % synthetic."""
@@ -38,20 +35,6 @@ class CaptionSource(Protocol):
 
     def state(self) -> dict[str, object]:
         """Plain data for provenance; it differs where the text differs."""
-
-
-@dataclass(frozen=True)
-class WorldCaptions:
-    """Captions of scenes of ConceptWorld's training world, without rendering them."""
-
-    name: str = "concept_world"
-
-    def draw(self, count: int, generator: torch.Generator) -> list[str]:
-        rngs = [np.random.default_rng(seed) for seed in torch.randint(2**62, (count,), generator=generator).tolist()]
-        return [caption(sample_scene(rng, RESERVED), rng) for rng in rngs]
-
-    def state(self) -> dict[str, object]:
-        return {"source": self.name}
 
 
 @dataclass(frozen=True)
@@ -192,14 +175,6 @@ def is_held_out(text: str) -> bool:
     return int.from_bytes(digest, "little") < HELD_OUT_SHARE * 2**64
 
 
-def synthetic_captions(name: str) -> CaptionSource:
-    """The built-in captions: "concept_world", "pets" or "objects". Raises ValueError for another name."""
-    if name == "concept_world":
-        return WorldCaptions()
-    prompts = rich_prompts(name)
-    return ClassCaptions(prompts, words("pet_classes" if name == "pets" else "object_classes"))
-
-
 def captions_from(
     file: Path | None, shards: Sequence[Path], made: CaptionSource | None, real_share: float = REAL_SHARE
 ) -> CaptionSource:
@@ -268,9 +243,7 @@ __all__ = [
     "MixedCaptions",
     "ShardCaptions",
     "SplitCaptions",
-    "WorldCaptions",
     "captions_from",
     "captions_from_file",
     "is_held_out",
-    "synthetic_captions",
 ]

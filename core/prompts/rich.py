@@ -17,9 +17,6 @@ from typing import Protocol
 
 import torch
 
-from ..world.captions import BACKGROUND_PHRASES, BESIDE, OPENINGS, PLACE_PHRASES
-from ..world.scenes import BACKGROUNDS, COLOURS, SHAPES, WORN
-
 DATA = Path(__file__).parent / "data" / "rich"
 SLOT = re.compile(r"\[(\w+)\]")
 WRONG_ARTICLE = re.compile(r"\b(a)(?= (?:[aeio]|umb)(?!ne-|ne ))", re.IGNORECASE)
@@ -196,18 +193,16 @@ class ListedPrompts:
         return {"list": self.name, "prompts": list(self.prompts)}
 
 
-RICH_SETS = ("pets", "objects", "concept_world")
+@cache
+def pet_prompts() -> RichPrompts:
+    """METHODS.md 2.5 for animals."""
+    return _five_types("pets", pet_interactions(), wearings())
 
 
 @cache
-def rich_prompts(name: str) -> RichPrompts:
-    """A built-in set: "pets" or "objects" (METHODS.md 2.5) or "concept_world". Raises ValueError for another name."""
-    if name == "concept_world":
-        return world_prompts()
-    if name not in RICH_SETS:
-        raise ValueError(f"no rich prompt set {name!r}; there are {', '.join(RICH_SETS)}")
-    own = (pet_interactions(), wearings()) if name == "pets" else (object_interactions(), creatives())
-    return RichPrompts(name, (backgrounds(), relations(), styles(), *own), words("prefixes"))
+def object_prompts() -> RichPrompts:
+    """METHODS.md 2.5 for things."""
+    return _five_types("objects", object_interactions(), creatives())
 
 
 @cache
@@ -265,44 +260,6 @@ def creatives() -> PromptType:
     )
 
 
-def world_prompts(backgrounds: Sequence[str] = BACKGROUNDS) -> RichPrompts:
-    """The six types in the words of ConceptWorld's captions, which are all that the bundled model knows.
-
-    `backgrounds` are those that may be named, so that the others stay unseen by a regularizer. Raises ValueError for an
-    unknown one.
-    """
-    unknown = sorted(set(backgrounds) - set(BACKGROUNDS))
-    if unknown or not backgrounds:
-        raise ValueError(f"ConceptWorld has the backgrounds {', '.join(BACKGROUNDS)}, not {', '.join(unknown) or '-'}")
-    slots = {
-        "where": [phrase for name in backgrounds for phrase in BACKGROUND_PHRASES[name]],
-        "colours": list(COLOURS),
-        "shapes": list(SHAPES),
-        "place": [phrase for phrases in PLACE_PHRASES.values() for phrase in phrases],
-        "worn": [worn for worn in WORN if worn],
-        "marks": ["stripes", "spots"],
-    }
-    drawn = [opening for style in ("sketch", "pixelated") for opening in OPENINGS[style]]
-    openings = tuple(dict.fromkeys(text[: -len(" {}")] for text in OPENINGS["photo"] if text.endswith(" {}")))
-    relations = [phrase.replace("{}", "a [colours] [shapes]") for phrase in BESIDE]
-
-    def kind(name: str, *patterns: str, prefixed: bool = True) -> PromptType:
-        return PromptType(name, tuple(Pattern(text, slots) for text in patterns), prefixed)
-
-    return RichPrompts(
-        "concept_world",
-        (
-            kind("backgrounds", "a {} [where]"),
-            kind("relations", *(f"a {{}} {relation} [where]" for relation in relations)),
-            kind("styles", *(f"{opening.format('a {}')} [where]" for opening in drawn), prefixed=False),
-            kind("placements", "a {} [place] [where]", "a {} [place] next to a [colours] [shapes]"),
-            kind("wearings", "a {} wearing a [worn] [where]", "a {} with a [worn] [where]"),
-            kind("markings", "a {} with [colours] [marks] [where]"),
-        ),
-        openings,
-    )
-
-
 def with_articles(text: str) -> str:
     """ "a" made "an" before a vowel."""
     return WRONG_ARTICLE.sub(r"\1n", text)
@@ -311,6 +268,10 @@ def with_articles(text: str) -> str:
 def with_class(template: str, class_word: str) -> str:
     """METHODS.md 2.5: "a {} on a beach" with the class word after the concept, "a {} dog on a beach"."""
     return template.replace("{}", f"{{}} {class_word}")
+
+
+def _five_types(name: str, *own: PromptType) -> RichPrompts:
+    return RichPrompts(name, (backgrounds(), relations(), styles(), *own), words("prefixes"))
 
 
 def _type(name: str, *patterns: str, prefixed: bool = True) -> PromptType:

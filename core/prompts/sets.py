@@ -8,9 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..world.prompts import REGULARIZATION_BACKGROUNDS
 from .parse import parse_prompts, read_prompt_file
-from .rich import RICH_SETS, ListedPrompts, PromptSource, RichPrompts, rich_prompts, world_prompts
+from .rich import ListedPrompts, PromptSource, RichPrompts
 
 DATA = Path(__file__).parent / "data"
 
@@ -56,19 +55,9 @@ def built_in_set(name: str) -> PromptSet:
     return PromptSet(name, parse_prompts(_text(name), name), f"built-in set {name}")
 
 
-def rich_sets() -> list[str]:
-    """Names for `rich_set`."""
-    return list(RICH_SETS)
-
-
-@cache
-def rich_set(name: str) -> PromptSet:
-    """METHODS.md 2.5 by name: "pets", "objects", or "concept_world" without the backgrounds that evaluation asks for.
-
-    Raises ValueError for another name.
-    """
-    rich = world_prompts(REGULARIZATION_BACKGROUNDS) if name == "concept_world" else rich_prompts(name)
-    return PromptSet(f"rich {name}", rich.sample(SAMPLED), f"rich set {name}", rich)
+def rich_set(rich: RichPrompts) -> PromptSet:
+    """A set that is drawn from, with a sample of it where a list is needed."""
+    return PromptSet(f"rich {rich.name}", rich.sample(SAMPLED), f"rich set {rich.name}", rich)
 
 
 def joined(sets: Sequence[PromptSet]) -> PromptSet:

@@ -25,13 +25,7 @@ from .objective import Objective
 from .pictures import LatentBank, checked_pictures, encode_pictures
 from .prompts import PromptEncoder
 from .regularizers.seam import Regularizer
-from .run.checkpoint import (
-    Checkpoint,
-    CheckpointMismatchError,
-    load_checkpoint,
-    require_same_run,
-    save_checkpoint,
-)
+from .run.checkpoint import Checkpoint, CheckpointMismatchError, load_checkpoint, require_same_run, save_checkpoint
 from .run.events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from .run.history import History
 from .run.stream import EventStream

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from .drawing import Part, bird, box, butterfly, car, cat, cup, ellipse, fish, heart, house
-from .render import Masks, render
 from .scenes import CONCEPT_PREFIX, CREATURES, Scene, SecondObject
 
 
@@ -169,15 +168,3 @@ def concept_scenes(
         Scene(concept.subject, background=where, place=places[i % len(places)], second=companion, seed=int(s))
         for i, s in enumerate(rng.integers(2**31, size=n))
     ]
-
-
-def concept_images(
-    name: str, n: int = 4, seed: int = 0, background: str | None = None, companion: SecondObject | None = None
-) -> tuple[np.ndarray, list[Masks], str]:
-    """Training pictures of a held-out concept: uint8 (n, 128, 128, 3), their masks, and the class word.
-
-    All stand on ONE background, as a user's photographs often do: that is what a learned word may wrongly absorb. So it
-    is with a `companion` beside the concept in every picture. Raises KeyError for an unknown name.
-    """
-    drawn = [render(scene) for scene in concept_scenes(name, n, seed, background, companion)]
-    return np.stack([image for image, _ in drawn]), [masks for _, masks in drawn], CONCEPTS[name].super_category

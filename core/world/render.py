@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from .backgrounds import paint
+from .concepts import CONCEPTS, concept_scenes
 from .drawing import FIGURES, HEAD, SUPERSAMPLE, Canvas, crown, hat
-from .scenes import IMAGE_SIZE, Scene
+from .scenes import IMAGE_SIZE, Scene, SecondObject
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,6 @@ def render(scene: Scene) -> tuple[np.ndarray, Masks]:
 
     Raises KeyError for a shape, colour, background or concept that does not exist, ValueError for an unknown style.
     """
-    from .concepts import CONCEPTS  # concepts are drawn with the figures of `drawing`
-
     rng = np.random.default_rng(scene.seed)
     canvas = Canvas(paint(scene.background, rng))
     centre, size = layout(scene, rng)
@@ -83,3 +82,15 @@ def apply_style(picture: Image.Image, style: str) -> Image.Image:
     y, x = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE]
     hatch = 1 - 0.22 * (((x + y) % 12) < 3)
     return Image.fromarray(np.clip(pale * hatch[..., None], 0, 255).astype(np.uint8))
+
+
+def concept_images(
+    name: str, n: int = 4, seed: int = 0, background: str | None = None, companion: SecondObject | None = None
+) -> tuple[np.ndarray, list[Masks], str]:
+    """Training pictures of a held-out concept: uint8 (n, 128, 128, 3), their masks, and the class word.
+
+    All stand on ONE background, as a user's photographs often do: that is what a learned word may wrongly absorb. So it
+    is with a `companion` beside the concept in every picture. Raises KeyError for an unknown name.
+    """
+    drawn = [render(scene) for scene in concept_scenes(name, n, seed, background, companion)]
+    return np.stack([image for image, _ in drawn]), [masks for _, masks in drawn], CONCEPTS[name].super_category

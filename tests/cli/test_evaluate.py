@@ -12,7 +12,7 @@ from PIL import Image
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.concept import Concept
 from contextual_inversion.core.files import save_embedding
-from contextual_inversion.core.world.concepts import concept_images
+from contextual_inversion.core.world.render import concept_images
 
 BESIDE = Path(__file__).parents[1] / "core" / "inspection" / "evaluation"
 SUBJECTS = ("goblet", "castle")

@@ -15,7 +15,7 @@ from contextual_inversion.cli.experiments.tables import END, START, require_mark
 from contextual_inversion.cli.places import require_file, require_folder, write_picture
 from contextual_inversion.core.training.regularizers.prior import PriorPreservation
 from contextual_inversion.core.training.trainer import TrainingRun
-from contextual_inversion.core.world.concepts import concept_images
+from contextual_inversion.core.world.render import concept_images
 
 QUICK = {"class_word": "cup", "steps": 4, "batch": 1, "core": False, "resolution": 64, "checkpoint_every": 1}
 

@@ -30,7 +30,8 @@ from contextual_inversion.core.models.low_rank import apply_deltas
 from contextual_inversion.core.models.text import encode_prompts
 from contextual_inversion.core.models.tiny import load_tiny
 from contextual_inversion.core.training.one_picture.predict import observed, predict_concept
-from contextual_inversion.core.world.concepts import CONCEPTS, concept_images
+from contextual_inversion.core.world.concepts import CONCEPTS
+from contextual_inversion.core.world.render import concept_images
 from contextual_inversion.core.world.scenes import IMAGE_SIZE
 
 WIDTHS = {"clip_l": 128}

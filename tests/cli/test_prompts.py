@@ -7,8 +7,9 @@ import json
 import pytest
 
 from contextual_inversion.cli import main as cli
+from contextual_inversion.core.prompt_sets import rich_set
 from contextual_inversion.core.prompts.parse import read_prompt_file
-from contextual_inversion.core.prompts.sets import built_in_set, rich_set
+from contextual_inversion.core.prompts.sets import built_in_set
 from contextual_inversion.core.prompts.written import WrittenPrompts, lines_of, request
 
 

@@ -13,9 +13,9 @@ from ...models.families import is_narrow
 from ...models.frozen import autograd
 from ...models.protocol import TextEncoder, TextToImageModel, fingerprint
 from ...networks.contextualizer import Contextualizer, ShortEncoder
-from ...prompts.rich import PromptSource, with_class, world_prompts
+from ...prompt_sets import regularization_prompts
+from ...prompts.rich import PromptSource, with_class
 from ...prompts.tokens import tokenize_prompt
-from ...world.prompts import REGULARIZATION_BACKGROUNDS
 from ..contextualizer.masking import MaskableRow, mask_rows, masked_inputs, nameable_ids, prompt_row
 from ..run.remembered import remembered
 from .seam import LossTerm, Terms, TrainingStep
@@ -64,7 +64,7 @@ def recommended_mlm(
         from ...models.tiny.contextualizer import load_contextualizer
 
         contextualizers = load_contextualizer()
-    prompts = prompts or world_prompts(REGULARIZATION_BACKGROUNDS)
+    prompts = prompts or regularization_prompts()
     weight = recommended_lambda(model, method) if weight is None else weight
     return MLMRegularizer(contextualizers, prompts, **{"beside_class": False, **options}, weight=weight)
 

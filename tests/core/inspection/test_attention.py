@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from contextual_inversion.core.inspection.attention import (
-    AttentionRecorder,
-    folded,
-    head_means,
-    map_size,
-    pooled,
-)
+from contextual_inversion.core.inspection.attention import AttentionRecorder, folded, head_means, map_size, pooled
 from contextual_inversion.core.inspection.attention_atlas import atlas, description
 from contextual_inversion.core.inspection.attention_maps import AttentionMaps, LayerGroup, normalised, word_maps
 from contextual_inversion.core.inspection.layer_groups import MOST, layer_plan

@@ -22,17 +22,9 @@ from contextual_inversion.core.models.low_rank import LowRankDelta
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.sampling import sample
 from contextual_inversion.core.models.text import encode_prompts
-from contextual_inversion.core.networks.contextualizer import (
-    Contextualizer,
-    ContextualizerShape,
-    EncoderIdentity,
-)
-from contextual_inversion.core.prompts.captions import WorldCaptions
+from contextual_inversion.core.networks.contextualizer import Contextualizer, ContextualizerShape, EncoderIdentity
 from contextual_inversion.core.prompts.rich import ListedPrompts
-from contextual_inversion.core.training.contextualizer.pretraining import (
-    PretrainSettings,
-    pretrain_contextualizer,
-)
+from contextual_inversion.core.training.contextualizer.pretraining import PretrainSettings, pretrain_contextualizer
 from contextual_inversion.core.training.one_picture.predict import predict_concept
 from contextual_inversion.core.training.one_picture.pretraining import pretrain_encoder
 from contextual_inversion.core.training.one_picture.tuning import TuneSettings, tune
@@ -42,6 +34,7 @@ from contextual_inversion.core.training.regularizers.prior import PriorPreservat
 from contextual_inversion.core.training.run.events import Step
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import train
+from contextual_inversion.core.world.sources import WorldCaptions
 
 SIZE = ImageSize(64, 64)
 PROMPTS = ("a {} in the snow", "the {} at sea")

@@ -8,16 +8,16 @@ import tarfile
 import pytest
 import torch
 
+from contextual_inversion.core.prompt_sets import synthetic_captions
 from contextual_inversion.core.prompts.captions import (
     ListedCaptions,
     MixedCaptions,
     ShardCaptions,
     SplitCaptions,
-    WorldCaptions,
     captions_from_file,
     is_held_out,
-    synthetic_captions,
 )
+from contextual_inversion.core.world.sources import WorldCaptions
 
 
 def generator(seed=0):

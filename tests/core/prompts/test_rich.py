@@ -9,20 +9,12 @@ import pytest
 import torch
 
 from contextual_inversion.core.networks.contextualizer import PRESETS, ShortEncoder
+from contextual_inversion.core.prompt_sets import RICH_SETS, rich_prompts
 from contextual_inversion.core.prompts.parse import placeholder_problem
-from contextual_inversion.core.prompts.rich import (
-    DATA,
-    RICH_SETS,
-    ListedPrompts,
-    Pattern,
-    rich_prompts,
-    with_articles,
-    with_class,
-    words,
-    world_prompts,
-)
+from contextual_inversion.core.prompts.rich import DATA, ListedPrompts, Pattern, with_articles, with_class, words
 from contextual_inversion.core.prompts.tokens import tokenize_prompt
 from contextual_inversion.core.world.captions import BACKGROUND_PHRASES
+from contextual_inversion.core.world.sources import world_prompts
 
 SLOTS = {
     "places": 138,

@@ -8,12 +8,12 @@ from safetensors.torch import save_file
 from stub_model import StubEncoder
 
 from contextual_inversion.cli.pretrain_contextualizer import share_of
-from contextual_inversion.core.prompts.captions import WorldCaptions
 from contextual_inversion.core.training.contextualizer.pretraining import (
     Pretrained,
     PretrainSettings,
     pretrain_contextualizer,
 )
+from contextual_inversion.core.world.sources import WorldCaptions
 
 
 def main(folder, mode):

@@ -14,9 +14,9 @@ from contextual_inversion.core.world.companions import (
     description,
     specific_prompts,
 )
-from contextual_inversion.core.world.concepts import CONCEPTS, concept_images, concept_scenes
+from contextual_inversion.core.world.concepts import CONCEPTS, concept_scenes
 from contextual_inversion.core.world.prompts import EVALUATION_BACKGROUNDS
-from contextual_inversion.core.world.render import render
+from contextual_inversion.core.world.render import concept_images, render
 from contextual_inversion.core.world.scenes import Scene
 
 PAIRS = [("goblet", "yellow star"), ("castle", "red ball"), ("racer", "horned-cat"), ("moth", "blue house")]

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from contextual_inversion.core.world.concepts import CONCEPTS, RESERVED, concept_images
+from contextual_inversion.core.world.concepts import CONCEPTS, RESERVED
 from contextual_inversion.core.world.drawing import FIGURES
-from contextual_inversion.core.world.render import render
+from contextual_inversion.core.world.render import concept_images, render
 from contextual_inversion.core.world.scenes import (
     BACKGROUNDS,
     COLOURS,

@@ -20,7 +20,8 @@ from contextual_inversion.core.inspection.evaluation import (
 from contextual_inversion.core.inspection.evaluation.preprocessing import Preprocessing, read_preprocessing
 from contextual_inversion.core.models.tiny import load_tiny
 from contextual_inversion.core.models.tiny.tokenizer import tiny_tokenizer
-from contextual_inversion.core.world.concepts import CONCEPTS, concept_images
+from contextual_inversion.core.world.concepts import CONCEPTS
+from contextual_inversion.core.world.render import concept_images
 
 SHAPES = [(40, 40), (33, 71), (90, 37), (20, 24), (32, 32)]
 

@@ -9,8 +9,8 @@ from contextual_inversion.core.inspection.world.checks import KINDS, Judge, to_b
 from contextual_inversion.core.inspection.world.report import questions, tiny_autoencode, world_report
 from contextual_inversion.core.models.tiny import tiny_weights_path
 from contextual_inversion.core.models.tiny.load import load_part
-from contextual_inversion.core.world.concepts import CONCEPTS, concept_images
-from contextual_inversion.core.world.render import render
+from contextual_inversion.core.world.concepts import CONCEPTS
+from contextual_inversion.core.world.render import concept_images, render
 from contextual_inversion.core.world.scenes import BACKGROUNDS, Scene
 
 pytest.importorskip("diffusers")

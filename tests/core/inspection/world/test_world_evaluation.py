@@ -14,9 +14,9 @@ from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.lora import to_lora
 from contextual_inversion.core.models.low_rank import LowRankDelta
 from contextual_inversion.core.models.tiny import load_tiny
-from contextual_inversion.core.world.concepts import CONCEPTS, concept_images, concept_scenes
+from contextual_inversion.core.world.concepts import CONCEPTS, concept_scenes
 from contextual_inversion.core.world.prompts import EvaluationPrompt, evaluation_prompts
-from contextual_inversion.core.world.render import render
+from contextual_inversion.core.world.render import concept_images, render
 
 CASTLE = CONCEPTS["castle"]
 PROMPTS = [prompt for prompt in evaluation_prompts(without=CASTLE.background) if prompt.second is None][:16]

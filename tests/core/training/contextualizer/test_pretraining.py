@@ -13,12 +13,8 @@ from pretrain_child import main as pretrain_alone
 from safetensors.torch import load_file
 from stub_model import StubEncoder
 
-from contextual_inversion.core.prompts.captions import ListedCaptions, SplitCaptions, WorldCaptions, is_held_out
-from contextual_inversion.core.training.contextualizer.held_out import (
-    Questions,
-    held_out_accuracy,
-    shuffled_context,
-)
+from contextual_inversion.core.prompts.captions import ListedCaptions, SplitCaptions, is_held_out
+from contextual_inversion.core.training.contextualizer.held_out import Questions, held_out_accuracy, shuffled_context
 from contextual_inversion.core.training.contextualizer.masking import caption_row, mask_rows, nameable_ids
 from contextual_inversion.core.training.contextualizer.pretraining import (
     Pretrained,
@@ -31,6 +27,7 @@ from contextual_inversion.core.training.run.checkpoint import CheckpointMismatch
 from contextual_inversion.core.training.run.draws import generator_for
 from contextual_inversion.core.training.run.events import CheckpointSaved, Started, Step
 from contextual_inversion.core.training.run.processes import Processes
+from contextual_inversion.core.world.sources import WorldCaptions
 
 HERE = Path(__file__).parents[1]
 MODES = ("non_padding", "masked")

@@ -6,11 +6,7 @@ from stub_model import StubModel
 
 from contextual_inversion.core.maths.similarity import unit
 from contextual_inversion.core.models.vocabulary import candidates, word_of
-from contextual_inversion.core.training.one_picture.near_words import (
-    EmbeddingRegularization,
-    HardWords,
-    words_of,
-)
+from contextual_inversion.core.training.one_picture.near_words import EmbeddingRegularization, HardWords, words_of
 
 
 def predictions(model, count=3, seed=0):

@@ -18,7 +18,8 @@ from contextual_inversion.core.networks.contextualizer import (
     ShortEncoder,
     initialise,
 )
-from contextual_inversion.core.prompts.rich import ListedPrompts, rich_prompts, with_class
+from contextual_inversion.core.prompt_sets import rich_prompts
+from contextual_inversion.core.prompts.rich import ListedPrompts, with_class
 from contextual_inversion.core.prompts.tokens import input_embeddings, tokenize_prompt
 from contextual_inversion.core.training.contextualizer.masking import (
     caption_row,
@@ -30,11 +31,7 @@ from contextual_inversion.core.training.contextualizer.masking import (
 from contextual_inversion.core.training.methods import METHODS
 from contextual_inversion.core.training.prompts import PromptEncoder, StepView
 from contextual_inversion.core.training.regularizers.context import CoReRegularizer
-from contextual_inversion.core.training.regularizers.mlm import (
-    MLMRegularizer,
-    recommended_lambda,
-    recommended_mlm,
-)
+from contextual_inversion.core.training.regularizers.mlm import MLMRegularizer, recommended_lambda, recommended_mlm
 from contextual_inversion.core.training.word import Word
 from contextual_inversion.core.world.captions import BACKGROUND_PHRASES
 from contextual_inversion.core.world.prompts import EVALUATION_BACKGROUNDS
