@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..core.inspection.attention_maps import AttentionMaps, normalised, word_maps
+from ..core.inspection.attention_maps import AttentionMaps, normalised, stretched, word_maps
 from ..core.inspection.heat_pictures import mask_of, word_pictures
 from ..core.prompts.words import PromptWord, chosen
 from .attention import AttentionSocket, RecordedAttention
@@ -111,7 +111,7 @@ class ShowAttention(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="The mask is 1 where a map reaches this share of its maximum. 0: the soft map itself.",
+                    tooltip="The mask is 1 where a map is this far from its least to its most. 0: the soft map itself.",
                 ),
                 io.Int.Input(
                     "conditioning",
@@ -170,14 +170,13 @@ class ShowAttention(io.ComfyNode):
             "steps": (start, end),
             "size": tuple(pictures.shape[1:3]) if pictures is not None else preview_size(maps),
         }
-        heat = normalised(_heat(maps, drawn, options), in_common=normalise == IN_COMMON)
-        masked = heat
-        if mask_words.strip():
-            masked = normalised(_heat(maps, chosen(found, mask_words), options))
+        heat = _heat(maps, drawn, options)
+        masked = _heat(maps, chosen(found, mask_words), options) if mask_words.strip() else heat
+        heat = normalised(heat, in_common=normalise == IN_COMMON)
         tiles = word_pictures(heat, [word.text for word in drawn], pictures, overlay, captions)
         return io.NodeOutput(
             tiles,
-            mask_of(masked, mask_threshold),
+            mask_of(stretched(masked), mask_threshold),
             ui={UI_KEY: [viewer_data(cls, maps, found, prompt, options["layers"], pictures)]},
         )
 

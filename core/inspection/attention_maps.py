@@ -94,7 +94,8 @@ def word_maps(
 
     A word's sub-tokens are averaged; each layer's map is resized bilinearly to the largest chosen layer's grid, or to
     `size`, and layers and steps are averaged, every one with the same weight. `steps` are shares of the sampling.
-    Values stay probabilities: display divides by a maximum (`normalised`).
+    Values stay probabilities: display divides by a maximum (`normalised`), a mask takes what lies between the least and
+    the most (`stretched`).
 
     Raises ValueError for no words, no layers, or a range in which no step was recorded.
     """
@@ -116,6 +117,16 @@ def normalised(maps: torch.Tensor, *, in_common: bool = False) -> torch.Tensor:
     """Maps (images, words, H, W) divided by the maximum of each, or of all words of a picture together: 0 to 1."""
     top = maps.amax(dim=(1, 2, 3) if in_common else (2, 3), keepdim=True)
     return maps / top.clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def stretched(maps: torch.Tensor) -> torch.Tensor:
+    """Maps (images, words, H, W) from the least of each, 0, to the most, 1; a map that is everywhere alike is 0.
+
+    Attention is never 0 anywhere, so a share of the maximum alone would let most of a picture through (METHODS.md
+    section 4).
+    """
+    least, most = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
+    return (maps - least) / (most - least).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
 def resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -6,7 +6,14 @@ import torch
 
 from contextual_inversion.core.inspection.attention import AttentionRecorder, folded, head_means, map_size, pooled
 from contextual_inversion.core.inspection.attention_atlas import atlas, description
-from contextual_inversion.core.inspection.attention_maps import AttentionMaps, LayerGroup, normalised, word_maps
+from contextual_inversion.core.inspection.attention_maps import (
+    AttentionMaps,
+    LayerGroup,
+    normalised,
+    stretched,
+    word_maps,
+)
+from contextual_inversion.core.inspection.heat_pictures import mask_of
 from contextual_inversion.core.inspection.layer_groups import MOST, layer_plan
 from contextual_inversion.core.models.attention import AttentionObserver
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
@@ -210,6 +217,19 @@ def test_a_word_is_the_mean_of_tokens_layers_and_steps() -> None:
     assert maps.layers_of(side=3) == [0], "not the middle alone"
     assert maps.layers_of("middle", side=16) == [1]
     assert maps.layers_of("middle") == [1]
+
+
+def test_a_mask_lies_between_the_least_and_the_most_of_a_map() -> None:
+    maps = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(0)) * 0.01
+    least, most = maps.numpy().min((2, 3), keepdims=True), maps.numpy().max((2, 3), keepdims=True)
+    expected = torch.from_numpy((maps.numpy() - least) / (most - least))
+    torch.testing.assert_close(stretched(maps), expected)
+    shared = stretched(maps.double() + 0.5)
+    torch.testing.assert_close(shared, stretched(maps.double()))  # what all places share says nothing
+    assert torch.equal(stretched(torch.full((1, 1, 3, 3), 0.7)), torch.zeros(1, 1, 3, 3))
+    background = torch.tensor([[[[0.8, 0.9], [0.7, 1.0]]]])
+    assert mask_of(normalised(background), 0.4).mean() == 1
+    assert mask_of(stretched(background), 0.4).mean() == 0.5
 
 
 @pytest.mark.parametrize("limit", [2**24, 200])
