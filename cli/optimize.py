@@ -18,8 +18,8 @@ from ..core.models.families import drawn_resolution
 from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, repair
 from ..core.training.regularizers.context import CoReWeights, recommended_weights
 from ..core.training.run.events import Finished, Step
+from .loading import load_model
 from .places import require_folder, write_picture
-from .train import load_model
 
 
 def main(

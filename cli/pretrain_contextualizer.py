@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, Literal
 import torch
 
 from ..core.files.contextualizer import save_contextualizer
-from ..core.models.diffusers_text import DiffusersTextEncoder
 from ..core.models.frozen import frozen, on_device
 from ..core.prompts.captions import REAL_SHARE, captions_from, synthetic_captions
 from ..core.training.contextualizer.pretraining import (
@@ -22,10 +20,9 @@ from ..core.training.contextualizer.pretraining import (
     pretrain_contextualizer,
 )
 from ..core.training.contextualizer.recipes import recommended_pretraining
-from ..core.training.run.processes import Processes
 from ..core.training.run.schedules import LearningRateSchedule
-from .device import chosen_device
-from .outputs import file_name, require_empty
+from .loading import load_text_encoder, share_of
+from .places import file_name, require_empty
 from .pretraining_bar import follow_pretraining
 
 
@@ -144,43 +141,6 @@ def main(
         figures |= {"file": str(path), "bytes": path.stat().st_size}
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     return figures
-
-
-def load_text_encoder(model: str | Path, name: str | None) -> DiffusersTextEncoder:
-    """One text encoder of the bundled model or of a pipeline's folder. Raises ValueError that lists the choices."""
-    if model == "tiny":
-        from ..core.models.tiny.load import load_part
-        from ..core.models.tiny.tokenizer import tiny_tokenizer
-
-        encoders = {"clip_l": DiffusersTextEncoder("clip_l", load_part("text_encoder"), tiny_tokenizer())}
-    else:
-        from ..core.models.diffusers_adapter import DiffusersModel
-
-        encoders = dict(DiffusersModel.from_pipeline(model).text_encoders)
-    if name is None and len(encoders) == 1:
-        return next(iter(encoders.values()))
-    if name not in encoders:
-        raise ValueError(f"choose one of the model's text encoders with --encoder: {', '.join(encoders)}")
-    return encoders[name]
-
-
-def share_of(device: str | None) -> tuple[Processes, torch.device]:
-    """This process among those of `accelerate launch`, and its device; alone outside of it."""
-    from accelerate import PartialState
-
-    # Without saying so, accelerate leaves processes on a machine without a GPU alone, each with the whole batch.
-    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
-    if int(os.environ.get("WORLD_SIZE", "1")) != state.num_processes:
-        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were launched, accelerate sees {state.num_processes}")
-    if state.num_processes == 1:
-        return Processes(), chosen_device(device or str(state.device))
-
-    def add(value: torch.Tensor) -> torch.Tensor:
-        total = value.detach().clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    return Processes(state.process_index, state.num_processes, add), state.device
 
 
 def follow(run: Iterable[PretrainingEvent], quiet: bool = False) -> Pretrained:

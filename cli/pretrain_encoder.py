@@ -11,18 +11,15 @@ import torch
 from PIL import Image
 
 from ..core.files.tuning_encoder import save_tuning_encoder
-from ..core.models.image_encoder import ImageEncoder
 from ..core.training.one_picture.pictures import FolderPictures, PictureSource, ShardPictures, WorldPictures
 from ..core.training.one_picture.pretraining import EncoderPretrainingEvent, PretrainedEncoder, pretrain_encoder
 from ..core.training.one_picture.recipes import WORLD_PICTURES, known_words, recommended_encoder
 from ..core.training.one_picture.settings import EncoderPrecision, EncoderPretrainSettings
 from ..core.training.run.events import Preview
 from ..core.training.run.schedules import LearningRateSchedule
-from .outputs import file_name, require_empty
-from .places import write_picture
-from .pretrain_contextualizer import share_of
+from .loading import load_image_encoder, load_model, share_of
+from .places import file_name, require_empty, write_picture
 from .pretraining_bar import follow_pretraining
-from .train import load_model
 
 
 def main(
@@ -173,21 +170,6 @@ def picture_source(
     if pictures is not None:
         return FolderPictures(pictures)
     return ShardPictures(shards) if shards else WorldPictures(world or 0, seed=seed, say_place=say_place)
-
-
-def load_image_encoder(model: str | Path, folder: Path | None, device: torch.device) -> ImageEncoder:
-    """The one in `folder`, the tiny model's own, or the one of a pipeline's folder.
-
-    Raises FileNotFoundError that says what to give where a pipeline has none.
-    """
-    if folder is not None:
-        return ImageEncoder.from_folder(folder, device=device)
-    if model == "tiny":
-        return ImageEncoder.tiny(device=device)
-    own = Path(model) / "image_encoder"
-    if not own.is_dir():
-        raise FileNotFoundError(f"{model} has no image encoder; name a folder of a CLIP vision model, --image-encoder")
-    return ImageEncoder.from_folder(own, device=device)
 
 
 def follow(

@@ -43,6 +43,7 @@ def extension() -> Any:
                 contextualizers.SaveContextualizer,
                 regularizers.MLMRegularizerNode,
                 regularizers.NearestWordRegularizer,
+                *regularizers.further_nodes(),
                 training.TrainConcept,
                 refinement.RefineConcept,
                 prompt_repair.OptimizeForPrompt,

@@ -24,7 +24,7 @@ from .tables import (
     table_header,
     table_row,
 )
-from .trials import Method, Trial, cached_trial, demo_model, method_key, run_trial
+from .trials import Arm, Trial, arm_key, cached_trial, demo_model, run_trial
 
 DEVELOPMENT = ("crested-bird", "goblet")
 """Concepts on which rates, steps and weights were chosen; never among those that are judged."""
@@ -50,15 +50,15 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """Methods that are trained on the same cells, and the pairs of them that are compared: (treated, control)."""
+class Comparison:
+    """Arms that are trained on the same cells, and the pairs of them that are compared: (treated, control)."""
 
     name: str
-    methods: tuple[Method, ...]
+    arms: tuple[Arm, ...]
     pairs: tuple[tuple[str, str], ...]
     trial: Callable[..., Trial] = run_trial
-    more: Callable[[Sequence[Method], Sequence[dict[str, Any]]], list[str]] | None = None
-    """Tables of its own, of its methods and trials."""
+    more: Callable[[Sequence[Arm], Sequence[dict[str, Any]]], list[str]] | None = None
+    """Tables of its own, of its arms and trials."""
 
 
 def main(
@@ -88,12 +88,15 @@ def main(
     from tqdm import tqdm
 
     from ...core.world import concepts as world
-    from .claim_parts import PARTS
+    from .claim_parts import every_part
 
-    unknown = [name for name in parts if name not in PARTS] + [name for name in concepts if name not in world.CONCEPTS]
+    offered = every_part()
+    unknown = [name for name in parts if name not in offered] + [
+        name for name in concepts if name not in world.CONCEPTS
+    ]
     if unknown or seeds < 1 or workers < 1:
         raise ValueError(
-            f"parts are {', '.join(PARTS)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
+            f"parts are {', '.join(offered)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
             f"Unknown: {', '.join(unknown) or 'none'}"
         )
     require_marks(markdown, parts)
@@ -105,14 +108,14 @@ def main(
     report["model"] = model.fingerprint
     folder = folder / model.fingerprint
     names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
-    chosen = [PARTS[name](model) for name in parts]
+    chosen = [offered[name](model) for name in parts]
     # Seed after seed, so that what is there of an unfinished run covers all concepts.
     cells = {
-        cell_name(part, method, name, seed): (part.trial, method, name, seed)
+        cell_name(part, arm, name, seed): (part.trial, arm, name, seed)
         for seed in range(1, seeds + 1)
         for name in names
         for part in chosen
-        for method in part.methods
+        for arm in part.arms
     }
     done: dict[str, dict[str, Any]] = {}
     with tqdm(total=len(cells), desc="trials", unit="trial") as bar:
@@ -121,8 +124,8 @@ def main(
             bar.update()
     for part in chosen:
         trials = [
-            {**done[cell_name(part, method, name, seed)], "method": method.name}
-            for method in part.methods
+            {**done[cell_name(part, arm, name, seed)], "method": arm.name}
+            for arm in part.arms
             for name in names
             for seed in range(1, seeds + 1)
         ]
@@ -146,10 +149,10 @@ def commit() -> str | None:
         return None
 
 
-def cell_name(part: Part, method: Method, name: str, seed: int) -> str:
+def cell_name(part: Comparison, arm: Arm, name: str, seed: int) -> str:
     """Where a trial is kept: parts that train the same way share it."""
     kind = "" if part.trial is run_trial else f"{part.trial.__name__}-"
-    return f"{kind}{method_key(method)}-{name}-{seed}"
+    return f"{kind}{arm_key(arm)}-{name}-{seed}"
 
 
 Cell = tuple[Callable[..., Trial], Any, str, int]
@@ -169,8 +172,8 @@ def _prepare() -> None:
 
 def _one(key: str, cell: Cell, folder: Path) -> dict[str, Any]:
     """One cell, which remembers the commit it was made at."""
-    trial, method, name, seed = cell
-    return cached_trial(folder, key, lambda: {**trial(_loaded(), method, name, seed).figures, "commit": commit()})
+    trial, arm, name, seed = cell
+    return cached_trial(folder, key, lambda: {**trial(_loaded(), arm, name, seed).figures, "commit": commit()})
 
 
 def run_cells(cells: dict[str, Cell], folder: Path, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -222,9 +225,9 @@ def compare(
     return rows
 
 
-def as_markdown(part: Part, found: dict[str, Any]) -> list[str]:
+def as_markdown(part: Comparison, found: dict[str, Any]) -> list[str]:
     """What each method reached, every comparison, and every trial, as tables."""
-    labels = {method.name: method.label for method in part.methods}
+    labels = {arm.name: arm.label for arm in part.arms}
     trials, rows = found["trials"], found["comparisons"]
     # A part may ask for some things never: they are NaN everywhere.
     shown = [key for key in MEASURES if not all(math.isnan(trial.get(key, math.nan)) for trial in trials)]
@@ -234,7 +237,7 @@ def as_markdown(part: Part, found: dict[str, Any]) -> list[str]:
         means = [sum(trial[key] for trial in own) / len(own) for key in shown]
         lines.append(table_row(label, *map(table_figure, means)))
     if part.more is not None:
-        lines += ["", *part.more(part.methods, trials)]
+        lines += ["", *part.more(part.arms, trials)]
     for treated, control in part.pairs:
         those = [row for row in rows if (row["method"], row["control"]) == (treated, control)]
         if those:
