@@ -12,7 +12,6 @@ def extension() -> Any:
     from . import (
         attention,
         concepts,
-        contextualizer_pretraining,
         contextualizers,
         demo,
         diagnosis,
@@ -39,7 +38,7 @@ def extension() -> Any:
                 prompts.ContextPrompts,
                 regularizers.CoReRegularizerNode,
                 contextualizers.LoadContextualizer,
-                contextualizer_pretraining.PretrainContextualizer,
+                contextualizers.PretrainContextualizer,
                 contextualizers.SaveContextualizer,
                 regularizers.MLMRegularizerNode,
                 regularizers.NearestWordRegularizer,
