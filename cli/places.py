@@ -81,6 +81,13 @@ def require_empty(checkpoints: Path | None, resume: bool) -> None:
         )
 
 
+def written(file: Path) -> dict[str, Any]:
+    """Says that a network's file was written; its figures."""
+    size = file.stat().st_size
+    print(f"wrote {file} ({size / 1e6:.1f} MB)")
+    return {"file": str(file), "bytes": size}
+
+
 def write_picture(picture: Image, file: Path) -> Path:
     """The picture as PNG, whole or not at all. Raises OSError."""
     from ..core.files.atomic import atomic_write_verified

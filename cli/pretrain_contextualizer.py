@@ -22,7 +22,7 @@ from ..core.training.contextualizer.pretraining import (
 from ..core.training.contextualizer.recipes import recommended_pretraining
 from ..core.training.run.schedules import LearningRateSchedule
 from .loading import load_text_encoder, share_of
-from .places import file_name, require_empty
+from .places import file_name, require_empty, written
 from .pretraining_bar import follow_pretraining
 
 
@@ -122,7 +122,17 @@ def main(
             text_encoder, source, settings, processes=processes, resume=checkpoints if resume else None
         )
         finished = follow(run, quiet=not processes.first)
-    figures = {
+    told = {**figures(finished, log_every), "processes": processes.size}
+    if processes.first:
+        finished.contextualizer.provenance["seconds"] = round(finished.seconds, 1)
+        how = {"dtype": torch.float16 if half else torch.float32, "if_exists": "replace" if overwrite else "error"}
+        told |= written(save_contextualizer(finished.contextualizer, out.parent, name, **how))
+    return told
+
+
+def figures(finished: Pretrained, log_every: int) -> dict[str, Any]:
+    """What a run came to: loss and accuracy are means of the last `log_every` steps."""
+    return {
         "steps": finished.step,
         "seconds": finished.seconds,
         "loss": float(finished.losses["loss"][-log_every:].mean()),
@@ -130,17 +140,7 @@ def main(
         "held_out": None if finished.held_out is None else finished.held_out.figures(),
         "classes": finished.contextualizer.classes,
         "encoder": asdict(finished.contextualizer.encoder),
-        "processes": processes.size,
     }
-    if processes.first:
-        finished.contextualizer.provenance["seconds"] = round(finished.seconds, 1)
-        dtype = torch.float16 if half else torch.float32
-        path = save_contextualizer(
-            finished.contextualizer, out.parent, name, dtype=dtype, if_exists="replace" if overwrite else "error"
-        )
-        figures |= {"file": str(path), "bytes": path.stat().st_size}
-        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return figures
 
 
 def follow(run: Iterable[PretrainingEvent], quiet: bool = False) -> Pretrained:

@@ -18,7 +18,7 @@ from ..core.training.one_picture.settings import EncoderPrecision, EncoderPretra
 from ..core.training.run.events import Preview
 from ..core.training.run.schedules import LearningRateSchedule
 from .loading import load_image_encoder, load_model, share_of
-from .places import file_name, require_empty, write_picture
+from .places import file_name, require_empty, write_picture, written
 from .pretraining_bar import follow_pretraining
 
 
@@ -125,38 +125,27 @@ def main(
         preview_every=preview_every if previews is not None else 0,
         log_every=log_every,
     )
-    finished = follow(
-        pretrain_encoder(
-            subject,
-            load_image_encoder(model, image_encoder, own_device),
-            source,
-            settings,
-            processes=processes,
-            known=known_words(subject),
-            resume=checkpoints if resume else None,
-        ),
-        previews,
-        quiet=not processes.first,
+    images, goes_on = load_image_encoder(model, image_encoder, own_device), checkpoints if resume else None
+    run = pretrain_encoder(
+        subject, images, source, settings, processes=processes, known=known_words(subject), resume=goes_on
     )
-    figures = {
+    finished = follow(run, previews, quiet=not processes.first)
+    told = {**figures(finished), "processes": processes.size}
+    if processes.first:
+        how = {"dtype": torch.float16 if half else torch.float32, "if_exists": "replace" if overwrite else "error"}
+        told |= written(save_tuning_encoder(finished.encoder, out.parent, name, **how))
+    return told
+
+
+def figures(finished: PretrainedEncoder) -> dict[str, Any]:
+    """What a run came to."""
+    return {
         "steps": finished.step,
         "seconds": finished.seconds,
         "numbers": finished.encoder.numbers,
         "losses": finished.encoder.provenance["losses"],
         "identity": asdict(finished.encoder.identity),
-        "processes": processes.size,
     }
-    if processes.first:
-        path = save_tuning_encoder(
-            finished.encoder,
-            out.parent,
-            name,
-            dtype=torch.float16 if half else torch.float32,
-            if_exists="replace" if overwrite else "error",
-        )
-        figures |= {"file": str(path), "bytes": path.stat().st_size}
-        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return figures
 
 
 def picture_source(

@@ -117,11 +117,7 @@ def main(
         for part in chosen
         for arm in part.arms
     }
-    done: dict[str, dict[str, Any]] = {}
-    with tqdm(total=len(cells), desc="trials", unit="trial") as bar:
-        for key, figures in run_cells(cells, folder, workers):
-            done[key] = figures
-            bar.update()
+    done = dict(tqdm(run_cells(cells, folder, workers), total=len(cells), desc="trials", unit="trial"))
     for part in chosen:
         trials = [
             {**done[cell_name(part, arm, name, seed)], "method": arm.name}
