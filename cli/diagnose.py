@@ -10,11 +10,10 @@ from ..core.files import load_concept
 from ..core.inspection.diagnosis import Diagnosis, diagnose
 from ..core.inspection.probes import parse_probes, place_probes
 from ..core.inspection.world.world_evaluation import context_probes
-from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.families import drawn_resolution
 from ..core.models.protocol import ImageSize
 from ..core.prompts.parse import text_of
-from .device import chosen_device
+from .loading import load_model
 
 
 def diagnosis_of(
@@ -28,7 +27,7 @@ def diagnosis_of(
 ) -> Diagnosis:
     """Diagnose the word in `file`, with the prompts of a file or those that suit the model."""
     tiny = model == "tiny"
-    subject = load_tiny_model() if tiny else DiffusersModel.from_pipeline(model, device=chosen_device(None))
+    subject = load_model(model, None)
     widths = {name: encoder.width for name, encoder in subject.text_encoders.items()}
     side = side or drawn_resolution(subject)
     if prompts is not None:
@@ -44,10 +43,3 @@ def diagnosis_of(
         size=ImageSize(side, side),
         **sampling,
     )
-
-
-def load_tiny_model() -> DiffusersModel:
-    """The bundled model."""
-    from ..core.models.tiny import load_tiny
-
-    return DiffusersModel.from_tiny(load_tiny(), device=chosen_device(None))

@@ -78,7 +78,7 @@ def main(
     from ..core.inspection.evaluation import Evaluator, on_device
     from ..core.inspection.evaluation.generation import Generation, check_prompts, generate
     from ..core.inspection.evaluation.run import evaluate
-    from .device import chosen_device
+    from .loading import chosen_device, load_model
     from .places import require_folder
 
     if batch < 1 or pictures < 1 or not 0 <= fill <= 1:
@@ -96,8 +96,6 @@ def main(
         batch,
     )  # before hours of drawing
     if concepts is not None:
-        from .train import load_model
-
         words, painter = read_concepts(concepts, cells), load_model(model, place)
         own_size = painter.unet.config.sample_size * painter.latent_factor
         how = Generation(pictures, steps, guidance, eta, size or own_size, class_word, seed, batch)

@@ -13,13 +13,15 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
+from ..core.concept import Concept
 from ..core.files import load_concept, safe_name, save_bundle, save_embedding
 from ..core.models.families import drawn_resolution
-from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, repair
+from ..core.models.protocol import TextToImageModel
+from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, Repair, draw, repair
 from ..core.training.regularizers.context import CoReWeights, recommended_weights
 from ..core.training.run.events import Finished, Step
+from .loading import load_model
 from .places import require_folder, write_picture
-from .train import load_model
 
 
 def main(
@@ -65,12 +67,6 @@ def main(
     loaded = [load_concept(path, widths=widths) for path in concepts]
     given = [replace(one, class_word=one.class_word or class_word) for one in loaded]
     side = size or drawn_resolution(subject)
-    weights = recommended_weights(subject)
-    chosen = CoReWeights(
-        weights.embedding if core_embedding is None else core_embedding,
-        weights.attention if core_attention is None else core_attention,
-        weights.source,
-    )
     work = repair(
         subject,
         given,
@@ -79,26 +75,47 @@ def main(
         learning_rate=learning_rate,
         batch=batch,
         seed=seed,
-        weights=chosen,
+        weights=chosen_weights(subject, core_embedding, core_attention),
         noise_side=side // subject.latent_factor if noise or given[0].latents is None else None,
     )
     if given[0].latents is None and not noise:
         print(f"{given[0].name!r} kept no latents of its training pictures (train --keep-latents): pure noise instead")
-    with work.run as events, tqdm(total=steps, unit="step") as bar:
-        for event in events:
-            if isinstance(event, Step):
-                bar.update(event.step - bar.n)
-            elif isinstance(event, Finished):
-                finished = event
-        repaired = work.concepts
-    files = []
-    for concept in repaired:
-        named = concept.renamed(safe_name(f"{concept.name}_repaired"))
-        files.append(str(save_bundle(named, out / "bundles", if_exists="replace")))
-        files.append(str(save_embedding(named, out / "embeddings", if_exists="replace")))
+    finished, repaired = follow(work, steps)
+    files = write_repaired(repaired, out)
     pictures = [draw(subject, those, prompt, size=(side, side), seed=seed) for those in (given, repaired)]
     path = out / "before_and_after.png"
     write_picture(Image.fromarray((torch.cat(pictures, dim=2)[0].numpy() * 255).round().astype(np.uint8)), path)
     print(f"wrote {path} and {', '.join(files)}")
     losses = {name: [float(values[0]), float(values[-1])] for name, values in finished.losses.items()}
     return {"losses": losses, "seconds": round(finished.seconds, 3), "files": files, "picture": str(path)}
+
+
+def chosen_weights(model: TextToImageModel, embedding: float | None, attention: float | None) -> CoReWeights:
+    """CoRe's weights: those recommended for the model where none are given."""
+    weights = recommended_weights(model)
+    return CoReWeights(
+        weights.embedding if embedding is None else embedding,
+        weights.attention if attention is None else attention,
+        weights.source,
+    )
+
+
+def follow(work: Repair, steps: int) -> tuple[Finished, list[Concept]]:
+    """Show a bar; the last event, and the concepts as they are then."""
+    with work.run as events, tqdm(total=steps, unit="step") as bar:
+        for event in events:
+            if isinstance(event, Step):
+                bar.update(event.step - bar.n)
+            elif isinstance(event, Finished):
+                finished = event
+        return finished, work.concepts
+
+
+def write_repaired(concepts: Sequence[Concept], out: Path) -> list[str]:
+    """The bundle and the embedding of each, in turn."""
+    files = []
+    for concept in concepts:
+        named = concept.renamed(safe_name(f"{concept.name}_repaired"))
+        files.append(str(save_bundle(named, out / "bundles", if_exists="replace")))
+        files.append(str(save_embedding(named, out / "embeddings", if_exists="replace")))
+    return files

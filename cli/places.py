@@ -1,14 +1,17 @@
-"""Where results go: refused before the work begins, and a picture that was there stays until the new one is whole."""
+"""Where results go: refused before the work begins, and what was there stays until the new is whole."""
 
 from __future__ import annotations
 
+import json
 import tempfile
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from ..core.concept import Concept
 
 
 def require_folder(folder: Path, option: str = "--out") -> None:
@@ -28,6 +31,63 @@ def require_file(file: Path, option: str = "--out") -> None:
     require_folder(file.parent, option)
 
 
+def file_name(out: Path, overwrite: bool) -> str:
+    """The name, without its ending, of the file that is to be written to `out`.
+
+    Raises ValueError for a name that no file of ours can have, FileExistsError where it is taken and may not be
+    replaced, and another OSError where nothing can be written there.
+    """
+    from ..core.files import safe_name
+    from ..core.files.writing import ENDING
+
+    name = safe_name(out.name.removesuffix(ENDING))
+    file = out.with_name(name + ENDING)
+    if file.exists() and not overwrite:
+        raise FileExistsError(f"{file} exists; choose another name with --out, or allow --overwrite")
+    require_file(file)
+    return name
+
+
+def require_none_waiting(checkpoints: Path, resume: bool) -> None:
+    """Raises FileExistsError where a training that was interrupted waits, which beginning anew would replace."""
+    from safetensors import SafetensorError, safe_open
+
+    from ..core.training.run.checkpoint import checkpoint_path, checkpoints_in
+
+    newest = None if resume else next(iter(checkpoints_in(checkpoints)), None)
+    if newest is None:
+        return
+    try:
+        with safe_open(newest, framework="pt") as file:
+            steps = json.loads((file.metadata() or {})["contextual_inversion"])["identity"]["steps"]
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return  # not a whole one: there is nothing to go on with
+    if checkpoint_path(checkpoints, steps) != newest:
+        raise FileExistsError(
+            f"{newest}, of {steps} steps, waits to be gone on with: add --resume, or name another folder with --out"
+        )
+
+
+def require_empty(checkpoints: Path | None, resume: bool) -> None:
+    """Raises ValueError for a resume from nowhere, FileExistsError where beginning anew would replace what waits."""
+    from ..core.training.run.checkpoint import checkpoints_in
+
+    if resume and checkpoints is None:
+        raise ValueError("--resume needs the folder of --checkpoints")
+    waiting = [] if checkpoints is None or resume else checkpoints_in(checkpoints)
+    if waiting:
+        raise FileExistsError(
+            f"{waiting[0]} waits to be gone on with: add --resume, or name another folder for --checkpoints"
+        )
+
+
+def written(file: Path) -> dict[str, Any]:
+    """Says that a network's file was written; its figures."""
+    size = file.stat().st_size
+    print(f"wrote {file} ({size / 1e6:.1f} MB)")
+    return {"file": str(file), "bytes": size}
+
+
 def write_picture(picture: Image, file: Path) -> Path:
     """The picture as PNG, whole or not at all. Raises OSError."""
     from ..core.files.atomic import atomic_write_verified
@@ -35,3 +95,47 @@ def write_picture(picture: Image, file: Path) -> Path:
     data = BytesIO()
     picture.save(data, format="PNG")
     return atomic_write_verified(file, data.getvalue(), if_exists="replace")
+
+
+def write_concept(concept: Concept, out: Path) -> dict[str, Any]:
+    """Write embedding and bundle, read them back and compare. Raises LearnedNothingError where they differ."""
+    import torch
+
+    from ..core.files import LearnedNothingError, load_concept, save_bundle, save_embedding
+
+    embedding = save_embedding(concept, out / "embeddings", if_exists="replace")
+    bundle = save_bundle(concept, out / "bundles", if_exists="replace")
+    for path in (embedding, bundle):
+        found = load_concept(path, widths={name: value.shape[1] for name, value in concept.vectors.items()})
+        for part in ("vectors", "layer_vectors", "lora") if path == bundle else ("vectors",):
+            ours, theirs = getattr(concept, part) or {}, getattr(found, part) or {}
+            if ours.keys() != theirs.keys() or any(not torch.equal(theirs[name], ours[name]) for name in ours):
+                raise LearnedNothingError(f"{path} read back does not hold the learned {part}")
+    print(f"wrote {embedding} and {bundle}; type embedding:{concept.name} in a prompt")
+    return {"embedding": str(embedding), "bundle": str(bundle)}
+
+
+def write_predicted(concept: Concept, out: Path) -> dict[str, str]:
+    """Write the bundle and its embedding alone; both are replaced where they exist."""
+    import torch
+
+    from ..core.files import save_bundle, save_embedding
+
+    (out / "embeddings").mkdir(parents=True, exist_ok=True)
+    bundle = save_bundle(concept, out, dtype=torch.float32, if_exists="replace")
+    embedding = save_embedding(concept, out / "embeddings", if_exists="replace")
+    print(f"<{concept.name}> is near {concept.hard_token!r}; wrote {bundle} and {embedding}")
+    return {"bundle": str(bundle), "embedding": str(embedding)}
+
+
+def predicted_figures(concept: Concept) -> dict[str, Any]:
+    """What a person wants to know of a predicted word, as plain data."""
+    return {
+        "name": concept.name,
+        "class_word": concept.class_word,
+        "hard_token": concept.hard_token,
+        "numbers": sum(value.numel() for value in (concept.lora or {}).values()),
+        "predicted": concept.provenance.get("predicted"),
+        "tuned": concept.provenance.get("tuned"),
+        "norms": {encoder: float(value.norm(dim=-1).mean()) for encoder, value in concept.vectors.items()},
+    }

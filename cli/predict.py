@@ -5,20 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
-from ..core.concept import Concept
-from ..core.files import nameable, safe_name, save_bundle, save_embedding
-from ..core.files.tuning_encoder import load_tuning_encoder
-from ..core.models.tiny.weights import tiny_weights_path
-from ..core.networks.tuning_encoder import TuningEncoder
+from ..core.files import nameable, safe_name
+from ..core.files.pictures import read_as_tensor
 from ..core.training.one_picture.predict import predict_concept
-from .places import require_folder
-from .pretrain_encoder import load_image_encoder
-from .train import load_model, read_picture
-
-BUNDLED = "tuning_encoder"
+from .loading import load_image_encoder, load_model, load_tuning_encoder
+from .places import predicted_figures, require_folder, write_predicted
 
 
 def main(
@@ -46,43 +39,8 @@ def main(
     """
     name = safe_name(name) if name else nameable(picture.stem)
     require_folder(out)
-    network = chosen_encoder(model, encoder)
+    network = load_tuning_encoder(model, encoder)
     subject = load_model(model, device)
     images = load_image_encoder(model, image_encoder, subject.device)
-    concept = predict_concept(subject, images, network, read_picture(picture), name=name, class_word=class_word)
-    return {**summary(concept), **save(concept, out)}
-
-
-def chosen_encoder(model: str | Path, file: Path | None) -> TuningEncoder:
-    """The encoder in `file`, or the bundled one of the tiny model.
-
-    Raises FileNotFoundError that says how to get one where there is none.
-    """
-    if file is not None:
-        return load_tuning_encoder(file)
-    bundled = tiny_weights_path(BUNDLED)
-    if model != "tiny" or not bundled.exists():
-        raise FileNotFoundError("name a tuning-encoder of this model, --encoder; `pretrain-encoder` makes one")
-    return load_tuning_encoder(bundled)
-
-
-def summary(concept: Concept) -> dict[str, Any]:
-    """What a person wants to know of a predicted word, as plain data."""
-    return {
-        "name": concept.name,
-        "class_word": concept.class_word,
-        "hard_token": concept.hard_token,
-        "numbers": sum(value.numel() for value in (concept.lora or {}).values()),
-        "predicted": concept.provenance.get("predicted"),
-        "tuned": concept.provenance.get("tuned"),
-        "norms": {encoder: float(value.norm(dim=-1).mean()) for encoder, value in concept.vectors.items()},
-    }
-
-
-def save(concept: Concept, out: Path) -> dict[str, str]:
-    """Write the bundle and its embedding alone; both are replaced where they exist."""
-    (out / "embeddings").mkdir(parents=True, exist_ok=True)
-    bundle = save_bundle(concept, out, dtype=torch.float32, if_exists="replace")
-    embedding = save_embedding(concept, out / "embeddings", if_exists="replace")
-    print(f"<{concept.name}> is near {concept.hard_token!r}; wrote {bundle} and {embedding}")
-    return {"bundle": str(bundle), "embedding": str(embedding)}
+    concept = predict_concept(subject, images, network, read_as_tensor(picture), name=name, class_word=class_word)
+    return {**predicted_figures(concept), **write_predicted(concept, out)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, Literal
 import torch
 
 from ..core.files.contextualizer import save_contextualizer
-from ..core.models.diffusers_text import DiffusersTextEncoder
 from ..core.models.frozen import frozen, on_device
 from ..core.prompt_sets import synthetic_captions
 from ..core.prompts.captions import REAL_SHARE, captions_from
@@ -23,10 +21,9 @@ from ..core.training.contextualizer.pretraining import (
     pretrain_contextualizer,
 )
 from ..core.training.contextualizer.recipes import recommended_pretraining
-from ..core.training.run.processes import Processes
 from ..core.training.run.schedules import LearningRateSchedule
-from .device import chosen_device
-from .outputs import file_name, require_empty
+from .loading import load_text_encoder, share_of
+from .places import file_name, require_empty, written
 from .pretraining_bar import follow_pretraining
 
 
@@ -126,7 +123,17 @@ def main(
             text_encoder, source, settings, processes=processes, resume=checkpoints if resume else None
         )
         finished = follow(run, quiet=not processes.first)
-    figures = {
+    told = {**figures(finished, log_every), "processes": processes.size}
+    if processes.first:
+        finished.contextualizer.provenance["seconds"] = round(finished.seconds, 1)
+        how = {"dtype": torch.float16 if half else torch.float32, "if_exists": "replace" if overwrite else "error"}
+        told |= written(save_contextualizer(finished.contextualizer, out.parent, name, **how))
+    return told
+
+
+def figures(finished: Pretrained, log_every: int) -> dict[str, Any]:
+    """What a run came to: loss and accuracy are means of the last `log_every` steps."""
+    return {
         "steps": finished.step,
         "seconds": finished.seconds,
         "loss": float(finished.losses["loss"][-log_every:].mean()),
@@ -134,54 +141,7 @@ def main(
         "held_out": None if finished.held_out is None else finished.held_out.figures(),
         "classes": finished.contextualizer.classes,
         "encoder": asdict(finished.contextualizer.encoder),
-        "processes": processes.size,
     }
-    if processes.first:
-        finished.contextualizer.provenance["seconds"] = round(finished.seconds, 1)
-        dtype = torch.float16 if half else torch.float32
-        path = save_contextualizer(
-            finished.contextualizer, out.parent, name, dtype=dtype, if_exists="replace" if overwrite else "error"
-        )
-        figures |= {"file": str(path), "bytes": path.stat().st_size}
-        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return figures
-
-
-def load_text_encoder(model: str | Path, name: str | None) -> DiffusersTextEncoder:
-    """One text encoder of the bundled model or of a pipeline's folder. Raises ValueError that lists the choices."""
-    if model == "tiny":
-        from ..core.models.tiny.load import load_part
-        from ..core.models.tiny.tokenizer import tiny_tokenizer
-
-        encoders = {"clip_l": DiffusersTextEncoder("clip_l", load_part("text_encoder"), tiny_tokenizer())}
-    else:
-        from ..core.models.diffusers_adapter import DiffusersModel
-
-        encoders = dict(DiffusersModel.from_pipeline(model).text_encoders)
-    if name is None and len(encoders) == 1:
-        return next(iter(encoders.values()))
-    if name not in encoders:
-        raise ValueError(f"choose one of the model's text encoders with --encoder: {', '.join(encoders)}")
-    return encoders[name]
-
-
-def share_of(device: str | None) -> tuple[Processes, torch.device]:
-    """This process among those of `accelerate launch`, and its device; alone outside of it."""
-    from accelerate import PartialState
-
-    # Without saying so, accelerate leaves processes on a machine without a GPU alone, each with the whole batch.
-    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
-    if int(os.environ.get("WORLD_SIZE", "1")) != state.num_processes:
-        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were launched, accelerate sees {state.num_processes}")
-    if state.num_processes == 1:
-        return Processes(), chosen_device(device or str(state.device))
-
-    def add(value: torch.Tensor) -> torch.Tensor:
-        total = value.detach().clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    return Processes(state.process_index, state.num_processes, add), state.device
 
 
 def follow(run: Iterable[PretrainingEvent], quiet: bool = False) -> Pretrained:

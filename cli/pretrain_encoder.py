@@ -11,18 +11,15 @@ import torch
 from PIL import Image
 
 from ..core.files.tuning_encoder import save_tuning_encoder
-from ..core.models.image_encoder import ImageEncoder
 from ..core.training.one_picture.pictures import FolderPictures, PictureSource, ShardPictures, WorldPictures
 from ..core.training.one_picture.pretraining import EncoderPretrainingEvent, PretrainedEncoder, pretrain_encoder
 from ..core.training.one_picture.recipes import WORLD_PICTURES, known_words, recommended_encoder
 from ..core.training.one_picture.settings import EncoderPrecision, EncoderPretrainSettings
 from ..core.training.run.events import Preview
 from ..core.training.run.schedules import LearningRateSchedule
-from .outputs import file_name, require_empty
-from .places import write_picture
-from .pretrain_contextualizer import share_of
+from .loading import load_image_encoder, load_model, share_of
+from .places import file_name, require_empty, write_picture, written
 from .pretraining_bar import follow_pretraining
-from .train import load_model
 
 
 def main(
@@ -128,38 +125,27 @@ def main(
         preview_every=preview_every if previews is not None else 0,
         log_every=log_every,
     )
-    finished = follow(
-        pretrain_encoder(
-            subject,
-            load_image_encoder(model, image_encoder, own_device),
-            source,
-            settings,
-            processes=processes,
-            known=known_words(subject),
-            resume=checkpoints if resume else None,
-        ),
-        previews,
-        quiet=not processes.first,
+    images, goes_on = load_image_encoder(model, image_encoder, own_device), checkpoints if resume else None
+    run = pretrain_encoder(
+        subject, images, source, settings, processes=processes, known=known_words(subject), resume=goes_on
     )
-    figures = {
+    finished = follow(run, previews, quiet=not processes.first)
+    told = {**figures(finished), "processes": processes.size}
+    if processes.first:
+        how = {"dtype": torch.float16 if half else torch.float32, "if_exists": "replace" if overwrite else "error"}
+        told |= written(save_tuning_encoder(finished.encoder, out.parent, name, **how))
+    return told
+
+
+def figures(finished: PretrainedEncoder) -> dict[str, Any]:
+    """What a run came to."""
+    return {
         "steps": finished.step,
         "seconds": finished.seconds,
         "numbers": finished.encoder.numbers,
         "losses": finished.encoder.provenance["losses"],
         "identity": asdict(finished.encoder.identity),
-        "processes": processes.size,
     }
-    if processes.first:
-        path = save_tuning_encoder(
-            finished.encoder,
-            out.parent,
-            name,
-            dtype=torch.float16 if half else torch.float32,
-            if_exists="replace" if overwrite else "error",
-        )
-        figures |= {"file": str(path), "bytes": path.stat().st_size}
-        print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return figures
 
 
 def picture_source(
@@ -173,21 +159,6 @@ def picture_source(
     if pictures is not None:
         return FolderPictures(pictures)
     return ShardPictures(shards) if shards else WorldPictures(world or 0, seed=seed, say_place=say_place)
-
-
-def load_image_encoder(model: str | Path, folder: Path | None, device: torch.device) -> ImageEncoder:
-    """The one in `folder`, the tiny model's own, or the one of a pipeline's folder.
-
-    Raises FileNotFoundError that says what to give where a pipeline has none.
-    """
-    if folder is not None:
-        return ImageEncoder.from_folder(folder, device=device)
-    if model == "tiny":
-        return ImageEncoder.tiny(device=device)
-    own = Path(model) / "image_encoder"
-    if not own.is_dir():
-        raise FileNotFoundError(f"{model} has no image encoder; name a folder of a CLIP vision model, --image-encoder")
-    return ImageEncoder.from_folder(own, device=device)
 
 
 def follow(

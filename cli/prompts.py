@@ -59,7 +59,7 @@ def main(
             print(f"{examples} has no more than {len(prompts)} prompts")
     else:
         from ..core.prompts.written import WrittenPrompts, local_model
-        from .device import chosen_device
+        from .loading import chosen_device
 
         try:
             model = local_model(llm, chosen_device(device), temperature=temperature)

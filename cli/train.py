@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
 import tyro
-from PIL import Image
-from tqdm import tqdm
 
 from ..core.concept import Concept
-from ..core.files import LearnedNothingError, load_concept, nameable, safe_name, save_bundle, save_embedding
-from ..core.files import pictures as files_of_pictures
-from ..core.files.contextualizer import load_contextualizer
-from ..core.files.pictures import ENDINGS, BrokenPictureError, mask_of
+from ..core.files import load_concept, nameable, safe_name
 from ..core.maths.mlm import RHO
-from ..core.models.diffusers_adapter import DiffusersModel
-from ..core.models.protocol import TextToImageModel
-from ..core.models.tiny.contextualizer import load_contextualizer as load_bundled
-from ..core.networks.contextualizer import Contextualizer
-from ..core.prompt_sets import rich_set, rich_sets
-from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_set_from_file
 from ..core.training.methods import method_called
-from ..core.training.one_picture.recipes import known_words
-from ..core.training.pictures import checked_pictures
-from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset, without_core
-from ..core.training.regularizers.context import CoReRegularizer, recommended_weights
-from ..core.training.regularizers.mlm import XTI_BATCH, recommended_mlm
-from ..core.training.regularizers.nearest_word import NearestTokenRegularizer
-from ..core.training.regularizers.prior import PriorPreservation, require_weights
-from ..core.training.regularizers.seam import Regularizer
+from ..core.training.plan import CLASS_PICTURES, Choices, Prior, plan
+from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset, first_preset
+from ..core.training.regularizers.registry import Added
 from ..core.training.run.checkpoint import checkpoints_in
-from ..core.training.run.events import CheckpointSaved, Event, Finished, Preview, Started, Step
-from ..core.training.settings import Precision, TrainSettings
-from ..core.training.trainer import TrainingRun, resolution_for, train
-from .device import chosen_device
-from .outputs import require_none_waiting
-from .places import require_folder, write_picture
+from ..core.training.run.events import Finished
+from ..core.training.settings import Precision
+from ..core.training.trainer import TrainingRun
+from .loading import load_contextualizers, load_model, prompt_set, training_files, usable_pictures
+from .places import require_folder, require_none_waiting, write_concept
+from .training_bar import class_picture_lines, follow
 
 DEFAULT = next(iter(PRESETS))
-UNREAD = (".heic", ".heif", ".avif", ".jxl", ".gif", ".tif", ".tiff")
-"""Pictures to people, who would miss them."""
 
 
 def main(
@@ -73,7 +51,7 @@ def main(
     rank: int | None = None,
     weight_rate: float | None = None,
     prior_weight: float | None = None,
-    prior_pictures: int = 100,
+    prior_pictures: int = CLASS_PICTURES,
     keep_latents: bool = False,
     gradient_accumulation: int = 1,
     gradient_checkpointing: bool = False,
@@ -90,6 +68,7 @@ def main(
     nearest: float | None = None,
     least_rank: int | None = None,
     skip_broken: bool = False,
+    also: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Train a word on your own pictures: an embedding file, a bundle, previews and checkpoints.
 
@@ -139,83 +118,53 @@ def main(
         least_rank: Of a LoRA, the rank that learns at the noisiest timestep (T-LoRA); the whole rank at every one if
             not given.
         skip_broken: Leave out, and name, pictures and masks that are broken, empty or missing, instead of stopping.
+        also: Add more regularizers by name, with their numbers: NAME, or NAME:NUMBER=VALUE,NUMBER=VALUE; an unknown one
+            is answered with a list.
     """
-    recipe = recipe_for(preset, method, model)
-    start = None if initial is None else load_concept(initial)
-    if recipe.method.startswith("refine") and start is None:
+    recipe, start = recipe_for(preset, method, model), begun_from(initial)
+    if method_called(recipe.method).refines and start is None:
         raise ValueError(f"{recipe.method} refines a concept: give its bundle with --initial")
     if mlm == ():
         raise ValueError("--mlm needs contextualizer files, one for each text encoder, or bundled for the tiny model's")
-    files, images, shown, skipped = read_pictures(picture_files(pictures), masks, skip_broken)
+    further = [parsed(said) for said in also]
+    files, images, shown, skipped = usable_pictures(training_files(pictures), masks, skip_broken)
     name = safe_name(name) if name else nameable(pictures.resolve().name)  # before hours of training
     require_folder(out)
     require_none_waiting(out / "checkpoints", resume)
     subject = load_model(model, device)
-    given = {"steps": steps, "batch": batch, "learning_rate": learning_rate, "vectors": vectors}
-    given |= {"rank": rank, "weight_rate": weight_rate, "least_rank": least_rank}
-    if start is not None and vectors is None:
-        given["vectors"] = start.length
-    settings = recipe.settings(
-        class_word,
-        name=name,
-        resolution=resolution,
-        seed=seed,
-        precision=precision,
-        gradient_accumulation=gradient_accumulation,
-        gradient_checkpointing=gradient_checkpointing,
-        checkpoint_dir=out / "checkpoints",
-        checkpoint_every=checkpoint_every,
-        preview_every=preview_every,
-        keep_latents=keep_latents,
-        **{key: value for key, value in given.items() if value is not None},
-    )
-    prior = float(recipe.prior) if prior_weight is None else prior_weight
-    if prior > 0:
-        require_weights(settings.trains)
-    wanted = recipe.core if core is None else core
-    settings = settings if wanted else without_core(settings)
-    regularizers: list[Regularizer] = []
-    if wanted:
-        regularizers.append(core_regularizer(subject, prompts, core_embedding, core_attention))
+    added: list[Added] = []
+    if recipe.core if core is None else core:
+        added.append(core_added(prompts, core_embedding, core_attention))
     if mlm:
-        regularizers.append(
-            recommended_mlm(
-                subject,
-                contextualizers(mlm),
-                prompt_set(mlm_prompts).drawn,
-                weight=mlm_weight,
-                method=settings.method,
-                rho=mlm_rho,
-                batch=(XTI_BATCH if settings.method.startswith("xti") else 25) if mlm_batch is None else mlm_batch,
-            )
-        )
+        added.append(mlm_added(mlm, mlm_prompts, mlm_weight, mlm_rho, mlm_batch))
     if nearest:
-        regularizers.append(NearestTokenRegularizer(weight=nearest, known=known_words(subject)))
-    if prior > 0:
-        side = resolution_for(subject, settings, checked_pictures(images))
-        options = {"pictures": prior_pictures, "batch": settings.batch, "resolution": side, "seed": seed}
-        regularizers.append(
-            PriorPreservation(out / "class_pictures", weight=prior, progress=class_picture_lines(), **options)
-        )
-    run = train(
-        subject,
-        images,
-        settings,
-        regularizers=regularizers,
-        masks=shown,
-        resume=settings.checkpoint_dir if resume else None,
-        initial=start,
-    )
-    try:
-        with run:
-            finished = follow(run, settings, out, events)
-    except KeyboardInterrupt:
-        # A step that was interrupted is undone. What was done before it is in the checkpoint; there is no run to go on.
-        kept = checkpoints_in(settings.checkpoint_dir)
-        said = f"the work so far is in {kept[0]}, go on with --resume" if kept else "before the first step was done"
-        raise KeyboardInterrupt(f"interrupted; {said}") from None
+        added.append(Added("nearest", {"weight": nearest}))
+    settings = {
+        "name": name,
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "vectors": vectors,
+        "resolution": resolution,
+        "seed": seed,
+        "precision": precision,
+        "rank": rank,
+        "weight_rate": weight_rate,
+        "least_rank": least_rank,
+        "keep_latents": keep_latents,
+        "gradient_accumulation": gradient_accumulation,
+        "gradient_checkpointing": gradient_checkpointing,
+        "preview_every": preview_every,
+        "checkpoint_every": checkpoint_every,
+        "checkpoint_dir": out / "checkpoints",
+    }
+    prior = Prior(prior_weight, prior_pictures, folder=out / "class_pictures", progress=class_picture_lines())
+    choices = Choices(recipe, class_word, settings, [*added, *further], prior=prior, start=start)
+    planned = plan(subject, images, choices)
+    goes_on = planned.settings.checkpoint_dir if resume else None
+    finished = finished_or_kept(planned.begin(subject, images, masks=shown, resume=goes_on), out, events)
     told = {"pictures": [file.name for file in files], "skipped": skipped}
-    return {**figures(finished), **told, **save(finished.concept, out)}
+    return {**figures(finished), **told, **write_concept(finished.concept, out)}
 
 
 def recipe_for(preset: str | None, method: str | None, model: str | Path) -> Preset:
@@ -225,65 +174,55 @@ def recipe_for(preset: str | None, method: str | None, model: str | Path) -> Pre
     """
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
-    if method is not None:
-        method_called(method)
     if preset is None and model == "tiny":
         return demo_preset(method or DEMO.method)
     if preset is None and method is not None:
-        return next(recipe for recipe in PRESETS.values() if recipe.method == method)
+        return first_preset(method)
     chosen = PRESETS[preset or DEFAULT]
     return chosen if method is None else chosen.training(method)
 
 
-def follow(run: TrainingRun, settings: TrainSettings, out: Path, events: Path | None) -> Finished:
-    """Show a bar, write previews and JSON lines, and give back the last event. The first Ctrl-C stops and keeps."""
-    with ExitStack() as stack:
-        lines = None
-        if events is not None:
-            events.parent.mkdir(parents=True, exist_ok=True)
-            lines = stack.enter_context(events.open("a", encoding="utf-8"))
-        bar = stack.enter_context(tqdm(total=settings.steps, unit="step", dynamic_ncols=True))
-        for event in run:
-            if lines is not None:
-                print(json.dumps(as_line(event)), file=lines, flush=True)
-            if isinstance(event, Started):
-                bar.update(event.first_step)
-            elif isinstance(event, Step):
-                bar.update(event.step - bar.n)
-                if event.losses:
-                    bar.set_postfix({key: f"{float(value.nanmean()):.4g}" for key, value in event.losses.items()})
-            elif isinstance(event, Preview):
-                write_preview(event, out / "previews")
-            elif isinstance(event, Finished):
-                return event
-    raise RuntimeError("the training ended without a result")
+def begun_from(initial: Path | None) -> Concept | None:
+    """The concept that the training goes on from, if there is one."""
+    return None if initial is None else load_concept(initial)
 
 
-def class_picture_lines() -> Callable[[int, int], None]:
-    """Says at each tenth how many of the prior's class pictures are drawn."""
-    said: set[int] = set()
-
-    def progress(done: int, wanted: int) -> None:
-        if 10 * done // wanted not in said:
-            said.add(10 * done // wanted)
-            tqdm.write(f"drawing class pictures: {done} of {wanted}")
-
-    return progress
+def core_added(prompts: str, embedding: float | None, attention: float | None) -> Added:
+    """CoRe with a built-in set or a file of prompts, and weights for this model where none are given."""
+    weights = {"embedding_weight": embedding, "attention_weight": attention}
+    return Added("core", {"prompts": prompt_set(prompts).prompts, **weights})
 
 
-def as_line(event: Event) -> dict[str, Any]:
-    """An event as JSON data, without pictures and vectors."""
-    line: dict[str, Any] = {"event": type(event).__name__.lower()}
-    for key, value in vars(event).items():
-        if key == "losses":
-            line[key] = value and {name: losses.tolist() for name, losses in value.items()}
-        elif not isinstance(value, torch.Tensor | Concept):
-            line[key] = str(value) if isinstance(value, Path) else value
-    if isinstance(event, CheckpointSaved):
-        line["path"] = event.path.name
-    if isinstance(event, Finished):
-        del line["losses"]
-    return line
+def mlm_added(files: Sequence[Path], prompts: str, weight: float | None, rho: float, batch: int | None) -> Added:
+    """MLM with contextualizer files and a set of prompts; what is not given suits model and method."""
+    options = {"contextualizers": load_contextualizers(files), "prompts": prompt_set(prompts).drawn}
+    return Added("mlm", {**options, "weight": weight, "rho": rho, "batch": batch})
+
+
+def parsed(said: str) -> Added:
+    """What NAME:NUMBER=VALUE,NUMBER=VALUE adds. Raises ValueError that says what can be added and set."""
+    name, _, rest = said.partition(":")
+    added = Added(name)
+    known = added.kind.numbers
+    try:
+        pairs = [part.partition("=")[::2] for part in rest.split(",") if part]
+        return Added(name, {key: type(known[key])(value) for key, value in pairs})  # whole where the number is
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"--also {said}: of {name} can be set {', '.join(known)}; NAME:NUMBER=VALUE sets one"
+        ) from None
+
+
+def finished_or_kept(run: TrainingRun, out: Path, events: Path | None) -> Finished:
+    """The run's last event. Raises KeyboardInterrupt that says what is kept where Ctrl-C ends it before."""
+    try:
+        with run:
+            return follow(run, out, events)
+    except KeyboardInterrupt:
+        # A step that was interrupted is undone. What was done before it is in the checkpoint; there is no run to go on.
+        kept = checkpoints_in(run.settings.checkpoint_dir)
+        said = f"the work so far is in {kept[0]}, go on with --resume" if kept else "before the first step was done"
+        raise KeyboardInterrupt(f"interrupted; {said}") from None
 
 
 def figures(finished: Finished) -> dict[str, Any]:
@@ -295,113 +234,3 @@ def figures(finished: Finished) -> dict[str, Any]:
         "losses": dict(finished.concept.provenance["losses"]),
         "provenance": dict(finished.concept.provenance),
     }
-
-
-def save(concept: Concept, out: Path) -> dict[str, Any]:
-    """Write embedding and bundle, read them back and compare. Raises LearnedNothingError where they differ."""
-    embedding = save_embedding(concept, out / "embeddings", if_exists="replace")
-    bundle = save_bundle(concept, out / "bundles", if_exists="replace")
-    for path in (embedding, bundle):
-        found = load_concept(path, widths={name: value.shape[1] for name, value in concept.vectors.items()})
-        for part in ("vectors", "layer_vectors", "lora") if path == bundle else ("vectors",):
-            ours, theirs = getattr(concept, part) or {}, getattr(found, part) or {}
-            if ours.keys() != theirs.keys() or any(not torch.equal(theirs[name], ours[name]) for name in ours):
-                raise LearnedNothingError(f"{path} read back does not hold the learned {part}")
-    print(f"wrote {embedding} and {bundle}; type embedding:{concept.name} in a prompt")
-    return {"embedding": str(embedding), "bundle": str(bundle)}
-
-
-def core_regularizer(
-    model: TextToImageModel, prompts: str, embedding: float | None, attention: float | None
-) -> CoReRegularizer:
-    """CoRe with a built-in set or a file of prompts, and weights for this model where none are given."""
-    weights = recommended_weights(model)
-    return CoReRegularizer(
-        prompt_set(prompts).prompts,
-        embedding_weight=weights.embedding if embedding is None else embedding,
-        attention_weight=weights.attention if attention is None else attention,
-    )
-
-
-def contextualizers(files: Sequence[Path]) -> list[Contextualizer]:
-    """Contextualizer files, or "bundled" for the tiny model's."""
-    return [load_bundled() if str(file) == "bundled" else load_contextualizer(file) for file in files]
-
-
-def prompt_set(name: str) -> PromptSet:
-    """A built-in set by name ("inanimate", "rich pets", ...), else a text file."""
-    if name.startswith("rich ") and name.removeprefix("rich ") in rich_sets():
-        return rich_set(name.removeprefix("rich "))
-    return built_in_set(name) if name in built_in_sets() else prompt_set_from_file(Path(name))
-
-
-def load_model(name: str | Path, device: str | None) -> TextToImageModel:
-    """The bundled tiny model, or the folder of a diffusers pipeline."""
-    place = chosen_device(device)
-    if name == "tiny":
-        from ..core.models.tiny import load_tiny
-
-        return DiffusersModel.from_tiny(load_tiny(), device=place)
-    return DiffusersModel.from_pipeline(name, device=place)
-
-
-def picture_files(folder: Path) -> list[Path]:
-    """Pictures of a folder in the order of their names; those of kinds that are not read are named.
-
-    Raises NotADirectoryError where there is no such folder, FileNotFoundError where no picture is in it.
-    """
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder: name the one that holds the training pictures")
-    files = files_of_pictures.picture_files(folder)
-    unread = [file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in UNREAD]
-    if unread and files:
-        print(f"left out: {', '.join(unread)}; only {', '.join(ENDINGS)} are read, so convert them first")
-    if not files:
-        raise FileNotFoundError(f"no pictures ({', '.join(ENDINGS)}) in {folder}")
-    return files
-
-
-def read_pictures(
-    files: Sequence[Path], masks: Path | None = None, skip_broken: bool = False
-) -> tuple[list[Path], list[torch.Tensor], list[torch.Tensor] | None, list[str]]:
-    """The files that can be used, their pictures and, with a folder of `masks`, their masks; and what was left out.
-
-    Raises BrokenPictureError that names the first file which is broken, or whose mask is missing, broken or empty;
-    with `skip_broken` only where nothing is left.
-    """
-    used, images, shown, skipped = [], [], [], []
-    for file in files:
-        try:
-            image = read_picture(file)
-            mask = None if masks is None else read_mask(masks, file)
-        except BrokenPictureError as error:
-            if not skip_broken:
-                raise BrokenPictureError(f"{error}; --skip-broken trains without it") from error
-            print(f"left out: {error}")
-            skipped.append(str(error))
-            continue
-        used.append(file)
-        images.append(image)
-        shown.append(mask)
-    if not used:
-        raise BrokenPictureError(f"no picture can be used: {'; '.join(skipped)}")
-    return used, images, None if masks is None else shown, skipped
-
-
-def read_picture(file: Path) -> torch.Tensor:
-    """(H, W, 3) in [0, 1], turned as the camera says; transparency on white. Raises BrokenPictureError."""
-    return torch.from_numpy(files_of_pictures.read_picture(file).astype(np.float32) / 255)
-
-
-def read_mask(folder: Path, picture: Path) -> torch.Tensor:
-    """(H, W) in [0, 1] from the mask of the same name. Raises BrokenPictureError, also for none or an empty one."""
-    return torch.from_numpy(files_of_pictures.read_mask(mask_of(picture, folder)))
-
-
-def write_preview(preview: Preview, folder: Path) -> Sequence[Path]:
-    """PNG files of a preview."""
-    paths = []
-    for number, image in enumerate(preview.images):
-        picture = Image.fromarray((image.numpy() * 255).round().astype(np.uint8))
-        paths.append(write_picture(picture, folder / f"step_{preview.step:06d}_{number}.png"))
-    return paths

@@ -8,12 +8,11 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ..core.files import load_concept, nameable, safe_name
+from ..core.files.pictures import read_as_tensor
 from ..core.training.one_picture.tuning import MOST_STEPS, Tuned, TuneSettings, tune
 from ..core.training.run.events import Finished, Step
-from .places import require_folder
-from .predict import chosen_encoder, save, summary
-from .pretrain_encoder import load_image_encoder
-from .train import load_model, read_picture
+from .loading import load_image_encoder, load_model, load_tuning_encoder
+from .places import predicted_figures, require_folder, write_predicted
 
 
 def main(
@@ -81,16 +80,16 @@ def main(
         **{key: value for key, value in given.items() if value is not None},
     )
     require_folder(out)
-    network = chosen_encoder(model, encoder)
+    network = load_tuning_encoder(model, encoder)
     subject = load_model(model, device)
     images = load_image_encoder(model, image_encoder, subject.device)
     start = None if predicted is None else load_concept(predicted)
     with tune(
-        subject, images, network, read_picture(picture), settings, name=name, class_word=class_word, predicted=start
+        subject, images, network, read_as_tensor(picture), settings, name=name, class_word=class_word, predicted=start
     ) as run:
         for event in run:
             if isinstance(event, Step) and event.losses is not None:
                 print(", ".join(f"{key} {value.mean():.4f}" for key, value in event.losses.items()))
             if isinstance(event, Finished):
                 concept = event.concept.renamed(name)
-    return {**summary(concept), "steps": steps, **save(concept, out)}
+    return {**predicted_figures(concept), "steps": steps, **write_predicted(concept, out)}

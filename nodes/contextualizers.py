@@ -1,20 +1,33 @@
-"""The network that guesses masked words, which MLM needs: loaded from a file, or saved."""
+"""The network that guesses masked words, which MLM needs: loaded from a file, pretrained in the graph, or saved."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..core.files.contextualizer import load_contextualizer, save_contextualizer
+from ..core.maths.mlm import RHO
+from ..core.models.protocol import TextEncoder
 from ..core.models.tiny.contextualizer import load_contextualizer as load_bundled
-from ..core.networks.contextualizer import Contextualizer
-from .comfy.clip_session import encoders_of
-from .comfy.folders import CONTEXTUALIZERS, first_folder, name_in, path_of, told, version
+from ..core.networks.contextualizer import PRESETS, Contextualizer
+from ..core.prompt_sets import synthetic_captions
+from ..core.prompts.captions import REAL_SHARE, captions_from
+from ..core.training.contextualizer.pretraining import Pretrained, PretrainSettings, pretrain_contextualizer
+from ..core.training.contextualizer.recipes import recommended_pretraining
+from .comfy.clip_session import content_of, encoder_session, encoders_of
+from .comfy.folders import CONTEXTUALIZERS, NONE, first_folder, input_files, input_path, name_in, path_of, told, version
 from .comfy.saving import checked_word, free_name, written_as
+from .page.interrupted import Resumable
+from .page.live_view import OUTPUT
+from .page.reporting import Reporter, loss_map
+from .page.running import report_resumable
 from .schema import inputs
 from .schema.sockets import CATEGORY, PREFIX, ContextualizerSocket
+
+SYNTHETIC = ("concept_world", "pets", "objects")
 
 
 class LoadContextualizer(io.ComfyNode):
@@ -50,6 +63,159 @@ class LoadContextualizer(io.ComfyNode):
             encoder = encoders.get(contextualizer.encoder.name, next(iter(encoders.values())))
             contextualizer.encoder.require(encoder)
         return io.NodeOutput(contextualizer)
+
+
+class PretrainContextualizer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id=PREFIX + "PretrainContextualizer",
+            display_name="Pretrain Contextualizer",
+            category=CATEGORY,
+            description="Teaches a small network to guess masked words from what the text encoder says, on captions. "
+            "Needed once for a text encoder, not once for a word. Minutes for the demo model; for Stable Diffusion "
+            "many hours on a GPU. Cancel whenever you like: the next queue goes on where this one stopped.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder to train it for. It stays as it is."),
+                io.Combo.Input(
+                    "text_encoder",
+                    options=[inputs.AUTO, "clip_l", "clip_g", "clip_h"],
+                    default=inputs.AUTO,
+                    tooltip="Which one, where the CLIP has several (SDXL has clip_l and clip_g).",
+                ),
+                io.Combo.Input(
+                    "captions",
+                    options=[*SYNTHETIC, NONE],
+                    default="concept_world",
+                    tooltip="Built-in sentences: what the demo model knows, or thousands about pets or objects. They "
+                    "are mixed with a file if one is chosen.",
+                ),
+                io.Combo.Input(
+                    "file",
+                    options=[NONE, *input_files(".txt", ".tar")],
+                    default=NONE,
+                    tooltip="Captions of real pictures in ComfyUI's input folder: a .txt file, one a line, or a "
+                    "webdataset shard (.tar) with .txt members.",
+                ),
+                io.Float.Input(
+                    "real_share",
+                    default=REAL_SHARE,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="With both: how many of the captions come from the file. The paper takes 0.7.",
+                ),
+                io.Combo.Input(
+                    "size",
+                    options=[inputs.AUTO, *PRESETS],
+                    default=inputs.AUTO,
+                    tooltip="The paper's network; short: the same for prompts of at most 22 tokens, which makes MLM "
+                    "three times cheaper; tiny: for the demo model.",
+                ),
+                io.Combo.Input(
+                    "loss_mode",
+                    options=["non_padding", "masked"],
+                    default="non_padding",
+                    tooltip="Ask for every token, masked ones five times as much (the authors' code), or for the "
+                    "masked ones alone (the paper's text).",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    tooltip="0: what suits the text encoder, for Stable Diffusion 100,000.",
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    tooltip="Captions a step. 0: what suits the text encoder, for Stable Diffusion 300.",
+                ),
+                inputs.pretraining_rate("0: what suits the text encoder, 0.0001 for Stable Diffusion."),
+                io.Float.Input(
+                    "mask_rate",
+                    default=RHO,
+                    min=0.01,
+                    max=0.95,
+                    step=0.01,
+                    tooltip="How probably a token is masked (rho).",
+                ),
+                io.Int.Input(
+                    "held_out",
+                    default=2000,
+                    min=10,
+                    max=100_000,
+                    tooltip="Captions that are never trained on and guessed at the end, to say how good it is.",
+                ),
+                inputs.seed("Every random choice follows from it: the same seed gives the same contextualizer."),
+                inputs.continue_interrupted(),
+            ],
+            outputs=[
+                ContextualizerSocket.Output(
+                    display_name="contextualizer", tooltip="For MLMRegularizer and SaveContextualizer."
+                ),
+                inputs.losses(),
+                io.String.Output(
+                    display_name="report", tooltip="How many held-out masked tokens it guesses, beside two floors."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: object) -> object:
+        return version(input_path, file)
+
+    @classmethod
+    def execute(
+        cls,
+        clip: Any,
+        text_encoder: str,
+        captions: str,
+        file: str,
+        real_share: float,
+        size: str,
+        loss_mode: str,
+        steps: int,
+        batch: int,
+        learning_rate: float,
+        mask_rate: float,
+        held_out: int,
+        seed: int,
+        continue_interrupted: bool,
+    ) -> io.NodeOutput:
+        path = input_path(file)
+        source = captions_from(
+            path if path is not None and path.suffix == ".txt" else None,
+            [path] if path is not None and path.suffix == ".tar" else [],
+            synthetic_captions(captions) if captions != NONE else None,
+            real_share,
+        )
+        with encoder_session(clip) as encoders:
+            encoder = chosen_encoder(encoders, text_encoder)
+            given = inputs.chosen(steps=steps, batch=batch, learning_rate=learning_rate)
+            given |= {} if size == inputs.AUTO else {"preset": size}
+            settings = PretrainSettings(
+                **{**recommended_pretraining(encoder), **given},
+                rho=mask_rate,
+                mode=loss_mode,
+                held_out=held_out,
+                seed=seed,
+                log_every=10,
+            )
+            facts = {
+                "node": str(cls.hidden.unique_id),
+                "encoder": [encoder.fingerprint, content_of(encoder)],
+                "captions": source.state(),
+                "settings": settings.identity(),
+            }
+            work = Resumable("contextualizer", partial(pretrain_contextualizer, encoder, source), settings, facts)
+            reporter = Reporter(cls.hidden.unique_id, settings.steps, conclusion)
+            finished = report_resumable(work, reporter, continue_interrupted)
+        shown = {OUTPUT: [reporter.view.whole()]}
+        return io.NodeOutput(finished.contextualizer, loss_map(finished.losses), finished.held_out.summary(), ui=shown)
 
 
 class SaveContextualizer(io.ComfyNode):
@@ -95,3 +261,17 @@ class SaveContextualizer(io.ComfyNode):
 def contextualizer_path(file: str) -> Path:
     """The path of a file in models/contextualizers. Raises ValueError where there is none of that name."""
     return path_of(CONTEXTUALIZERS, file, "contextualizer")
+
+
+def conclusion(event: Pretrained) -> str:
+    """What is said on the node in the end."""
+    return f"{event.step} steps, {event.seconds:.0f} s; {event.held_out.summary()}"
+
+
+def chosen_encoder(encoders: dict[str, TextEncoder], name: str) -> TextEncoder:
+    """The only text encoder, or the one called `name`. Raises ValueError that lists the choices."""
+    if name == inputs.AUTO and len(encoders) == 1:
+        return next(iter(encoders.values()))
+    if name not in encoders:
+        raise ValueError(f"This CLIP has the text encoders {', '.join(encoders)}; choose one of them in text_encoder.")
+    return encoders[name]

@@ -8,14 +8,12 @@ import torch
 from comfy_api.latest import io
 
 from ..core.concept import Concept
-from ..core.training.methods import METHODS
+from ..core.training.methods import METHODS, second_stages
+from ..core.training.plan import Choices, Prior, plan
 from .comfy.model import ComfyModel
 from .page.concept_training import require_place, train_concept
-from .recipes import recipe_for, recipe_names, sources, train_settings
 from .schema import inputs
 from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
-
-REFINED = {"LoRA": "refine", "all weights": "refine-all"}
 
 
 class RefineConcept(io.ComfyNode):
@@ -34,17 +32,14 @@ class RefineConcept(io.ComfyNode):
                 ConceptSocket.Input("concept", tooltip="A word from TrainConcept or LoadConcept. It stays as it is."),
                 io.Combo.Input(
                     "train",
-                    options=list(REFINED),
-                    default="LoRA",
+                    options=list(second_stages()),
+                    default=METHODS["refine"].short,
                     tooltip="What of the UNet is learned. LoRA: a small change of its attention. all weights: as in "
                     "the paper; a file as large as the UNet.",
                 ),
-                io.Combo.Input(
-                    "recipe",
-                    options=recipe_names(*REFINED.values()),
-                    default=recipe_names()[0],
-                    tooltip="Numbers that go together. The numbers below replace them unless they are 0. "
-                    + sources(*REFINED.values()),
+                inputs.recipe(
+                    second_stages().values(),
+                    "Numbers that go together. The numbers below replace them unless they are 0.",
                 ),
                 inputs.training_steps(),
                 io.Float.Input(
@@ -110,30 +105,33 @@ class RefineConcept(io.ComfyNode):
         least_rank: int = 0,
     ) -> io.NodeOutput:
         require_place(preview_every, preview_prompt, "the word")
-        adapted, method = ComfyModel(model, clip, vae), REFINED[train]
+        adapted, method = ComfyModel(model, clip, vae), second_stages()[train]
         regularization = regularizer or NO_REGULARIZATION
-        chosen = recipe_for(recipe, adapted, method)
-        settings = train_settings(
-            chosen,
-            norm_mode=regularization.norm_mode,
-            # In this method the rate is that of the weights: nothing else moves.
-            numbers={"steps": steps, "learning_rate": learning_rate, "weight_rate": learning_rate, "batch": batch},
-            class_word=concept.require_class_word(),
-            name=concept.name.rpartition("/")[2],
-            vectors=concept.length,
-            rank=rank if METHODS[method].rank else 0,
-            least_rank=least_rank or None,
-            seed=seed,
-            preview_every=preview_every,
-            preview_prompt=preview_prompt,
+        # In this method the rate is that of the weights: nothing else moves.
+        rates = inputs.chosen(learning_rate=learning_rate, weight_rate=learning_rate)
+        choices = Choices(
+            inputs.chosen_recipe(recipe, adapted, method),
+            concept.require_class_word(),
+            {
+                **inputs.chosen(steps=steps, batch=batch),
+                **rates,
+                "name": concept.name.rpartition("/")[2],
+                "rank": rank if METHODS[method].rank else 0,
+                "least_rank": least_rank or None,
+                "seed": seed,
+                "preview_every": preview_every,
+                "preview_prompt": preview_prompt,
+            },
+            regularization.added,
+            regularization.chosen_norm_mode,
+            Prior(weight=0.0),
+            concept,
         )
         return train_concept(
             cls.hidden.unique_id,
             adapted,
-            settings,
+            plan(adapted, images[..., :3], choices),
             images=images,
             masks=masks,
-            regularizers=regularization.make(adapted, method),
-            initial=concept,
             continue_interrupted=continue_interrupted,
         )

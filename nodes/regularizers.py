@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -10,18 +10,14 @@ from comfy_api.latest import io
 from ..core.maths.context import LAMBDA_ATTN, LAMBDA_EMB
 from ..core.maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ..core.maths.mlm import LAMBDA_MLM, RHO
-from ..core.models.protocol import TextToImageModel
 from ..core.networks.contextualizer import Contextualizer
 from ..core.networks.tuning_encoder import TuningEncoder
-from ..core.prompts.rich import PromptSource
 from ..core.prompts.sets import PromptSet
-from ..core.training.one_picture.recipes import known_words
-from ..core.training.regularizers.context import PAPER, CoReRegularizer, CoReWeights, recommended_weights
-from ..core.training.regularizers.mlm import MLMRegularizer, recommended_lambda
-from ..core.training.regularizers.nearest_word import NearestTokenRegularizer
-from .recipes import AS_RECIPE
+from ..core.training.regularizers.mlm import BATCH, XTI_BATCH
+from ..core.training.regularizers.registry import REGULARIZERS
 from .schema.inputs import AUTO
 from .schema.sockets import (
+    AS_RECIPE,
     CATEGORY,
     NO_REGULARIZATION,
     PREFIX,
@@ -137,26 +133,19 @@ class CoReRegularizerNode(io.ComfyNode):
         attention_batch: int,
         regularizer: Regularization | None = None,
     ) -> io.NodeOutput:
-        fixed = {
-            AUTO: None,
-            PAPER_WEIGHTS: PAPER,
-            CUSTOM: CoReWeights(embedding_weight, attention_weight, "set by hand"),
-        }[weights]
-        maker = partial(
-            make_core,
-            prompts=prompts.prompts,
-            weights=fixed,
-            axis=embedding_axis,
-            attention_mode=attention_mode,
-            attention_batch=attention_batch or None,
+        paper = {"embedding_weight": LAMBDA_EMB, "attention_weight": LAMBDA_ATTN}
+        custom = {"embedding_weight": embedding_weight, "attention_weight": attention_weight}
+        return io.NodeOutput(
+            (regularizer or NO_REGULARIZATION).adding(
+                "core",
+                rescale_mode,
+                **{AUTO: {}, PAPER_WEIGHTS: paper, CUSTOM: custom}[weights],
+                prompts=prompts.prompts,
+                axis=embedding_axis,
+                attention_mode=attention_mode,
+                attention_batch=attention_batch or None,
+            )
         )
-        return io.NodeOutput((regularizer or NO_REGULARIZATION).adding(maker, rescale_mode))
-
-
-def make_core(model: TextToImageModel, _: str, *, weights: CoReWeights | None, **options: Any) -> CoReRegularizer:
-    """CoRe with `weights`, or with those recommended for the model where they are None."""
-    chosen = recommended_weights(model) if weights is None else weights
-    return CoReRegularizer(embedding_weight=chosen.embedding, attention_weight=chosen.attention, **options)
 
 
 class MLMRegularizerNode(io.ComfyNode):
@@ -203,7 +192,12 @@ class MLMRegularizerNode(io.ComfyNode):
                     tooltip="How probably a word is hidden (rho). The paper takes 0.15.",
                 ),
                 io.Int.Input(
-                    "batch", default=25, min=1, max=512, tooltip="Prompts a step. The paper takes 25, for XTI 12."
+                    "batch",
+                    default=BATCH,
+                    min=0,
+                    max=512,
+                    tooltip=f"Prompts a step. The paper takes {BATCH}, for XTI {XTI_BATCH}. 0: as the paper, by what "
+                    "is trained. Any other number counts as it stands.",
                 ),
                 io.Boolean.Input(
                     "beside_class_word",
@@ -239,31 +233,18 @@ class MLMRegularizerNode(io.ComfyNode):
         names = [one.encoder.name for one in given]
         if len(set(names)) != len(names):
             raise ValueError(f"Both contextualizers are for the text encoder {names[0]}; disconnect one of them.")
-        maker = partial(
-            make_mlm,
-            contextualizers=tuple(given),
-            prompts=prompts.drawn,
-            weight={AUTO: None, PAPER_WEIGHTS: LAMBDA_MLM, STRONG: STRONG_LAMBDA, CUSTOM: weight}[weights],
-            rho=mask_rate,
-            batch=batch,
-            beside_class=beside_class_word,
-        )
         # MLM says nothing about the vector's length: that is for the one it is added to, or that is added to it.
-        return io.NodeOutput((regularizer or NO_REGULARIZATION).adding(maker))
-
-
-def make_mlm(
-    model: TextToImageModel,
-    method: str,
-    *,
-    contextualizers: tuple[Contextualizer, ...],
-    prompts: PromptSource,
-    weight: float | None,
-    **options: Any,
-) -> MLMRegularizer:
-    """MLM with `weight`, or with the one recommended for model and method where it is None."""
-    chosen = recommended_lambda(model, method) if weight is None else weight
-    return MLMRegularizer(contextualizers, prompts, weight=chosen, **options)
+        return io.NodeOutput(
+            (regularizer or NO_REGULARIZATION).adding(
+                "mlm",
+                contextualizers=tuple(given),
+                prompts=prompts.drawn,
+                weight={AUTO: None, PAPER_WEIGHTS: LAMBDA_MLM, STRONG: STRONG_LAMBDA, CUSTOM: weight}[weights],
+                rho=mask_rate,
+                batch=batch or None,
+                beside_class=beside_class_word,
+            )
+        )
 
 
 class NearestWordRegularizer(io.ComfyNode):
@@ -342,10 +323,49 @@ class NearestWordRegularizer(io.ComfyNode):
     ) -> io.NodeOutput:
         options = {"weight": weight, "norm_weight": norm_weight, "neighbours": neighbours, "tau": temperature}
         bank = None if tuning_encoder is None else tuning_encoder.negatives
-        maker = partial(make_nearest, bank=bank, words=words, **options)
-        return io.NodeOutput((regularizer or NO_REGULARIZATION).adding(maker))
+        return io.NodeOutput((regularizer or NO_REGULARIZATION).adding("nearest", bank=bank, words=words, **options))
 
 
-def make_nearest(model: TextToImageModel, _: str, **options: Any) -> NearestTokenRegularizer:
-    """The pull towards the words that the model knows."""
-    return NearestTokenRegularizer(known=known_words(model), **options)
+OWN_NODES: Mapping[str, type[io.ComfyNode]] = {
+    "core": CoReRegularizerNode,
+    "mlm": MLMRegularizerNode,
+    "nearest": NearestWordRegularizer,
+}
+"""By the name in `REGULARIZERS`. Every other one there gets `node_of`."""
+
+
+def further_nodes() -> list[type[io.ComfyNode]]:
+    """A node for each regularizer that has none of its own."""
+    return [node_of(name) for name in REGULARIZERS if name not in OWN_NODES]
+
+
+def node_of(name: str) -> type[io.ComfyNode]:
+    """A node for a regularizer of which only its `Kind` is known: its numbers, and another one to add it to."""
+    kind = REGULARIZERS[name]
+
+    class RegularizerNode(io.ComfyNode):
+        @classmethod
+        def define_schema(cls) -> io.Schema:
+            return io.Schema(
+                node_id=f"{PREFIX}{name.title().replace('_', '').replace('-', '')}Regularizer",
+                display_name=f"{kind.title} Regularizer",
+                category=CATEGORY,
+                description=kind.about,
+                inputs=[*(number(label, value) for label, value in kind.numbers.items()), another_regularizer(".")],
+                outputs=[regularizer_output()],
+            )
+
+        @classmethod
+        def execute(cls, regularizer: Regularization | None = None, **numbers: float) -> io.NodeOutput:
+            norm_mode = AS_RECIPE if kind.keeps_window else None
+            return io.NodeOutput((regularizer or NO_REGULARIZATION).adding(name, norm_mode, **numbers))
+
+    return RegularizerNode
+
+
+def number(name: str, value: float) -> Any:
+    """An input for one number of a `Kind`, as fine or as whole as `value` is."""
+    tooltip = f"Usually {value:g}."
+    if isinstance(value, int):
+        return io.Int.Input(name, default=value, min=0, max=4096, tooltip=tooltip)
+    return io.Float.Input(name, default=value, min=0.0, max=1000.0, step=0.00001, round=0.0000001, tooltip=tooltip)

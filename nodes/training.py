@@ -11,20 +11,14 @@ from server import PromptServer
 
 from ..core.concept import Concept
 from ..core.files import safe_name
-from ..core.training.methods import METHODS
-from ..core.training.pictures import checked_pictures
-from ..core.training.regularizers.prior import PriorPreservation, require_weights
-from ..core.training.trainer import resolution_for
+from ..core.training.methods import METHODS, first_stages
+from ..core.training.plan import CLASS_PICTURES, Choices, Prior, plan
+from ..core.training.regularizers.prior import Progress
 from .comfy.folders import checkpoints_root
 from .comfy.model import ComfyModel
 from .page.concept_training import require_place, train_concept
-from .recipes import recipe_for, recipe_names, sources, train_settings
 from .schema import inputs
 from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
-
-TRAINED = {METHODS[key].title: key for key in METHODS if not key.startswith("refine")}
-"""What the node offers to train -> the method's name."""
-TEXTUAL_INVERSION = METHODS["ti"].title
 
 
 class TrainConcept(io.ComfyNode):
@@ -55,21 +49,18 @@ class TrainConcept(io.ComfyNode):
                 inputs.word_name(),
                 io.Combo.Input(
                     "train",
-                    options=list(TRAINED),
-                    default=TEXTUAL_INVERSION,
+                    options=list(first_stages()),
+                    default=METHODS["ti"].title,
                     tooltip="What is learned. textual inversion: the word's vectors and nothing else, a file of a few "
                     "kilobytes. XTI: vectors of its own for every cross-attention layer (P+), or every block of them "
                     "(the MLM paper). Custom Diffusion: the word, and the keys and values of the cross-attention. "
                     "DreamBooth: a rare word that stays as it is, and UNet and text encoder, as a LoRA or all of them "
                     "but the token table and the position embeddings, which every word shares.",
                 ),
-                io.Combo.Input(
-                    "recipe",
-                    options=recipe_names(*TRAINED.values()),
-                    default=recipe_names()[0],
-                    tooltip="Numbers that go together. auto: those of what is trained, for Stable Diffusion or for the "
-                    "demo model. The numbers below replace the recipe's unless they are 0. "
-                    + sources(*TRAINED.values()),
+                inputs.recipe(
+                    first_stages().values(),
+                    "Numbers that go together. auto: those of what is trained, for Stable Diffusion or for the demo "
+                    "model. The numbers below replace the recipe's unless they are 0.",
                 ),
                 inputs.training_steps(),
                 io.Float.Input(
@@ -141,13 +132,13 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "prior_pictures",
-                    default=100,
+                    default=CLASS_PICTURES,
                     optional=True,
                     min=1,
                     max=2000,
                     advanced=True,
                     tooltip="For prior preservation: pictures of the class, drawn once by the model that came in and "
-                    "kept for the next training.",
+                    "kept for the next training with the same seed.",
                 ),
                 io.Boolean.Input(
                     "keep_latents",
@@ -208,7 +199,7 @@ class TrainConcept(io.ComfyNode):
         rank: int = -1,
         weight_rate: float = 0.0,
         prior_preservation: float = -1.0,
-        prior_pictures: int = 100,
+        prior_pictures: int = CLASS_PICTURES,
         keep_latents: bool = False,
         resolution: int = 0,
         gradient_checkpointing: bool = False,
@@ -219,56 +210,49 @@ class TrainConcept(io.ComfyNode):
             )
         require_place(preview_every, preview_prompt, "the new word")
         adapted, regularization = ComfyModel(model, clip, vae), regularizer or NO_REGULARIZATION
-        chosen = recipe_for(recipe, adapted, TRAINED[train])
-        settings = train_settings(
-            chosen,
-            norm_mode=regularization.norm_mode,
-            numbers={
-                "steps": steps,
-                "learning_rate": learning_rate,
-                "batch": batch,
-                "vectors": vectors if concept is None else concept.length,
-                "weight_rate": weight_rate,
+        # The size is a word's own: with a concept that of the concept counts.
+        sizes = inputs.chosen(vectors=vectors if concept is None else 0, resolution=resolution)
+        numbers = inputs.chosen(steps=steps, learning_rate=learning_rate, batch=batch, weight_rate=weight_rate)
+        choices = Choices(
+            inputs.chosen_recipe(recipe, adapted, first_stages()[train]),
+            class_word.strip(),
+            {
+                **numbers,
+                **sizes,
+                "name": safe_name(name.strip()),
+                "rank": None if rank < 0 else rank,
+                "seed": seed,
+                "preview_every": preview_every,
+                "preview_prompt": preview_prompt,
+                "keep_latents": keep_latents,
+                "gradient_checkpointing": gradient_checkpointing,
             },
-            class_word=class_word.strip(),
-            name=safe_name(name.strip()),
-            seed=seed,
-            preview_every=preview_every,
-            preview_prompt=preview_prompt,
-            keep_latents=keep_latents,
-            resolution=resolution or None,
-            gradient_checkpointing=gradient_checkpointing,
-            **({} if rank < 0 else {"rank": rank}),
+            regularization.added,
+            regularization.chosen_norm_mode,
+            Prior(
+                weight=None if prior_preservation < 0 else prior_preservation,
+                pictures=prior_pictures,
+                folder=checkpoints_root() / "class_pictures",
+                progress=told_of_class_pictures(cls.hidden.unique_id),
+                applied=adapted.applied,
+            ),
+            concept,
         )
-        prior = float(chosen.prior) if prior_preservation < 0 else prior_preservation
-        regularizers = regularization.make(adapted, settings.method)
-        if prior > 0:
-            require_weights(settings.trains)
-            side = resolution_for(adapted, settings, checked_pictures(images[..., :3]))
-            drawn = {"pictures": prior_pictures, "batch": settings.batch, "resolution": side}
-            regularizers += (class_pictures(cls.hidden.unique_id, prior, applied=adapted.applied, **drawn),)
         return train_concept(
             cls.hidden.unique_id,
             adapted,
-            settings,
+            plan(adapted, images[..., :3], choices),
             images=images,
             masks=masks,
-            regularizers=regularizers,
-            initial=concept,
             continue_interrupted=continue_interrupted,
         )
 
 
-def class_pictures(node_id: str, weight: float, **drawn: Any) -> PriorPreservation:
-    """Prior preservation that draws its pictures where the page sees it and may cancel."""
+def told_of_class_pictures(node_id: str) -> Progress:
+    """Tells the page how many are drawn, and lets Cancel in."""
 
     def progress(done: int, wanted: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         PromptServer.instance.send_progress_text(f"drawing class pictures: {done} of {wanted}", node_id)
 
-    return PriorPreservation(
-        checkpoints_root() / "class_pictures",
-        weight=weight,
-        progress=progress,
-        **drawn,
-    )
+    return progress

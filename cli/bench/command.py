@@ -16,7 +16,7 @@ from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.models.protocol import TextToImageModel
 from ...core.training.regularizers.context import CoReRegularizer
 from ...core.training.settings import Precision, TrainSettings, UNetPasses
-from ..device import chosen_device
+from ..loading import chosen_device, load_model
 from .attention import attention_cost
 from .dual_path import dual_path_cost, sd15_dual_path
 from .interleaved import step_figures
@@ -110,13 +110,9 @@ def true_size_costs(model: TextToImageModel) -> dict[str, Any]:
 
 
 def _model(name: str | Path, device: torch.device) -> TextToImageModel:
-    if name == "tiny":
-        from ...core.models.tiny.load import load_tiny
-
-        return DiffusersModel.from_tiny(load_tiny(), device=device)
     if name in ("wide", "sd15"):
         return _wide(device, 64 if name == "wide" else 320)
-    return DiffusersModel.from_pipeline(name, device=device)
+    return load_model(name, str(device))
 
 
 def _wide(device: torch.device, channels: int) -> DiffusersModel:

@@ -15,7 +15,7 @@ from typing import Any
 from ...core.models.diffusers_adapter import DiffusersModel
 from .paper_tables import Parts, gathered, methods_table, papers_table, provenance
 from .tables import has_tables, require_marks, rewrite_in_one, rewrite_tables, table_figure, table_header, table_row
-from .trials import Method, Part, Trial, cached_trial, demo_model, method_key, run_trial
+from .trials import Arm, Comparison, Trial, arm_key, cached_trial, demo_model, run_trial
 
 DEVELOPMENT = ("crested-bird", "goblet")
 """Concepts on which rates, steps and weights were chosen; never among those that are judged."""
@@ -67,12 +67,15 @@ def main(
     from tqdm import tqdm
 
     from ...core.world import concepts as world
-    from .claim_parts import PARTS
+    from .claim_parts import every_part
 
-    unknown = [name for name in parts if name not in PARTS] + [name for name in concepts if name not in world.CONCEPTS]
+    offered = every_part()
+    unknown = [name for name in parts if name not in offered] + [
+        name for name in concepts if name not in world.CONCEPTS
+    ]
     if unknown or seeds < 1 or workers < 1:
         raise ValueError(
-            f"parts are {', '.join(PARTS)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
+            f"parts are {', '.join(offered)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
             f"Unknown: {', '.join(unknown) or 'none'}"
         )
     require_marks(markdown, parts)
@@ -84,24 +87,20 @@ def main(
     report["model"] = model.fingerprint
     folder = folder / model.fingerprint
     names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
-    chosen = [PARTS[name](model) for name in parts]
+    chosen = [offered[name](model) for name in parts]
     # Seed after seed, so that what is there of an unfinished run covers all concepts.
     cells = {
-        cell_name(part, method, name, seed): (part.trial, method, name, seed)
+        cell_name(part, arm, name, seed): (part.trial, arm, name, seed)
         for seed in range(1, seeds + 1)
         for name in names
         for part in chosen
-        for method in part.methods
+        for arm in part.arms
     }
-    done: dict[str, dict[str, Any]] = {}
-    with tqdm(total=len(cells), desc="trials", unit="trial") as bar:
-        for key, figures in run_cells(cells, folder, workers):
-            done[key] = figures
-            bar.update()
+    done = dict(tqdm(run_cells(cells, folder, workers), total=len(cells), desc="trials", unit="trial"))
     for part in chosen:
         trials = [
-            {**done[cell_name(part, method, name, seed)], "method": method.name}
-            for method in part.methods
+            {**done[cell_name(part, arm, name, seed)], "method": arm.name}
+            for arm in part.arms
             for name in names
             for seed in range(1, seeds + 1)
         ]
@@ -125,10 +124,10 @@ def commit() -> str | None:
         return None
 
 
-def cell_name(part: Part, method: Method, name: str, seed: int) -> str:
+def cell_name(part: Comparison, arm: Arm, name: str, seed: int) -> str:
     """Where a trial is kept: parts that train the same way share it."""
     kind = "" if part.trial is run_trial else f"{part.trial.__name__}-"
-    return f"{kind}{method_key(method)}-{name}-{seed}"
+    return f"{kind}{arm_key(arm)}-{name}-{seed}"
 
 
 Cell = tuple[Callable[..., Trial], Any, str, int]
@@ -148,8 +147,8 @@ def _prepare() -> None:
 
 def _one(key: str, cell: Cell, folder: Path) -> dict[str, Any]:
     """One cell, which remembers the commit it was made at."""
-    trial, method, name, seed = cell
-    return cached_trial(folder, key, lambda: {**trial(_loaded(), method, name, seed).figures, "commit": commit()})
+    trial, arm, name, seed = cell
+    return cached_trial(folder, key, lambda: {**trial(_loaded(), arm, name, seed).figures, "commit": commit()})
 
 
 def run_cells(cells: dict[str, Cell], folder: Path, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -201,9 +200,9 @@ def compare(
     return rows
 
 
-def as_markdown(part: Part, found: dict[str, Any]) -> list[str]:
+def as_markdown(part: Comparison, found: dict[str, Any]) -> list[str]:
     """What each method reached, every comparison, and every trial, as tables."""
-    labels = {method.name: method.label for method in part.methods}
+    labels = {arm.name: arm.label for arm in part.arms}
     trials, rows = found["trials"], found["comparisons"]
     # A part may ask for some things never: they are NaN everywhere.
     shown = [key for key in MEASURES if not all(math.isnan(trial.get(key, math.nan)) for trial in trials)]
@@ -213,7 +212,7 @@ def as_markdown(part: Part, found: dict[str, Any]) -> list[str]:
         means = [sum(trial[key] for trial in own) / len(own) for key in shown]
         lines.append(table_row(label, *map(table_figure, means)))
     if part.more is not None:
-        lines += ["", *part.more(part.methods, trials)]
+        lines += ["", *part.more(part.arms, trials)]
     for treated, control in part.pairs:
         those = [row for row in rows if (row["method"], row["control"]) == (treated, control)]
         if those:

@@ -13,7 +13,7 @@ from ...core.world.companions import COMPANIONS, companion_for, specific_prompts
 from ...core.world.prompts import EvaluationPrompt
 from ...core.world.render import concept_images
 from ...core.world.scenes import SecondObject
-from .trials import PICTURES, Method, Trial, held_out_prompts, learn
+from .trials import PICTURES, Arm, Trial, held_out_prompts, learn
 
 PLAIN = 12
 """Pictures of the prompt that was trained on."""
@@ -21,7 +21,7 @@ NEUTRAL = "picture"
 """A word that means neither of the two things."""
 
 
-def run_companion_trial(model: DiffusersModel, method: Method, name: str, seed: int, start: str | None = None) -> Trial:
+def run_companion_trial(model: DiffusersModel, arm: Arm, name: str, seed: int, start: str | None = None) -> Trial:
     """Train on `PICTURES` pictures that hold the concept and its companion, then ask for the word alone.
 
     The word begins as `start`, or as its class word. Regularizers get the list of prompts for this concept. Judged are
@@ -31,7 +31,7 @@ def run_companion_trial(model: DiffusersModel, method: Method, name: str, seed: 
     pictures, _, class_word = concept_images(name, PICTURES, seed=seed, companion=companion)
     started = time.perf_counter()
     prompts_of_it = specific_prompts(name, companion)
-    concept = learn(model, method, name, start or class_word, pictures, seed, prompts=prompts_of_it)
+    concept = learn(model, arm, name, start or class_word, pictures, seed, prompts=prompts_of_it)
     seconds = time.perf_counter() - started
     places = [prompt for prompt in held_out_prompts(subject.background) if prompt.second is None]
     prompts = [*[EvaluationPrompt("a photo of a {}")] * PLAIN, *places]
@@ -40,7 +40,7 @@ def run_companion_trial(model: DiffusersModel, method: Method, name: str, seed: 
     targets = word_targets(drawn, name, companion)
     references, _, _ = concept_images(name, PICTURES, seed=seed)
     figures: dict[str, Any] = {
-        "method": method.name,
+        "method": arm.name,
         "concept": name,
         "companion": f"{companion.colour} {companion.shape}",
         "class_word": start or class_word,
@@ -52,9 +52,9 @@ def run_companion_trial(model: DiffusersModel, method: Method, name: str, seed: 
     return Trial(concept, drawn, prompts, figures)
 
 
-def run_neutral_companion_trial(model: DiffusersModel, method: Method, name: str, seed: int) -> Trial:
+def run_neutral_companion_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Trial:
     """As `run_companion_trial`, but the word begins as `NEUTRAL`, so nothing but training says which thing is meant."""
-    return run_companion_trial(model, method, name, seed, NEUTRAL)
+    return run_companion_trial(model, arm, name, seed, NEUTRAL)
 
 
 def companion_of(name: str) -> SecondObject:

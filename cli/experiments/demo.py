@@ -58,13 +58,13 @@ def main(
         ),
     ]
     report: dict[str, Any] = {"concept": concept, "class_word": class_word, "seed": seed, "prompts": templates}
-    for method in (build(model, **changes) for build in (plain_inversion, core_inversion, mlm_inversion)):
-        with tqdm(total=steps, desc=f"{method.label:9}", unit="step") as bar:
-            trial = run_trial(model, method, concept, seed, watch=_follow(bar))
-        path = save_embedding(trial.concept.renamed(method.name), out, if_exists="replace")
-        report[method.name] = {**headline(trial.figures), "embedding": path.name, "all": trial.figures}
+    for arm in (build(model, **changes) for build in (plain_inversion, core_inversion, mlm_inversion)):
+        with tqdm(total=steps, desc=f"{arm.label:9}", unit="step") as bar:
+            trial = run_trial(model, arm, concept, seed, watch=_follow(bar))
+        path = save_embedding(trial.concept.renamed(arm.name), out, if_exists="replace")
+        report[arm.name] = {**headline(trial.figures), "embedding": path.name, "all": trial.figures}
         pictures = draw(model, templates, seeds, concept=trial.concept)
-        rows.append(Row(method.label, list(pictures), summary(trial.figures)))
+        rows.append(Row(arm.label, list(pictures), summary(trial.figures)))
     report["seconds"] = time.perf_counter() - started
     columns = [template.format(f"{class_word}*") for template in templates]
     sheet = contact_sheet(rows, columns, title=f"Contextual Inversion: the {class_word} “{concept}”, a new word")

@@ -14,7 +14,7 @@ from ...core.models.protocol import fingerprint
 from ...core.networks.tuning_encoder import Identity, Shape, TuningEncoder
 from ...core.world import concepts as world
 from ..bench.tuning_encoder import sd15_shape
-from .claims import DEVELOPMENT, MEASURES, Part, commit, compare, run_cells
+from .claims import DEVELOPMENT, MEASURES, Comparison, commit, compare, run_cells
 from .encoder_ways import RANK_PAIRS, RANK_WAYS, RANKS, WAY_PAIRS, WAYS, EncoderTrial, Way, loaded
 from .tables import require_marks, rewrite_tables, table_header, table_row
 from .trials import demo_model
@@ -25,8 +25,8 @@ SHOWN = {
     "seconds": "seconds",
 }
 PARTS = {
-    "ways": Part("encoder-ways", WAYS, WAY_PAIRS),
-    "ranks": Part("encoder-ranks", RANK_WAYS, RANK_PAIRS),
+    "ways": Comparison("encoder-ways", WAYS, WAY_PAIRS),
+    "ranks": Comparison("encoder-ranks", RANK_WAYS, RANK_PAIRS),
 }
 """By the name to give on the command line."""
 
@@ -77,7 +77,7 @@ def main(
         for seed in range(1, seeds + 1)
         for name in names
         for part in chosen
-        for way in part.methods
+        for way in part.arms
     }
     done = dict(tqdm(run_cells(cells, folder, workers), total=len(cells), desc="trials", unit="trial"))
     facts = {"commit": commit(), "model": model, "encoder": network.provenance, "prompts": prompts}
@@ -85,13 +85,13 @@ def main(
     for part in chosen:
         trials = [
             {**done[f"{way.key(prompts)}-{name}-{seed}"], "method": way.name}
-            for way in part.methods
+            for way in part.arms
             for name in names
             for seed in range(1, seeds + 1)
         ]
         found = {"trials": trials, "comparisons": compare(trials, part.pairs, SHOWN)}
         lines = as_markdown(part, found)
-        if part.methods is RANK_WAYS:
+        if part.arms is RANK_WAYS:
             found["sizes"] = sizes(network.shape)
             lines += ["", *size_table(found["sizes"])]
         report["parts"][part.name] = found
@@ -101,10 +101,10 @@ def main(
     return report
 
 
-def as_markdown(part: Part, found: Mapping[str, Any]) -> list[str]:
+def as_markdown(part: Comparison, found: Mapping[str, Any]) -> list[str]:
     """What each way reached, every comparison, and what words the predictions are nearest to, as tables."""
     trials, rows = found["trials"], found["comparisons"]
-    labels = {way.name: way.label for way in part.methods}
+    labels = {way.name: way.label for way in part.arms}
     lines = table_header("mean", *SHOWN.values())
     for name, label in labels.items():
         own = [trial for trial in trials if trial["method"] == name]
@@ -118,7 +118,7 @@ def as_markdown(part: Part, found: Mapping[str, Any]) -> list[str]:
             own = {row["measure"]: row for row in rows if (row["method"], row["control"]) == pair}
             gains = (f"{r['difference']:+.3f} ({r['low']:+.3f} to {r['high']:+.3f})" for r in map(own.get, shown) if r)
             lines.append(table_row(f"{labels[pair[0]]} against {labels[pair[1]]}", *gains))
-    words = [way for way in part.methods if way.rank is None and not way.dual]
+    words = [way for way in part.arms if way.rank is None and not way.dual]
     return [*lines, "", *nearest_words(words, trials)]
 
 

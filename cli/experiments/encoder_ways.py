@@ -34,7 +34,7 @@ from ...core.training.trainer import train
 from ...core.world import concepts as world
 from ...core.world.prompts import EvaluationPrompt
 from ...core.world.render import concept_images
-from ..predict import chosen_encoder
+from ..loading import load_tuning_encoder
 from .trials import Trial, held_out_prompts, judge
 
 ALPHA = 0.5
@@ -172,7 +172,7 @@ class EncoderTrial:
 @cache
 def loaded(encoder: Path | None) -> tuple[ImageEncoder, TuningEncoder]:
     """What sees, once a process."""
-    return ImageEncoder.tiny(), chosen_encoder("tiny", encoder)
+    return ImageEncoder.tiny(), load_tuning_encoder("tiny", encoder)
 
 
 def spread(prompts: Sequence[EvaluationPrompt], count: int) -> list[EvaluationPrompt]:

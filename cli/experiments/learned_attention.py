@@ -16,7 +16,7 @@ from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.world import concepts as world
 from ...core.world.render import concept_images
 from .tables import table_header, table_row
-from .trials import PICTURES, Method, core_inversion, demo_model, learn, method_key, mlm_inversion, plain_inversion
+from .trials import PICTURES, Arm, arm_key, core_inversion, demo_model, learn, mlm_inversion, plain_inversion
 
 CONCEPTS = ("castle", "racer", "planet", "winged-heart", "horned-cat")
 CLASS_WORD, CONTROL = "class-word", "ti"
@@ -58,12 +58,12 @@ def main(
         raise ValueError(f"concepts are {', '.join(world.CONCEPTS)}; at least one, and one seed. Unknown: {unknown}")
     model = demo_model()
     changes = {} if steps is None else {"steps": steps}
-    methods = [build(model, **changes) for build in (plain_inversion, core_inversion, mlm_inversion)]
+    arms = [build(model, **changes) for build in (plain_inversion, core_inversion, mlm_inversion)]
     cells = []
     for seed in range(1, seeds + 1):
         for index, name in enumerate(concepts):
-            for method in (None, *methods):
-                cells.append(measured(model, method, name, seed, n, 1000 * seed + index, folder / model.fingerprint))
+            for arm in (None, *arms):
+                cells.append(measured(model, arm, name, seed, n, 1000 * seed + index, folder / model.fingerprint))
                 print(
                     f"{cells[-1].concept:<14}{cells[-1].method:<12}{float(cells[-1].shown[:, 1].mean()):.2f}",
                     flush=True,
@@ -74,22 +74,22 @@ def main(
 
 
 def measured(
-    model: DiffusersModel, method: Method | None, name: str, seed: int, scenes: int, scene_seed: int, folder: Path
+    model: DiffusersModel, arm: Arm | None, name: str, seed: int, scenes: int, scene_seed: int, folder: Path
 ) -> Cell:
-    """A learned word in its scenes; the class word where there is no method."""
-    vectors = None if method is None else kept_word(folder, model, method, name, seed).vectors
+    """A learned word in its scenes; the class word where there is no arm."""
+    vectors = None if arm is None else kept_word(folder, model, arm, name, seed).vectors
     shares = scene_shares(model, scenes, vectors, concept=name, seed=scene_seed)
-    label = CLASS_WORD if method is None else method.name
+    label = CLASS_WORD if arm is None else arm.name
     return Cell(name, label, seed, shares.shown, shares.every, float(shares.area.mean()))
 
 
-def kept_word(folder: Path, model: DiffusersModel, method: Method, name: str, seed: int) -> Concept:
+def kept_word(folder: Path, model: DiffusersModel, arm: Arm, name: str, seed: int) -> Concept:
     """The word from `folder`, or learned now and kept there, so that a long comparison can be resumed."""
-    key = f"{method_key(method)}-{name}-{seed}"
+    key = f"{arm_key(arm)}-{name}-{seed}"
     if not (folder / f"{key}.safetensors").exists():
         pictures, _, class_word = concept_images(name, PICTURES, seed=seed)
         folder.mkdir(parents=True, exist_ok=True)
-        save_embedding(learn(model, method, name, class_word, pictures, seed).renamed(key), folder)
+        save_embedding(learn(model, arm, name, class_word, pictures, seed).renamed(key), folder)
     widths = {encoder: one.width for encoder, one in model.text_encoders.items()}
     return load_concept(folder / f"{key}.safetensors", widths=widths)
 

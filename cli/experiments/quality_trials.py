@@ -14,14 +14,14 @@ from ...core.training.run.events import Step
 from ...core.world import concepts as world
 from ...core.world.render import concept_images
 from .tables import table_header, table_row
-from .trials import PICTURES, Method, Trial, held_out_prompts, judge, training
+from .trials import PICTURES, Arm, Trial, held_out_prompts, judge, training
 
 STEPS = (25, 50, 100, 200)
 """Where a training is judged."""
 JUDGED = ("fidelity", "recognised", "composed", "similarity")
 
 
-def run_quality_trial(model: DiffusersModel, method: Method, name: str, seed: int) -> Trial:
+def run_quality_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Trial:
     """Train once and judge what was learned after each of `STEPS`, with pictures of one thing in a held-out place.
 
     `course` has the figures of every step and the seconds of training until there, of the processor where the model is
@@ -32,7 +32,7 @@ def run_quality_trial(model: DiffusersModel, method: Method, name: str, seed: in
     kept: dict[int, tuple[Concept, float]] = {}
     clock = time.process_time if model.device.type == "cpu" else time.perf_counter
     started = clock()
-    with training(model, method, name, class_word, references, seed) as run:
+    with training(model, arm, name, class_word, references, seed) as run:
         for event in run:
             if isinstance(event, Step) and event.step in STEPS:
                 kept[event.step] = run.concept, clock() - started
@@ -43,7 +43,7 @@ def run_quality_trial(model: DiffusersModel, method: Method, name: str, seed: in
         pictures, found = judge(partial(draw, model, concept=concept), prompts, subject, references, seed)
         course.append({"step": step, "seconds": seconds, **{key: found[key] for key in JUDGED}})
     figures = {
-        "method": method.name,
+        "method": arm.name,
         "concept": name,
         "class_word": class_word,
         "seed": seed,
@@ -53,22 +53,22 @@ def run_quality_trial(model: DiffusersModel, method: Method, name: str, seed: in
     return Trial(concept, pictures, prompts, figures)
 
 
-def reached_table(methods: Sequence[Method], trials: Sequence[dict[str, Any]]) -> list[str]:
-    """When each method, on the mean over concepts and seeds, is first as good as the first of `methods` ever is:
+def reached_table(arms: Sequence[Arm], trials: Sequence[dict[str, Any]]) -> list[str]:
+    """When each method, on the mean over concepts and seeds, is first as good as the first of `arms` ever is:
     in similarity, in fidelity, and in both on the same step. Then the means at every step."""
-    courses = {method.name: mean_course([t for t in trials if t["method"] == method.name]) for method in methods}
-    best = {key: max(at[key] for at in courses[methods[0].name]) for key in ("similarity", "fidelity")}
+    courses = {arm.name: mean_course([t for t in trials if t["method"] == arm.name]) for arm in arms}
+    best = {key: max(at[key] for at in courses[arms[0].name]) for key in ("similarity", "fidelity")}
     lines = table_header("method", *(f"steps (s) to {name}" for name in ("similarity", "fidelity", "both")))
-    for method in methods:
+    for arm in arms:
         goals = [{"similarity": best["similarity"]}, {"fidelity": best["fidelity"]}, best]
-        cells = [first_reaching(courses[method.name], goal) for goal in goals]
+        cells = [first_reaching(courses[arm.name], goal) for goal in goals]
         shown = ["never" if at is None else f"{at['step']:.0f} ({at['seconds']:.0f})" for at in cells]
-        lines.append(table_row(method.label, *shown))
+        lines.append(table_row(arm.label, *shown))
     lines += ["", *table_header("method", "steps", "seconds", *JUDGED)]
-    for method in methods:
-        for at in courses[method.name]:
+    for arm in arms:
+        for at in courses[arm.name]:
             figures = (f"{at[key]:.3f}" for key in JUDGED)
-            lines.append(table_row(method.label, f"{at['step']:.0f}", f"{at['seconds']:.0f}", *figures))
+            lines.append(table_row(arm.label, f"{at['step']:.0f}", f"{at['seconds']:.0f}", *figures))
     return lines
 
 

@@ -15,19 +15,20 @@ import numpy as np
 from ...core.concept import Concept
 from ...core.inspection.diagnostics import context_similarity
 from ...core.inspection.symmetric_kl import skl
-from ...core.inspection.world.world_evaluation import SIZE, as_training_images, context_probes, draw, score, with_lora
+from ...core.inspection.world.world_evaluation import as_training_images, context_probes, draw, score, with_lora
 from ...core.maths.mlm import RHO
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.models.tiny import load_tiny
 from ...core.prompts.rich import ListedPrompts
 from ...core.prompts.sets import built_in_set
-from ...core.training.presets import DEMO, demo_preset
-from ...core.training.regularizers.context import CoReRegularizer, recommended_weights
-from ...core.training.regularizers.mlm import XTI_BATCH, recommended_lambda, recommended_mlm
-from ...core.training.regularizers.prior import PriorPreservation
-from ...core.training.regularizers.seam import Regularizer
+from ...core.training.methods import METHODS
+from ...core.training.plan import Choices, Prior, plan
+from ...core.training.presets import DEMO, Preset, demo_preset, recipes
+from ...core.training.regularizers.context import recommended_weights
+from ...core.training.regularizers.mlm import recommended_batch, recommended_lambda
+from ...core.training.regularizers.registry import Added
 from ...core.training.run.events import Finished, Step
-from ...core.training.trainer import TrainingRun, train
+from ...core.training.trainer import TrainingRun
 from ...core.world import concepts as world
 from ...core.world.prompts import EvaluationPrompt, evaluation_prompts
 from ...core.world.render import concept_images
@@ -36,13 +37,16 @@ PICTURES = 4
 """Training pictures of a concept, as a user would have."""
 PLAIN = 6
 """Pictures of the prompt that was trained on, to see whether the word was learned at all."""
+CLASS_SEED = 0
+"""Of prior preservation's class pictures: the same for every training seed, as docs/claims.md measured them."""
 
 
 @dataclass(frozen=True)
-class Method:
+class Arm:
     """A way to train a word: `core` is lambda_emb and lambda_attn (METHODS.md C4), `mlm` is lambda, rho and, where it
-    is not the usual one, the number of prompts a step (METHODS.md 2.6); None where the method does without. `prior` is
-    how many pictures of the class preserve what its word means. `changes` are settings other than `DEMO`'s."""
+    is not the usual one, the number of prompts a step (METHODS.md 2.6); None where the arm does without. `prior` is
+    how many pictures of the class preserve what its word means. `changes` are settings other than those of `recipe`,
+    and `further` are regularizers beside CoRe and MLM."""
 
     name: str
     label: str
@@ -50,6 +54,13 @@ class Method:
     mlm: tuple[float, float] | tuple[float, float, int] | None = None
     changes: dict[str, Any] = field(default_factory=dict)
     prior: int = 0
+    recipe: str = DEMO.name
+    further: tuple[Added, ...] = ()
+
+    @property
+    def base(self) -> Preset:
+        """The recipe."""
+        return recipes()[self.recipe]
 
 
 @dataclass(frozen=True)
@@ -62,33 +73,34 @@ class Trial:
     figures: dict[str, Any]
 
 
-def plain_inversion(model: DiffusersModel, **changes: Any) -> Method:
+def plain_inversion(model: DiffusersModel, **changes: Any) -> Arm:
     """Textual inversion without any regularizer, hence also without CoRe's hold on the vector's length."""
-    return Method("ti", "plain TI", changes={"norm_mode": "none", **changes})
+    return Arm("ti", "plain TI", changes={"norm_mode": "none", **changes})
 
 
-def core_inversion(model: DiffusersModel, **changes: Any) -> Method:
+def core_inversion(model: DiffusersModel, **changes: Any) -> Arm:
     """Textual inversion with CoRe at the weights recommended for the model."""
     weights = recommended_weights(model)
-    return Method("core", "CoRe", core=(weights.embedding, weights.attention), changes=changes)
+    return Arm("core", "CoRe", core=(weights.embedding, weights.attention), changes=changes)
 
 
-def mlm_inversion(model: DiffusersModel, **changes: Any) -> Method:
+def mlm_inversion(model: DiffusersModel, **changes: Any) -> Arm:
     """Textual inversion with MLM at the weight recommended for the model."""
     weight = recommended_lambda(model)
-    return Method("mlm", "MLM", mlm=(weight, RHO), changes={"norm_mode": "none", **changes})
+    return Arm("mlm", "MLM", mlm=(weight, RHO), changes={"norm_mode": "none", **changes})
 
 
-def combined(model: DiffusersModel, kind: str, label: str, *, core: bool, mlm: bool) -> Method:
+def combined(model: DiffusersModel, kind: str, label: str, *, core: bool, mlm: bool) -> Arm:
     """What `kind` of `METHODS` trains, by the bundled model's recipe for it, without or with CoRe and MLM at the
     weights recommended for the model. Without prior preservation (docs/claims.md says why)."""
     changes = {key: value for key, value in demo_preset(kind).values.items() if DEMO.values.get(key) != value}
     added = {"core": ("CoRe", core), "mlm": ("MLM", mlm)}
-    return Method(
+    batch = [recommended_batch(kind)] if METHODS[kind].learns_copies else []
+    return Arm(
         "_".join([kind, *(name for name, (_, wanted) in added.items() if wanted)]),
         " + ".join([label, *(title for title, wanted in added.values() if wanted)]),
         core=core_inversion(model).core if core else None,
-        mlm=(recommended_lambda(model), RHO, *([XTI_BATCH] if "xti" in kind else [])) if mlm else None,
+        mlm=(recommended_lambda(model), RHO, *batch) if mlm else None,
         # CoRe's hold on the vectors' length belongs to CoRe.
         changes=changes if core else {**changes, "norm_mode": "none"},
     )
@@ -101,27 +113,27 @@ def demo_model() -> DiffusersModel:
 
 def run_trial(
     model: DiffusersModel,
-    method: Method,
+    arm: Arm,
     name: str,
     seed: int,
     *,
     prompts: Sequence[EvaluationPrompt] | None = None,
     watch: Callable[[Step], None] | None = None,
 ) -> Trial:
-    """Train `method` on `PICTURES` pictures of the held-out concept `name` and judge one picture a prompt.
+    """Train `arm` on `PICTURES` pictures of the held-out concept `name` and judge one picture a prompt.
 
-    Seeds are paired: two methods with the same `seed` see the same noise in training and start their pictures from the
+    Seeds are paired: two arms with the same `seed` see the same noise in training and start their pictures from the
     same noise. `seconds` is the training alone.
     """
     subject = world.CONCEPTS[name]
     references, _, class_word = concept_images(name, PICTURES, seed=seed)
     started = time.perf_counter()
-    concept = learn(model, method, name, class_word, references, seed, watch)
+    concept = learn(model, arm, name, class_word, references, seed, watch)
     seconds = time.perf_counter() - started
     prompts = list(prompts or held_out_prompts(subject.background))
     pictures, found = judge(partial(draw, model, concept=concept), prompts, subject, references, seed, PLAIN)
     figures = {
-        "method": method.name,
+        "method": arm.name,
         "concept": name,
         "class_word": class_word,
         "seed": seed,
@@ -129,8 +141,8 @@ def run_trial(
         **diagnosis(model, concept, seed),
         "norm": float(next(iter(concept.vectors.values())).norm(dim=-1).mean()),
         "seconds": seconds,
-        "core": method.core,
-        "mlm": method.mlm,
+        "core": arm.core,
+        "mlm": arm.mlm,
     }
     return Trial(concept, pictures, prompts, figures)
 
@@ -174,7 +186,7 @@ def held_out_prompts(training_background: str) -> list[EvaluationPrompt]:
 
 def learn(
     model: DiffusersModel,
-    method: Method,
+    arm: Arm,
     name: str,
     class_word: str,
     pictures: np.ndarray,
@@ -183,7 +195,7 @@ def learn(
     prompts: Sequence[str] | None = None,
 ) -> Concept:
     """The training of a trial. `prompts` stand in for the regularizers' own sets."""
-    with training(model, method, name, class_word, pictures, seed, prompts) as run:
+    with training(model, arm, name, class_word, pictures, seed, prompts) as run:
         for event in run:
             if isinstance(event, Step) and watch is not None:
                 watch(event)
@@ -194,7 +206,7 @@ def learn(
 
 def training(
     model: DiffusersModel,
-    method: Method,
+    arm: Arm,
     name: str,
     class_word: str,
     pictures: np.ndarray,
@@ -202,27 +214,33 @@ def training(
     prompts: Sequence[str] | None = None,
 ) -> TrainingRun:
     """The training of a trial, not begun."""
-    settings = DEMO.settings(class_word, **{"name": name, "seed": seed, **method.changes})
-    added = regularizers(method, model, prompts)
-    return train(model, list(as_training_images(pictures)), settings, regularizers=added)
+    images = list(as_training_images(pictures))
+    return plan(model, images, choices(arm, name, class_word, seed, prompts)).begin(model, images)
 
 
-def regularizers(method: Method, model: DiffusersModel, prompts: Sequence[str] | None = None) -> list[Regularizer]:
-    """What the method adds to the diffusion loss. No prompt of it names a background of the evaluation."""
-    found: list[Regularizer] = []
-    if method.core is not None:
-        embedding, attention = method.core
-        chosen = tuple(prompts or built_in_set("concept_world").prompts)
-        found.append(CoReRegularizer(chosen, embedding_weight=embedding, attention_weight=attention))
-    if method.mlm is not None:
-        weight, rho, *batch = method.mlm
+def choices(arm: Arm, name: str, class_word: str, seed: int, prompts: Sequence[str] | None = None) -> Choices:
+    """What the arm is, as choices of a training. No prompt of it names a background of the evaluation."""
+    return Choices(
+        arm.base,
+        class_word,
+        {"name": name, "seed": seed, **arm.changes},
+        added(arm, prompts),
+        prior=Prior(float(arm.prior > 0), arm.prior, CLASS_SEED),
+    )
+
+
+def added(arm: Arm, prompts: Sequence[str] | None = None) -> list[Added]:
+    """The arm's regularizers; `prompts` stand in for the own sets of CoRe and MLM."""
+    found = []
+    if arm.core is not None:
+        weights = dict(zip(("embedding_weight", "attention_weight"), arm.core, strict=True))
+        found.append(Added("core", {"prompts": tuple(prompts or built_in_set("concept_world").prompts), **weights}))
+    if arm.mlm is not None:
+        # The number of prompts, where the arm names none, is the paper's for a word alone.
+        weight, rho, batch = (*arm.mlm, recommended_batch())[:3]
         listed = ListedPrompts(tuple(prompts)) if prompts else None
-        options = {"batch": batch[0]} if batch else {}
-        found.append(recommended_mlm(model, prompts=listed, weight=weight, rho=rho, **options))
-    if method.prior:
-        side = SIZE.height  # of the training pictures, too
-        found.append(PriorPreservation(pictures=method.prior, batch=DEMO.values["batch"], resolution=side))
-    return found
+        found.append(Added("mlm", {"prompts": listed, "weight": weight, "rho": rho, "batch": batch}))
+    return [*found, *arm.further]
 
 
 def cached_trial(folder: Path, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -238,23 +256,24 @@ def cached_trial(folder: Path, key: str, run: Callable[[], dict[str, Any]]) -> d
     return figures
 
 
-def method_key(method: Method) -> str:
-    """A short name for files: the same for methods that train the same way, whatever they are called."""
+def arm_key(arm: Arm) -> str:
+    """A short name for files: the same for arms that train the same way, whatever they are called."""
     import hashlib
 
-    decisive = [method.core, method.mlm, {**DEMO.values, **method.changes}]
-    decisive += [method.prior] if method.prior else []
+    decisive: list[Any] = [arm.core, arm.mlm, {**arm.base.values, **arm.changes}]
+    decisive += [arm.prior] if arm.prior else []
+    decisive += [[one.name, one.options] for one in arm.further]
     text = json.dumps(decisive, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True)
-class Part:
-    """Methods that are trained on the same cells, and the pairs of them that are compared: (treated, control)."""
+class Comparison:
+    """Arms that are trained on the same cells, and the pairs of them that are compared: (treated, control)."""
 
     name: str
-    methods: tuple[Method, ...]
+    arms: tuple[Arm, ...]
     pairs: tuple[tuple[str, str], ...]
     trial: Callable[..., Trial] = run_trial
-    more: Callable[[Sequence[Method], Sequence[dict[str, Any]]], list[str]] | None = None
-    """Tables of its own, of its methods and trials."""
+    more: Callable[[Sequence[Arm], Sequence[dict[str, Any]]], list[str]] | None = None
+    """Tables of its own, of its arms and trials."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -33,6 +34,16 @@ def read_mask(file: Path) -> np.ndarray:
     if not mask.any():
         raise BrokenPictureError(f"the mask {_place(file)} is empty: it says that the subject is nowhere")
     return mask
+
+
+def read_as_tensor(file: Path | BinaryIO, name: str | None = None) -> torch.Tensor:
+    """`read_picture` as float32 (H, W, 3) in [0, 1], as training takes it."""
+    return torch.from_numpy(read_picture(file, name).astype(np.float32) / 255)
+
+
+def read_mask_as_tensor(file: Path) -> torch.Tensor:
+    """`read_mask` as float32 (H, W), as training takes it."""
+    return torch.from_numpy(read_mask(file))
 
 
 def mask_of(picture: Path, folder: Path) -> Path:

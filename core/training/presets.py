@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .methods import method_called
+from ..models.families import is_narrow
+from ..models.protocol import TextToImageModel
+from .methods import IDENTIFIER, method_called
 from .settings import CORE_TEMPLATES, Augmentation, TrainSettings
 
 CLASSIC_TEMPLATES = (
@@ -23,10 +25,8 @@ CLASSIC_TEMPLATES = (
 )
 """Neutral photo prompts in the manner of CLIP's ImageNet templates, which textual inversion draws from."""
 
-ADAMW = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 1e-2}
+ADAMW: Mapping[str, Any] = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 1e-2}
 """METHODS.md 1.4 no. 2; also what PyTorch does by default, written out because a recipe should not hang on that."""
-
-
 FLIPS = Augmentation(rotation=0.0, rotate=0.0, flip=0.5, bank=4)
 """METHODS.md 2.6: horizontal flips and nothing else."""
 
@@ -34,7 +34,8 @@ FLIPS = Augmentation(rotation=0.0, rotate=0.0, flip=0.5, bank=4)
 @dataclass(frozen=True)
 class Preset:
     """Values for `TrainSettings`, and whether the recipe wants CoRe and prior preservation. `source` says where the
-    values come from. One that stands `alone` says nothing about other methods than its own."""
+    values come from. One that stands `alone` says nothing about other methods than its own. A recipe that names no
+    optimizer takes AdamW with `ADAMW`."""
 
     name: str
     source: str
@@ -42,6 +43,10 @@ class Preset:
     core: bool = False
     prior: bool = False
     alone: bool = False
+
+    def __post_init__(self) -> None:
+        usual = {} if "optimizer" in self.values else {"optimizer": "AdamW", "optimizer_options": ADAMW}
+        object.__setattr__(self, "values", {**usual, **self.values})
 
     @property
     def method(self) -> str:
@@ -80,8 +85,6 @@ PRESETS = {
                 "steps": 300,
                 "batch": 6,
                 "learning_rate": 5e-3,
-                "optimizer": "AdamW",
-                "optimizer_options": ADAMW,
                 "norm_mode": "core_window",
                 "templates": CORE_TEMPLATES,
                 "augmentation": Augmentation(),
@@ -96,8 +99,6 @@ PRESETS = {
                 "steps": 3000,
                 "batch": 4,
                 "learning_rate": 2e-3,
-                "optimizer": "AdamW",
-                "optimizer_options": ADAMW,
                 "templates": CLASSIC_TEMPLATES,
                 "augmentation": FLIPS,
             },
@@ -111,7 +112,6 @@ PRESETS = {
                 "steps": 400,
                 "batch": 4,
                 "learning_rate": 1e-2,
-                "optimizer": "AdamW",
                 "optimizer_options": {**ADAMW, "weight_decay": 0.0},
                 "norm_mode": "spherical",
                 "templates": CORE_TEMPLATES,
@@ -126,8 +126,6 @@ PRESETS = {
                 "steps": 500,
                 "batch": 8,
                 "learning_rate": 5e-3,
-                "optimizer": "AdamW",
-                "optimizer_options": ADAMW,
                 "templates": CLASSIC_TEMPLATES,
             },
         ),
@@ -142,8 +140,6 @@ PRESETS = {
                 "steps": 150,
                 "batch": 4,
                 "learning_rate": 5e-3,
-                "optimizer": "AdamW",
-                "optimizer_options": ADAMW,
                 "templates": CORE_TEMPLATES,
             },
             alone=True,
@@ -156,8 +152,6 @@ PRESETS = {
                 "steps": 3000,
                 "batch": 4,
                 "learning_rate": 2e-3,
-                "optimizer": "AdamW",
-                "optimizer_options": ADAMW,
                 "templates": CLASSIC_TEMPLATES,
                 "augmentation": FLIPS,
             },
@@ -167,12 +161,10 @@ PRESETS = {
             'METHODS.md 2.6: "sks" and the class word, 500 steps, batch 4, rate 4e-5, prior preservation',
             {
                 "method": "custom-diffusion",
-                "identifier": "sks",
+                "identifier": IDENTIFIER,
                 "steps": 500,
                 "batch": 4,
                 "learning_rate": 4e-5,
-                "optimizer": "AdamW",
-                "optimizer_options": ADAMW,
                 "templates": CLASSIC_TEMPLATES,
                 "augmentation": FLIPS,
             },
@@ -184,12 +176,10 @@ PRESETS = {
             "preservation as in METHODS.md 2.6; rank 4 is ours",
             {
                 "method": "dreambooth-lora",
-                "identifier": "sks",
+                "identifier": IDENTIFIER,
                 "steps": 500,
                 "batch": 1,
                 "learning_rate": 5e-5,
-                "optimizer": "AdamW",
-                "optimizer_options": ADAMW,
                 "templates": CORE_TEMPLATES,
                 "augmentation": FLIPS,
             },
@@ -201,12 +191,10 @@ PRESETS = {
             "positions stay), 1,000 steps, batch 1, rate 1e-6, prior preservation",
             {
                 "method": "dreambooth",
-                "identifier": "sks",
+                "identifier": IDENTIFIER,
                 "steps": 1000,
                 "batch": 1,
                 "learning_rate": 1e-6,
-                "optimizer": "AdamW",
-                "optimizer_options": ADAMW,
                 "templates": CORE_TEMPLATES,
                 "augmentation": FLIPS,
             },
@@ -220,8 +208,6 @@ PRESETS = {
                 "steps": 1000,
                 "batch": 4,
                 "learning_rate": 2e-6,
-                "optimizer": "AdamW",
-                "optimizer_options": ADAMW,
                 "templates": CORE_TEMPLATES,
                 "augmentation": Augmentation(),
             },
@@ -235,8 +221,6 @@ PRESETS = {
                 "steps": 500,
                 "batch": 4,
                 "learning_rate": 1e-4,
-                "optimizer": "AdamW",
-                "optimizer_options": ADAMW,
                 "templates": CORE_TEMPLATES,
                 "augmentation": Augmentation(),
             },
@@ -254,8 +238,6 @@ DEMO = Preset(
         "batch": 4,
         "vectors": 3,
         "learning_rate": 1e-2,
-        "optimizer": "AdamW",
-        "optimizer_options": ADAMW,
         "norm_mode": "core_window",
         "templates": CORE_TEMPLATES,
     },
@@ -277,12 +259,33 @@ def demo_preset(method: str) -> Preset:
     """The recipe of the bundled model for a method: `DEMO`'s but for what the method needs otherwise.
 
     Without prior preservation, as docs/claims.md measures them. To the bundled text encoder "sks house" is "house"
-    (cosine 0.99), so class pictures pull against what is to be learned.
+    (cosine 0.99), so class pictures pull against what is to be learned. Raises ValueError for an unknown method.
     """
     if method == DEMO.method:
         return DEMO
-    named = method in ("custom-diffusion", "dreambooth-lora", "dreambooth")
-    own: dict[str, Any] = {"method": method, **({"identifier": "sks"} if named else {})}
+    identifier = method_called(method).identifier
+    own: dict[str, Any] = {"method": method, **({"identifier": identifier} if identifier else {})}
     own |= TUNED.get(method, UNTUNED.get(method, {}))
     source = f"{DEMO.source}; {'steps and rates: docs/claims.md' if method in TUNED else 'rates are ours, untuned'}"
     return Preset(f"{DEMO.name}: {method}", source, {**DEMO.values, **own}, core=DEMO.core)
+
+
+def recipes(methods: Iterable[str] | None = None) -> dict[str, Preset]:
+    """Every recipe by its name, the bundled model's last; with `methods` those for one of these."""
+    wanted = None if methods is None else set(methods)
+    every = {**PRESETS, DEMO.name: DEMO}
+    return {name: recipe for name, recipe in every.items() if wanted is None or recipe.method in wanted}
+
+
+def first_preset(method: str) -> Preset:
+    """The first recipe for a method. Raises ValueError where there is none."""
+    title = method_called(method).title
+    for recipe in PRESETS.values():
+        if recipe.method == method:
+            return recipe
+    raise ValueError(f"no recipe is for {title} ({method}): choose one by its name; there are {', '.join(PRESETS)}")
+
+
+def suited_preset(model: TextToImageModel, method: str) -> Preset:
+    """The recipe for a method that suits the model: the first, or the bundled model's for one as narrow as that."""
+    return demo_preset(method) if is_narrow(model) else first_preset(method)

@@ -7,9 +7,8 @@ from functools import partial
 import torch
 from comfy_api.latest import io
 
-from ...core.concept import PLACEHOLDER, Concept
-from ...core.training.regularizers.seam import Regularizer
-from ...core.training.settings import TrainSettings
+from ...core.concept import PLACEHOLDER
+from ...core.training.plan import Plan
 from ...core.training.trainer import train
 from ..comfy.model import ComfyModel
 from .interrupted import Resumable
@@ -27,19 +26,17 @@ def require_place(preview_every: int, preview_prompt: str, word: str) -> None:
 def train_concept(
     node_id: str,
     model: ComfyModel,
-    settings: TrainSettings,
+    plan: Plan,
     *,
     images: torch.Tensor,
     masks: torch.Tensor | None,
-    regularizers: tuple[Regularizer, ...],
-    initial: Concept | None,
     continue_interrupted: bool,
 ) -> io.NodeOutput:
     """Train to the end, or until the page asks to stop and keep. Gives the concept, a LOSS_MAP and the page's view.
 
     When it is cancelled or an error ends it, the steps so far are in a checkpoint before that goes on its way.
     """
-    images = images[..., :3]
+    images, settings = images[..., :3], plan.settings
     facts = {
         "node": str(node_id),
         "model": model.fingerprint,
@@ -47,10 +44,10 @@ def train_concept(
         "autoencoder": model.autoencoder,
         "encoders": {name: encoder.fingerprint for name, encoder in model.text_encoders.items()},
         "settings": settings.identity(),
-        "regularizers": [regularizer.state() for regularizer in regularizers],
+        "regularizers": [regularizer.state() for regularizer in plan.regularizers],
     }
-    starting = {} if initial is None else initial.vectors
-    start = partial(train, model, images, regularizers=regularizers, masks=masks, initial=initial)
+    starting = {} if plan.start is None else plan.start.vectors
+    start = partial(train, model, images, regularizers=plan.regularizers, masks=masks, initial=plan.start)
     tensors = (images, masks, *(starting[name] for name in sorted(starting)))
     work = Resumable(settings.name, start, settings, facts, tensors)
     reporter = Reporter(node_id, settings.steps)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from comfy_api.latest import io
 
 from ...core.concept import PLACEHOLDER
+from ...core.models.protocol import TextToImageModel
+from ...core.training.presets import Preset, recipes, suited_preset
 from ..comfy.folders import files_of
 from ..comfy.saving import NUMBER, REFUSE, REPLACE
 from .sockets import LossMapSocket
@@ -64,6 +67,22 @@ def masks(counts: str) -> Any:
         tooltip=f"Where the thing is, one mask a picture{counts}. What Load Image gives is the transparent part: for "
         "cut-out things put Invert Mask behind it.",
     )
+
+
+def recipe(methods: Iterable[str], tooltip: str) -> Any:
+    """The recipes for any of `methods`, with what each comes from."""
+    offered = recipes(methods)
+    sources = " ".join(f"{name}: {one.source}." for name, one in offered.items())
+    return io.Combo.Input("recipe", options=[AUTO, *offered], default=AUTO, tooltip=f"{tooltip} {sources}")
+
+
+def chosen_recipe(name: str, model: TextToImageModel, method: str) -> Preset:
+    """The recipe called `name` for `method`, or the one that suits the model for `AUTO`.
+
+    A recipe of another method keeps its numbers and trains `method`. Raises ValueError as `Preset.training`, or where
+    no recipe suits.
+    """
+    return suited_preset(model, method) if name == AUTO else recipes()[name].training(method)
 
 
 def training_steps() -> Any:

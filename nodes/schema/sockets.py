@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from comfy_api.latest import io
 
 from ...core.models.protocol import TextToImageModel
+from ...core.training.regularizers.registry import Added
 from ...core.training.regularizers.seam import Regularizer
 
 CATEGORY = "Contextual Inversion"
@@ -26,28 +27,35 @@ TuningEncoderSocket = io.Custom("TUNING_ENCODER")
 LossMapSocket = io.Custom("LOSS_MAP")
 """ComfyUI's own: a dict whose "loss" is a list of numbers, one a step."""
 
-MakeRegularizer = Callable[[TextToImageModel, str], Regularizer]
-"""Of the model and the method (`METHODS`) that it is added to."""
+AS_RECIPE = "as the recipe"
+"""The rule for the vectors' length that leaves it to the recipe."""
 
 
 @dataclass(frozen=True)
 class Regularization:
-    """How to make each regularizer once the model is known, and the norm rule that belongs to them, if one does.
+    """What is added to a training, and the norm rule that belongs to it, if one does.
 
-    Recipes and not regularizers travel along the wire: ComfyUI keeps what a node gave and hands it to every training
-    that is connected, and a regularizer remembers things about the one training that it is in.
+    Names with options and not regularizers travel along the wire: ComfyUI keeps what a node gave and hands it to every
+    training that is connected, and a regularizer remembers things about the one training that it is in.
     """
 
-    makers: tuple[MakeRegularizer, ...] = ()
+    added: tuple[Added, ...] = ()
     norm_mode: str | None = None
 
-    def adding(self, maker: MakeRegularizer, norm_mode: str | None = None) -> Regularization:
-        """With one more recipe, whose norm rule counts where there was none before."""
-        return Regularization((*self.makers, maker), norm_mode if self.norm_mode is None else self.norm_mode)
+    def adding(self, name: str, norm_mode: str | None = None, **options: Any) -> Regularization:
+        """With one more of `REGULARIZERS`, whose norm rule counts where there was none before."""
+        return Regularization(
+            (*self.added, Added(name, options)), norm_mode if self.norm_mode is None else self.norm_mode
+        )
+
+    @property
+    def chosen_norm_mode(self) -> str | None:
+        """The norm rule, None where it is left to the recipe."""
+        return None if self.norm_mode == AS_RECIPE else self.norm_mode
 
     def make(self, model: TextToImageModel, method: str = "ti") -> tuple[Regularizer, ...]:
-        """A fresh regularizer from every recipe, for a training of `method`."""
-        return tuple(maker(model, method) for maker in self.makers)
+        """A fresh regularizer of each, for a training of `method`."""
+        return tuple(one.make(model, method) for one in self.added)
 
 
 NO_REGULARIZATION = Regularization()

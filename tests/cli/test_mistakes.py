@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from contextual_inversion.cli import evaluate, optimize, prompts, train
-from contextual_inversion.cli.device import chosen_device
 from contextual_inversion.cli.experiments import demo, transplant, world_report
 from contextual_inversion.cli.experiments.tables import END, START, require_marks
+from contextual_inversion.cli.loading import chosen_device, training_files
 from contextual_inversion.cli.places import require_file, require_folder, write_picture
+from contextual_inversion.cli.training_bar import class_picture_lines
 from contextual_inversion.core.training.regularizers.prior import PriorPreservation
 from contextual_inversion.core.training.trainer import TrainingRun
 from contextual_inversion.core.world.render import concept_images
@@ -82,16 +83,16 @@ def test_mlm_without_a_file_is_no_training_without_mlm(pictures, tmp_path):
 
 def test_a_folder_that_is_none_and_pictures_of_a_phone_are_named(pictures, tmp_path, capsys):
     with pytest.raises(NotADirectoryError, match="is no folder"):
-        train.picture_files(tmp_path / "nowhere")
+        training_files(tmp_path / "nowhere")
     with pytest.raises(NotADirectoryError, match="is no folder"):
-        train.picture_files(pictures / "0.png")
+        training_files(pictures / "0.png")
     (pictures / "IMG_1.HEIC").write_bytes(b"phone")
-    assert [file.name for file in train.picture_files(pictures)] == ["0.png", "1.png"]
+    assert [file.name for file in training_files(pictures)] == ["0.png", "1.png"]
     assert "IMG_1.HEIC" in capsys.readouterr().out
 
 
 def test_drawing_class_pictures_is_told_at_each_tenth(capsys):
-    progress = train.class_picture_lines()
+    progress = class_picture_lines()
     for done in range(0, 100, 4):
         progress(done, 100)
     said = capsys.readouterr().out.splitlines()

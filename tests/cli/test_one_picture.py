@@ -17,7 +17,7 @@ from PIL import Image
 
 from contextual_inversion.cli import pretrain_encoder
 from contextual_inversion.cli.experiments import encoder_trials, encoder_ways
-from contextual_inversion.cli.experiments.claims import Part
+from contextual_inversion.cli.experiments.claims import Comparison
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.files import load_concept, save_bundle
 from contextual_inversion.core.files.tuning_encoder import load_tuning_encoder
@@ -186,7 +186,7 @@ def test_trials_judge_every_way_and_are_not_done_twice(encoder, tmp_path, monkey
         encoder_ways.Way("ti-1", "plain TI, 1 step", inverted=1),
         replace(encoder_ways.TUNED, name="full", steps=1, rank=encoder_ways.FULL),
     )
-    part = Part("encoder-ways", ways, (("tuned", "ti-1"), ("full", "tuned")))
+    part = Comparison("encoder-ways", ways, (("tuned", "ti-1"), ("full", "tuned")))
     monkeypatch.setattr(encoder_trials, "PARTS", {"ways": part})
     monkeypatch.setattr(encoder_ways, "SAMPLING_STEPS", 2)
     monkeypatch.setattr(encoder_ways, "draw", partial(encoder_ways.draw, steps=2))
@@ -221,7 +221,7 @@ def test_a_cell_travels_to_another_process_and_is_kept_by_what_decides_it(encode
     assert len(keys) == len(every) - 1  # `predicted` is in both parts
     assert not keys.keys() & {way.key(5) for way in every}
     for part in encoder_trials.PARTS.values():
-        names = {way.name for way in part.methods}
+        names = {way.name for way in part.arms}
         assert names >= {name for pair in part.pairs for name in pair}
 
 

@@ -236,11 +236,15 @@ class Model:
         self.text_encoders = {"clip_l": Encoder(width)}
 
 
+KEPT = ("mlm", "both", "back", "strong", "paper", "p", "zero", "paper's")
+
+
 def test_mlm_and_core_chain_both_ways(run_graph, small_vocabulary):
     graph = {**pretraining(), "p": prompts(own="a {} in a jar"), "mlm": mlm(), "core": core()}
     graph |= {"both": mlm(weights="auto (for this model)", regularizer=["core", 0])}
     graph |= {"back": core(regularizer=["mlm", 0]), "strong": mlm(weights="strong"), "paper": mlm(weights="paper")}
-    run = run_graph(graph, keep={name: (name, 0) for name in ("mlm", "both", "back", "strong", "paper", "p")})
+    graph |= {"zero": mlm(batch=0), "paper's": mlm(batch=25)}
+    run = run_graph(graph, keep={name: (name, 0) for name in graph if name in KEPT})
     assert run.status == "success", run.error
     kept = run.kept
     (alone,) = kept["mlm"].make(Model(768))
@@ -253,6 +257,8 @@ def test_mlm_and_core_chain_both_ways(run_graph, small_vocabulary):
     assert kept["both"].make(Model(768), "xti")[1].weight == 2.5e-4, "by what is trained"
     assert kept["strong"].make(Model(128))[0].weight == 5e-4
     assert kept["both"].make(Model(128))[1].weight > 1e-4
+    batches = {name: [kept[name].make(Model(768), kind)[0].batch for kind in ("ti", "xti")] for name in KEPT[-2:]}
+    assert batches == {"zero": [25, 12], "paper's": [25, 25]}, "a number counts as it stands"
     types = kept["p"].rich.state()["types"]
     assert types["own"] == 1
     assert len(types) == 7

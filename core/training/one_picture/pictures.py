@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ...files.pictures import read_picture
+from ...files.pictures import read_as_tensor
 from ...world.captions import BACKGROUND_PHRASES
 from ...world.concepts import RESERVED
 from ...world.render import render
@@ -195,8 +195,7 @@ def decoded(data: bytes, name: str) -> torch.Tensor:
 
     Raises ValueError that names the picture where it cannot be read.
     """
-    pixels = read_picture(io.BytesIO(data), f"the picture {name}")
-    return torch.from_numpy(pixels.astype(np.float32) / 255)
+    return read_as_tensor(io.BytesIO(data), f"the picture {name}")
 
 
 def _members(path: Path) -> np.ndarray:

@@ -17,6 +17,7 @@ from ...prompt_sets import regularization_prompts
 from ...prompts.rich import PromptSource, with_class
 from ...prompts.tokens import tokenize_prompt
 from ..contextualizer.masking import MaskableRow, mask_rows, masked_inputs, nameable_ids, prompt_row
+from ..methods import method_called
 from ..run.remembered import remembered
 from .seam import LossTerm, Terms, TrainingStep
 
@@ -25,24 +26,21 @@ KEPT_ROWS = 1 << 16
 NARROW_LAMBDA = 0.03
 """For encoders narrower than Stable Diffusion's, such as the bundled tiny model's (docs/claims.md)."""
 
-
-LAMBDAS = {
-    "xti": 2.5e-4,
-    "xti-blocks": 2.5e-4,
-    "custom-diffusion": 5e-4,
-    "dreambooth-lora": 5e-4,
-    "dreambooth": 5e-4,
-}
-"""METHODS.md 2.8 no. 5: the middle of what the paper tried with each method; `LAMBDA_MLM` for all others."""
+BATCH = 25
 XTI_BATCH = 12
-"""METHODS.md 2.6: prompts a step where each is encoded once a vector; 25 otherwise."""
+"""METHODS.md 2.6: prompts a step; fewer where each is encoded once a vector."""
 
 
 def recommended_lambda(model: TextToImageModel, method: str = "ti") -> float:
     """lambda does not carry over between models: the paper's for encoders of Stable Diffusion's width (768 and more,
     METHODS.md 2.8 no. 5, by the method that it is added to), a larger one for narrow encoders, whose gradient of the
     diffusion loss is larger."""
-    return NARROW_LAMBDA if is_narrow(model) else LAMBDAS.get(method, LAMBDA_MLM)
+    return NARROW_LAMBDA if is_narrow(model) else method_called(method).mlm_weight
+
+
+def recommended_batch(method: str = "ti") -> int:
+    """METHODS.md 2.6: MLM's prompts a step, by the method that it is added to."""
+    return XTI_BATCH if method_called(method).learns_copies else BATCH
 
 
 def recommended_mlm(
@@ -52,9 +50,11 @@ def recommended_mlm(
     *,
     weight: float | None = None,
     method: str = "ti",
+    batch: int | None = None,
     **options: Any,
 ) -> MLMRegularizer:
-    """MLM at the lambda that suits `model` and `method` unless `weight` is given; `options` are `MLMRegularizer`'s.
+    """MLM at the lambda that suits `model` and `method` unless `weight` is given, on as many prompts a step as suit the
+    method unless `batch` is; `options` are `MLMRegularizer`'s.
 
     By default the bundled contextualizer, on ConceptWorld's rich prompts without the backgrounds that evaluation asks
     for: both belong to the bundled tiny model. The concept stands without its class word, as in this pack's training
@@ -66,7 +66,8 @@ def recommended_mlm(
         contextualizers = load_contextualizer()
     prompts = prompts or regularization_prompts()
     weight = recommended_lambda(model, method) if weight is None else weight
-    return MLMRegularizer(contextualizers, prompts, **{"beside_class": False, **options}, weight=weight)
+    batch = recommended_batch(method) if batch is None else batch
+    return MLMRegularizer(contextualizers, prompts, **{"beside_class": False, **options}, weight=weight, batch=batch)
 
 
 class MLMRegularizer:
@@ -88,7 +89,7 @@ class MLMRegularizer:
         *,
         weight: float = LAMBDA_MLM,
         rho: float = RHO,
-        batch: int = 25,
+        batch: int = BATCH,
         beside_class: bool = True,
     ) -> None:
         given = [contextualizers] if isinstance(contextualizers, Contextualizer) else list(contextualizers)
@@ -193,4 +194,12 @@ def frozen_copy(psi: Contextualizer, device: torch.device) -> Contextualizer:
         return copy.to(device).requires_grad_(False).eval()
 
 
-__all__ = ["XTI_BATCH", "MLMRegularizer", "frozen_copy", "recommended_lambda", "recommended_mlm"]
+__all__ = [
+    "BATCH",
+    "XTI_BATCH",
+    "MLMRegularizer",
+    "frozen_copy",
+    "recommended_batch",
+    "recommended_lambda",
+    "recommended_mlm",
+]

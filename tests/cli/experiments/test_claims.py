@@ -6,6 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from contextual_inversion.cli.experiments import claims, quality_trials
 from contextual_inversion.cli.experiments.claim_parts import KINDS, NORM_MODES, PARTS
@@ -20,7 +21,9 @@ from contextual_inversion.cli.experiments.paper_tables import (
 )
 from contextual_inversion.cli.experiments.quality_trials import first_reaching, reached_table, run_quality_trial
 from contextual_inversion.cli.experiments.tables import END, START
-from contextual_inversion.cli.experiments.trials import Method, demo_model, method_key, regularizers
+from contextual_inversion.cli.experiments.trials import Arm, arm_key, choices, demo_model
+from contextual_inversion.core.inspection.world.world_evaluation import SIZE
+from contextual_inversion.core.training.plan import plan
 from contextual_inversion.core.training.presets import DEMO, demo_preset
 
 NARROW = SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=128)})
@@ -29,16 +32,16 @@ NARROW = SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=128)})
 def test_every_pair_is_of_one_method_and_trains_on_its_own():
     for name, make in PARTS.items():
         part = make(NARROW)
-        arms = {method.name: method for method in part.methods}
+        arms = {method.name: method for method in part.arms}
         assert part.name == name
-        assert len(arms) == len(part.methods)
-        assert len({method_key(method) for method in part.methods}) == len(arms)
+        assert len(arms) == len(part.arms)
+        assert len({arm_key(method) for method in part.arms}) == len(arms)
         assert all(treated != control and {treated, control} <= set(arms) for treated, control in part.pairs)
     methods = PARTS["methods"](NARROW)
-    assert len(methods.methods) == len(KINDS) * 4
+    assert len(methods.arms) == len(KINDS) * 4
     assert len(methods.pairs) == len(KINDS) * 3
     for treated, control in methods.pairs:
-        ours, theirs = (next(one for one in methods.methods if one.name == name) for name in (treated, control))
+        ours, theirs = (next(one for one in methods.arms if one.name == name) for name in (treated, control))
         assert theirs.core is theirs.mlm is None
         assert ours.core or ours.mlm
         assert {**ours.changes, "norm_mode": ""} == {**theirs.changes, "norm_mode": ""}
@@ -47,7 +50,7 @@ def test_every_pair_is_of_one_method_and_trains_on_its_own():
 def test_parts_share_the_trials_that_train_the_same_way():
     def cells(name):
         part = PARTS[name](NARROW)
-        return {cell_name(part, method, "moth", 1) for method in part.methods}
+        return {cell_name(part, method, "moth", 1) for method in part.arms}
 
     assert cells("core") < cells("mlm") < cells("methods")
     assert len(cells("norm-modes") & cells("core")) == len(cells("ablation") & cells("norm-modes")) - 1 == 1
@@ -57,16 +60,18 @@ def test_parts_share_the_trials_that_train_the_same_way():
 
 
 def test_the_plain_arm_is_the_recipe_of_the_bundled_model():
-    arms = {method.name: method for method in PARTS["methods"](NARROW).methods}
+    arms = {method.name: method for method in PARTS["methods"](NARROW).arms}
     for kind in KINDS:
         recipe = demo_preset(kind).values
         assert {**DEMO.values, **arms[kind].changes} == {**recipe, "norm_mode": "none"}
         assert {**DEMO.values, **arms[f"{kind}_core"].changes} == recipe
-    assert len(NORM_MODES) == len(PARTS["norm-modes"](NARROW).methods)
+    assert len(NORM_MODES) == len(PARTS["norm-modes"](NARROW).arms)
 
 
 def test_prior_preservation_is_in_the_training_of_its_arms_alone():
-    arms = {method.name: regularizers(method, demo_model()) for method in PARTS["prior"](demo_model()).methods}
+    model, pictures = demo_model(), torch.rand(4, SIZE.height, SIZE.width, 3)
+    made = {arm.name: plan(model, pictures, choices(arm, "moth", "butterfly", 3)) for arm in PARTS["prior"](model).arms}
+    arms = {name: one.regularizers for name, one in made.items()}
     assert {name: [one.name for one in added] for name, added in arms.items()} == {
         "custom-diffusion": [],
         "dreambooth-lora": [],
@@ -97,7 +102,7 @@ def test_a_comparison_pairs_concepts_and_seeds_and_says_what_the_treated_one_gai
     assert {key: row[key] for key in names} == names
     assert (row["control_mean"], row["mean"]) == (pytest.approx(0.2), pytest.approx(0.5))
     assert [row[key] for key in ("difference", "low", "high")] == [pytest.approx(v) for v in (0.3, 0.2, 0.4)]
-    part = claims.Part("some", (Method("plain", "Plain"), Method("new", "New")), (("new", "plain"),))
+    part = claims.Comparison("some", (Arm("plain", "Plain"), Arm("new", "New")), (("new", "plain"),))
     lines = claims.as_markdown(part, {"trials": trials, "comparisons": rows})
     assert "**New against Plain**, 6 pairs" in lines
     assert "| prompt fidelity | 0.200 | 0.500 | +0.300 (+0.200 to +0.400) |" in lines
@@ -154,7 +159,7 @@ def test_quality_is_reached_where_it_first_is():
 
     trials = [trial("slow", 1, 0.1, 0.2), trial("slow", 3, 0.3, 0.6)]
     trials += [trial("quick", 1, 0.3, 0.5), trial("quick", 3, 0.7, 0.9)]
-    lines = reached_table([Method("slow", "Slow"), Method("quick", "Quick")], trials)
+    lines = reached_table([Arm("slow", "Slow"), Arm("quick", "Quick")], trials)
     # The best of the slow one: similarity 0.4 after 50 steps, fidelity 0.8 after 25, never on the same step.
     assert "| Slow | 50 (20) | 25 (0) | never |" in lines
     assert "| Quick | 25 (0) | never | never |" in lines
@@ -167,8 +172,8 @@ def test_one_training_is_judged_at_several_steps(monkeypatch):
     monkeypatch.setattr(quality_trials, "draw", partial(quality_trials.draw, steps=2))
     first = quality_trials.held_out_prompts("grass")[:1]
     monkeypatch.setattr(quality_trials, "held_out_prompts", lambda background: first)
-    arm = next(one for one in PARTS["methods"](NARROW).methods if one.name == "custom-diffusion")
-    short = Method(arm.name, arm.label, changes={**arm.changes, "steps": 2, "batch": 1})
+    arm = next(one for one in PARTS["methods"](NARROW).arms if one.name == "custom-diffusion")
+    short = Arm(arm.name, arm.label, changes={**arm.changes, "steps": 2, "batch": 1})
     figures = run_quality_trial(demo_model(), short, "castle", 1).figures
     assert [at["step"] for at in figures["course"]] == [1, 2]
     assert 0 < figures["course"][0]["seconds"] < figures["course"][1]["seconds"] == figures["seconds"]

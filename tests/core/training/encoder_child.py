@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from tuning_parts import images, model, settings, source
 
-from contextual_inversion.cli.pretrain_contextualizer import share_of
+from contextual_inversion.cli.loading import share_of
 from contextual_inversion.core.training.one_picture.pretraining import PretrainedEncoder, pretrain_encoder
 
 

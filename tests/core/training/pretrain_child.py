@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from stub_model import StubEncoder
 
-from contextual_inversion.cli.pretrain_contextualizer import share_of
+from contextual_inversion.cli.loading import share_of
 from contextual_inversion.core.training.contextualizer.pretraining import (
     Pretrained,
     PretrainSettings,

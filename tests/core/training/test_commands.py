@@ -14,6 +14,7 @@ from contextual_inversion.cli import train as command
 from contextual_inversion.cli.bench import command as bench
 from contextual_inversion.cli.bench import mlm as bench_mlm
 from contextual_inversion.core.files import load_concept
+from contextual_inversion.core.files.pictures import read_as_tensor
 from contextual_inversion.core.inspection.evaluation import BrokenPictureError
 from contextual_inversion.core.prompts.rich import ListedPrompts
 from contextual_inversion.core.training.presets import DEMO, PRESETS
@@ -169,9 +170,9 @@ def test_pictures_are_turned_as_the_camera_says_and_transparency_is_white(tmp_pa
     exif = turned.getexif()
     exif[0x0112] = 6  # the camera stood upright
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    assert tuple(command.read_picture(tmp_path / "turned.jpg").shape) == (4, 2, 3)
+    assert tuple(read_as_tensor(tmp_path / "turned.jpg").shape) == (4, 2, 3)
     Image.new("RGBA", (3, 3), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert torch.equal(command.read_picture(tmp_path / "clear.png"), torch.ones(3, 3, 3))
+    assert torch.equal(read_as_tensor(tmp_path / "clear.png"), torch.ones(3, 3, 3))
 
 
 def test_bench_reports_its_figures(monkeypatch):

@@ -1,0 +1,79 @@
+"""A training as people see it go by: a bar, previews, and one JSON line an event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..core.concept import Concept
+from ..core.training.run.events import CheckpointSaved, Event, Finished, Preview, Started, Step
+from ..core.training.trainer import TrainingRun
+from .places import write_picture
+
+
+def follow(run: TrainingRun, out: Path, events: Path | None) -> Finished:
+    """Show a bar, write previews and JSON lines, and give back the last event. The first Ctrl-C stops and keeps."""
+    with ExitStack() as stack:
+        lines = None
+        if events is not None:
+            events.parent.mkdir(parents=True, exist_ok=True)
+            lines = stack.enter_context(events.open("a", encoding="utf-8"))
+        bar = stack.enter_context(tqdm(total=run.settings.steps, unit="step", dynamic_ncols=True))
+        for event in run:
+            if lines is not None:
+                print(json.dumps(as_line(event)), file=lines, flush=True)
+            if isinstance(event, Started):
+                bar.update(event.first_step)
+            elif isinstance(event, Step):
+                bar.update(event.step - bar.n)
+                if event.losses:
+                    bar.set_postfix({key: f"{float(value.nanmean()):.4g}" for key, value in event.losses.items()})
+            elif isinstance(event, Preview):
+                write_preview(event, out / "previews")
+            elif isinstance(event, Finished):
+                return event
+    raise RuntimeError("the training ended without a result")
+
+
+def class_picture_lines() -> Callable[[int, int], None]:
+    """Says at each tenth how many of the prior's class pictures are drawn."""
+    said: set[int] = set()
+
+    def progress(done: int, wanted: int) -> None:
+        if 10 * done // wanted not in said:
+            said.add(10 * done // wanted)
+            tqdm.write(f"drawing class pictures: {done} of {wanted}")
+
+    return progress
+
+
+def as_line(event: Event) -> dict[str, Any]:
+    """An event as JSON data, without pictures and vectors."""
+    line: dict[str, Any] = {"event": type(event).__name__.lower()}
+    for key, value in vars(event).items():
+        if key == "losses":
+            line[key] = value and {name: losses.tolist() for name, losses in value.items()}
+        elif not isinstance(value, torch.Tensor | Concept):
+            line[key] = str(value) if isinstance(value, Path) else value
+    if isinstance(event, CheckpointSaved):
+        line["path"] = event.path.name
+    if isinstance(event, Finished):
+        del line["losses"]
+    return line
+
+
+def write_preview(preview: Preview, folder: Path) -> Sequence[Path]:
+    """PNG files of a preview."""
+    paths = []
+    for number, image in enumerate(preview.images):
+        picture = Image.fromarray((image.numpy() * 255).round().astype(np.uint8))
+        paths.append(write_picture(picture, folder / f"step_{preview.step:06d}_{number}.png"))
+    return paths
