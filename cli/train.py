@@ -23,10 +23,10 @@ from ..core.maths.mlm import RHO
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.protocol import TextToImageModel
 from ..core.models.tiny.contextualizer import load_contextualizer as load_bundled
+from ..core.models.vocabulary import known_words
 from ..core.networks.contextualizer import Contextualizer
 from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_set_from_file, rich_set, rich_sets
 from ..core.training.methods import method_called
-from ..core.training.one_picture.recipes import known_words
 from ..core.training.pictures import checked_pictures
 from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset, without_core
 from ..core.training.regularizers.context import CoReRegularizer, recommended_weights

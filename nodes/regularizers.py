@@ -11,11 +11,11 @@ from ..core.maths.context import LAMBDA_ATTN, LAMBDA_EMB
 from ..core.maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ..core.maths.mlm import LAMBDA_MLM, RHO
 from ..core.models.protocol import TextToImageModel
+from ..core.models.vocabulary import known_words
 from ..core.networks.contextualizer import Contextualizer
 from ..core.networks.tuning_encoder import TuningEncoder
 from ..core.prompts.rich import PromptSource
 from ..core.prompts.sets import PromptSet
-from ..core.training.one_picture.recipes import known_words
 from ..core.training.regularizers.context import PAPER, CoReRegularizer, CoReWeights, recommended_weights
 from ..core.training.regularizers.mlm import MLMRegularizer, recommended_lambda
 from ..core.training.regularizers.nearest_word import NearestTokenRegularizer

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Part = Literal["vectors", "layers", "blocks", "nothing"]
+WordPart = Literal["vectors", "layers", "blocks", "nothing"]
 Layers = Literal["none", "keys and values", "attention", "all"]
 
 
@@ -23,7 +23,7 @@ class Method:
     """
 
     title: str
-    word: Part
+    word: WordPart
     unet: Layers = "none"
     text_encoder: Layers = "none"
     rank: int = 0
