@@ -107,6 +107,11 @@ def test_nothing_points_back(module):
     assert violations(module, lambda found: found.own and (layer(found.name) or 0) > own) == []
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("core.training.regularizers")])
+def test_regularizers_stand_on_nothing_of_one_picture(module):
+    assert violations(module, lambda found: found.name.startswith("core.training.one_picture")) == []
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_shipped_code_imports_itself_relatively(module):
     """Inside ComfyUI the pack has another name; and `nodes` there is ComfyUI's."""
