@@ -75,7 +75,7 @@ def main(
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
         out: Folder for figures, reports and contact sheets.
     """
-    from ..core.inspection.evaluation import Evaluator, on_device
+    from ..core.inspection.evaluation import Evaluator, encoders_on_device
     from ..core.inspection.evaluation.generation import Generation, check_prompts, generate
     from ..core.inspection.evaluation.run import evaluate
     from .loading import chosen_device, load_model
@@ -101,7 +101,7 @@ def main(
         how = Generation(pictures, steps, guidance, eta, size or own_size, class_word, seed, batch)
         for _ in _with_bar(generate(painter, words, cells, folder, how), len(cells) * pictures, "drawn", "picture"):
             pass
-    with on_device(evaluator.encoders, place):
+    with encoders_on_device(evaluator.encoders, place):
         found = evaluate(cells, Sources(folder, masks, skip_broken), evaluator, out)
         results = list(_with_bar(found, len(cells), "measured", "prompt"))
     return write_reports(results, evaluator.facts(), skip_categories, folder, out)

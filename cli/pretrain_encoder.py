@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from ..core.files.tuning_encoder import save_tuning_encoder
+from ..core.models.vocabulary import known_words
 from ..core.training.one_picture.pictures import FolderPictures, PictureSource, ShardPictures, WorldPictures
 from ..core.training.one_picture.pretraining import EncoderPretrainingEvent, PretrainedEncoder, pretrain_encoder
-from ..core.training.one_picture.recipes import WORLD_PICTURES, known_words, recommended_encoder
+from ..core.training.one_picture.recipes import WORLD_PICTURES, recommended_encoder
 from ..core.training.one_picture.settings import EncoderPrecision, EncoderPretrainSettings
 from ..core.training.run.events import Preview
 from ..core.training.run.schedules import LearningRateSchedule

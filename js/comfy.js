@@ -26,7 +26,8 @@ export function addView(node, name, view, minHeight) {
 function passOn(view) {
   const classic = () => !window.LiteGraph?.vueNodesMode;
   const middle = (event) => classic() && (event.button === 1 || (event.buttons & 4) !== 0);
-  const scrolls = (event) => [...event.composedPath()].some((part) => view.contains(part) && part.scrollHeight > part.clientHeight + 1 && getComputedStyle(part).overflowY === "auto");
+  const long = (part) => part.scrollHeight > part.clientHeight + 1 && getComputedStyle(part).overflowY === "auto";
+  const scrolls = (event) => event.composedPath().some((part) => view.contains(part) && long(part));
   view.addEventListener("wheel", (event) => classic() && !scrolls(event) && app.canvas.processMouseWheel(event));
   view.addEventListener("pointerdown", (event) => middle(event) && app.canvas.processMouseDown(event));
   view.addEventListener("pointermove", (event) => middle(event) && app.canvas.processMouseMove(event));

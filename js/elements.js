@@ -25,8 +25,10 @@ export function addStyle() {
  * `settled()` when it is let go. Returns { element, set(length, range) }; nothing to choose from is not shown.
  */
 export function rangeSlider({ label, describe, moved, settled }) {
-  const end = (name) =>
-    element("input", { type: "range", min: 0, step: 1, "aria-label": `${label}: ${name}`, input: () => slid(name), change: settled });
+  const end = (name) => {
+    const [type, input, change] = ["range", () => slid(name), settled];
+    return element("input", { type, min: 0, step: 1, "aria-label": `${label}: ${name}`, input, change });
+  };
   const ends = { first: end("first"), last: end("last") };
   const said = element("output", { class: "ci-said" });
   const track = element("div", { class: "ci-track" }, ends.first, ends.last);

@@ -14,7 +14,7 @@ from comfy.utils import ProgressBar
 from comfy_api.latest import io
 
 from ..core.concept import PLACEHOLDER
-from ..core.inspection.evaluation import BUNDLED, CLIP, DINO, Evaluator, encoders_in, on_device
+from ..core.inspection.evaluation import BUNDLED, CLIP, DINO, Evaluator, encoders_in, encoders_on_device
 from ..core.inspection.evaluation.loading import DINO_FAMILIES
 from ..core.inspection.evaluation.pictures import as_bytes
 from ..core.inspection.evaluation.report import markdown_table, measure_means
@@ -129,7 +129,7 @@ class EvaluateConcept(io.ComfyNode):
 
         device = comfy.model_management.get_torch_device()
         comfy.model_management.free_memory(ROOM * bytes_of(evaluator), device)
-        with on_device(evaluator.encoders, device):
+        with encoders_on_device(evaluator.encoders, device):
             known = evaluator.references(real, real_shown, progress)
             scores = evaluator.score(pictures, captions, known, shown, progress)
         table, data = told(evaluator, lines, captions, scores)

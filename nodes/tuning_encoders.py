@@ -12,10 +12,11 @@ from comfy_api.latest import io
 from ..core.files.tuning_encoder import load_tuning_encoder, save_tuning_encoder
 from ..core.models.families import native_resolution
 from ..core.models.tiny.weights import tiny_weights_path
+from ..core.models.vocabulary import known_words
 from ..core.networks.tuning_encoder import PRESETS
 from ..core.training.one_picture.pictures import GivenPictures, WorldPictures
 from ..core.training.one_picture.pretraining import PretrainedEncoder, pretrain_encoder
-from ..core.training.one_picture.recipes import known_words, recommended_encoder
+from ..core.training.one_picture.recipes import recommended_encoder
 from ..core.training.one_picture.settings import EncoderPretrainSettings
 from .comfy.clip_vision import image_encoder_of
 from .comfy.folders import TUNING_ENCODERS, first_folder, name_in, path_of, version

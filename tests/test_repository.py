@@ -28,7 +28,7 @@ LAYERS = (
     ("core.files", "core.world"),
     ("core.models", "core.prompt_sets"),
     ("core.inspection",),
-    ("core.training.run", "core.training.methods"),
+    ("core.training.run", "core.training.methods", "core.training.near_words"),
     ("core.training.settings", "core.training.presets"),
     ("core.training.word", "core.training.weights", "core.training.pictures", "core.training.prompts"),
     ("core.training.contextualizer", "core.training.one_picture"),
@@ -172,6 +172,11 @@ def test_a_circle_is_found():
 def test_no_room_goes_round_in_a_circle():
     """Neither files of one folder nor folders of one room import each other both ways, at any depth."""
     assert {room: found for room, children in arrows().items() if (found := circle(children))} == {}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("core.training.regularizers")])
+def test_regularizers_stand_on_nothing_of_one_picture(module):
+    assert violations(module, lambda found: found.name.startswith("core.training.one_picture")) == []
 
 
 @pytest.mark.parametrize("module", MODULES)

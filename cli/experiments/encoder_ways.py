@@ -23,9 +23,9 @@ from ...core.models.lora import from_lora, to_lora
 from ...core.models.low_rank import LowRankDelta, WeightDelta
 from ...core.models.protocol import TextToImageModel
 from ...core.models.text import encode_prompts
+from ...core.models.vocabulary import HardWords, candidates, known_to
 from ...core.networks.tuning_encoder import TuningEncoder
 from ...core.training.one_picture.footprint import Footprint
-from ...core.training.one_picture.near_words import HardWords, words_of
 from ...core.training.one_picture.predict import predict_concept
 from ...core.training.one_picture.tuning import MOST_STEPS, TuneSettings, tune
 from ...core.training.presets import DEMO
@@ -222,7 +222,7 @@ def with_rank(model: TextToImageModel, concept: Concept, rank: int | None) -> Co
 def nearness(model: TextToImageModel, network: TuningEncoder, concept: Concept) -> float:
     """The cosine of the word's vectors with their nearest real words, on average."""
     name, encoder = next(iter(model.text_encoders.items()))
-    words = words_of(encoder, None if network.known is None else network.known.get(name), readable=True).directions
+    words = candidates(encoder, known=known_to(network.known, name)).directions
     return float((unit(concept.vectors[name].float()) @ words.float().cpu().mT).amax(dim=1).mean())
 
 

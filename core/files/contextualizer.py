@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,9 +13,7 @@ from ..models.protocol import TextEncoder
 from ..networks.contextualizer import Contextualizer, ContextualizerShape, EncoderIdentity
 from .atomic import IfExists
 from .errors import ConceptFileError
-from .metadata import read_network_facts, write_network_facts
-from .reading import read_tensors
-from .writing import narrowed, write_concept_file
+from .networks import load_network, save_network
 
 KIND = "contextualizer"
 TOKEN_IDS = "token_ids"
@@ -27,21 +27,17 @@ def save_contextualizer(
     dtype: torch.dtype = torch.float32,
     if_exists: IfExists = "error",
 ) -> Path:
-    """Write `root/name.safetensors` and return its path; read back and compared.
-
-    Raises ValueError for an unsafe name, ConceptFileError where float16 cannot hold a value, and as
-    `atomic_write_verified`.
-    """
-    tensors = {key: narrowed(value, dtype, key) for key, value in contextualizer.state_dict().items()}
-    if contextualizer.sparse:
-        tensors[TOKEN_IDS] = contextualizer.token_ids.cpu().to(torch.int32)
-    content = {
+    """Write `root/name.safetensors` and return its path. Raises as `save_network`."""
+    ids = {TOKEN_IDS: contextualizer.token_ids} if contextualizer.sparse else {}
+    facts = {
         "encoder": asdict(contextualizer.encoder),
         "shape": asdict(contextualizer.shape),
         "classes": contextualizer.classes,
         "provenance": contextualizer.provenance,
     }
-    return write_concept_file(tensors, write_network_facts(KIND, content), root, name, if_exists)
+    return save_network(
+        KIND, {**contextualizer.state_dict(), **ids}, facts, root, name, dtype=dtype, if_exists=if_exists
+    )
 
 
 def load_contextualizer(path: Path | str, encoder: TextEncoder | None = None) -> Contextualizer:
@@ -51,19 +47,15 @@ def load_contextualizer(path: Path | str, encoder: TextEncoder | None = None) ->
     2.8 no. 4; the message names both).
     """
     path = Path(path)
-    tensors, metadata = read_tensors(path)
-    facts = read_network_facts(path, metadata, KIND, "pretrain-contextualizer")
-    try:
-        identity = EncoderIdentity(**facts["encoder"])
-        shape = ContextualizerShape(**facts["shape"])
-        ids = tensors.pop(TOKEN_IDS, None)
-        contextualizer = Contextualizer(identity, shape, ids, facts["provenance"])
-        contextualizer.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ConceptFileError(f"{path.name} is a damaged contextualizer: {str(error)[:300]}") from error
+    contextualizer = load_network(KIND, path, _built)
     if encoder is not None:
         try:
-            identity.require(encoder)
+            contextualizer.encoder.require(encoder)
         except ValueError as error:
             raise ConceptFileError(f"{path.name}: {error}") from error
-    return contextualizer.requires_grad_(False).eval()
+    return contextualizer
+
+
+def _built(facts: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Contextualizer:
+    identity, shape = EncoderIdentity(**facts["encoder"]), ContextualizerShape(**facts["shape"])
+    return Contextualizer(identity, shape, tensors.pop(TOKEN_IDS, None), facts["provenance"])

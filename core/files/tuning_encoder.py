@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..networks.tuning_encoder import Identity, Shape, TuningEncoder
 from .atomic import IfExists
-from .errors import ConceptFileError
-from .metadata import read_network_facts, write_network_facts
-from .reading import read_tensors
-from .writing import narrowed, write_concept_file
+from .networks import load_network, save_network
 
 KIND = "tuning_encoder"
 NEGATIVES, KNOWN = "negatives.", "known."
@@ -26,17 +25,13 @@ def save_tuning_encoder(
     dtype: torch.dtype = torch.float16,
     if_exists: IfExists = "error",
 ) -> Path:
-    """Write `root/name.safetensors` and return its path; read back and compared.
-
-    Raises ValueError for an unsafe name, ConceptFileError where float16 cannot hold a value, and as
-    `atomic_write_verified`.
-    """
-    tensors = {key: narrowed(value, dtype, key) for key, value in encoder.state_dict().items()}
-    for key, value in encoder.negatives.items():
-        tensors[NEGATIVES + key] = narrowed(value, dtype, NEGATIVES + key)
-    for key, value in (encoder.known or {}).items():
-        tensors[KNOWN + key] = value.cpu().to(torch.int32).contiguous()
-    content = {
+    """Write `root/name.safetensors` and return its path. Raises as `save_network`."""
+    tensors = {
+        **encoder.state_dict(),
+        **{NEGATIVES + key: value for key, value in encoder.negatives.items()},
+        **{KNOWN + key: value for key, value in (encoder.known or {}).items()},
+    }
+    facts = {
         "identity": asdict(encoder.identity),
         "shape": encoder.shape.plain(),
         "resolution": encoder.resolution,
@@ -44,7 +39,7 @@ def save_tuning_encoder(
         "seed": encoder.seed,
         "provenance": encoder.provenance,
     }
-    return write_concept_file(tensors, write_network_facts(KIND, content), root, name, if_exists)
+    return save_network(KIND, tensors, facts, root, name, dtype=dtype, if_exists=if_exists)
 
 
 def load_tuning_encoder(path: Path | str) -> TuningEncoder:
@@ -52,25 +47,21 @@ def load_tuning_encoder(path: Path | str) -> TuningEncoder:
 
     Raises ConceptFileError where the file is damaged or something else.
     """
-    path = Path(path)
-    tensors, metadata = read_tensors(path)
-    facts = read_network_facts(path, metadata, KIND, "pretrain-encoder")
-    try:
-        encoder = TuningEncoder(
-            Identity(**facts["identity"]),
-            Shape.from_plain(facts["shape"]),
-            resolution=facts["resolution"],
-            timesteps=facts["timesteps"],
-            seed=facts["seed"],
-            provenance=facts["provenance"],
-        )
-        encoder.negatives = {name: value.float() for name, value in _taken(tensors, NEGATIVES).items()}
-        known = {name: value.long() for name, value in _taken(tensors, KNOWN).items()}
-        encoder.known = known or None
-        encoder.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ConceptFileError(f"{path.name} is a damaged tuning-encoder: {str(error)[:300]}") from error
-    return encoder.requires_grad_(False).eval()
+    return load_network(KIND, Path(path), _built)
+
+
+def _built(facts: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> TuningEncoder:
+    encoder = TuningEncoder(
+        Identity(**facts["identity"]),
+        Shape.from_plain(facts["shape"]),
+        resolution=facts["resolution"],
+        timesteps=facts["timesteps"],
+        seed=facts["seed"],
+        provenance=facts["provenance"],
+    )
+    encoder.negatives = {name: value.float() for name, value in _taken(tensors, NEGATIVES).items()}
+    encoder.known = {name: value.long() for name, value in _taken(tensors, KNOWN).items()} or None
+    return encoder
 
 
 def _taken(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

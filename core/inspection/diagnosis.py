@@ -23,7 +23,7 @@ END_OF_WORD = "</w>"
 
 
 @dataclass(frozen=True)
-class Subject:
+class DiagnosedWord:
     """What fills the prompts: a concept's `vectors` (encoder name -> (n, d)), with its `layers` and `lora` where it has
     them, or plain `words`."""
 
@@ -34,7 +34,7 @@ class Subject:
     lora: Mapping[str, torch.Tensor] | None = None
 
     @classmethod
-    def of(cls, concept: Concept, label: str) -> Subject:
+    def of(cls, concept: Concept, label: str) -> DiagnosedWord:
         """All of a concept."""
         return cls(label, concept.vectors, None, concept.layer_vectors, concept.lora)
 
@@ -115,11 +115,11 @@ def diagnose(
         raise ValueError("this concept does not say its class word: give the ordinary word for the thing")
     for one in filter(None, (concept, other)):
         layer_vectors_of(one, model)
-    subjects = [Subject.of(concept, concept.name)]
+    subjects = [DiagnosedWord.of(concept, concept.name)]
     if other is not None:
         label = other.name if other.name != concept.name else f"{other.name} (other)"
-        subjects.append(Subject.of(other, label))
-    subjects.append(Subject(f"{class_word} (class word)", words=class_word))
+        subjects.append(DiagnosedWord.of(other, label))
+    subjects.append(DiagnosedWord(f"{class_word} (class word)", words=class_word))
     for subject in subjects:  # before minutes of sampling
         require_words(model, probes, vectors=subject.vectors, words=subject.words)
     sampling = {"size": size, "images": images, "steps": steps, "guidance": guidance, "seed": seed}
@@ -133,7 +133,7 @@ def diagnose(
 
 
 def context_cosines(
-    encoder: TextEncoder, template: str, subject: Subject, class_word: str
+    encoder: TextEncoder, template: str, subject: DiagnosedWord, class_word: str
 ) -> tuple[tuple[str, float], ...]:
     """CoRe's figure 2, left: cos(C*_i, C^cat_i) for each context token i of one filled template, BOS to the first EOT.
 
@@ -180,7 +180,7 @@ def vocabulary_norms(encoder: TextEncoder) -> dict[str, float]:
 
 def _figures(
     model: TextToImageModel,
-    subject: Subject,
+    subject: DiagnosedWord,
     class_word: str,
     probes: Sequence[ContextProbe],
     sampling: Mapping[str, Any],

@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import torch
 
-
-class _Seen(Exception):
-    """Raised behind the middle block: the decoder half has nothing to add."""
+from .early_stop import itself, outputs_until
 
 
 def encoder_features(unet: Any, run: Callable[[], object]) -> list[torch.Tensor]:
     """What `run`, a pass of `unet`, leaves in its skip connections, in their order, and last the middle: (B, c, h, w).
 
-    The pass ends there. Hooks see the values and change none.
+    The pass ends there.
     """
-    found: list[torch.Tensor] = []
-
-    def first(_: Any, __: Any, output: torch.Tensor) -> None:
-        found.append(output)
-
-    def block(_: Any, __: Any, output: tuple[torch.Tensor, tuple[torch.Tensor, ...]]) -> None:
-        found.extend(output[1])
-
-    def middle(_: Any, __: Any, output: torch.Tensor) -> None:
-        found.append(output)
-        raise _Seen
-
-    hooks = [unet.conv_in.register_forward_hook(first), unet.mid_block.register_forward_hook(middle)]
-    hooks += [part.register_forward_hook(block) for part in unet.down_blocks]
-    try:
-        run()
-    except _Seen:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+    residuals = itemgetter(1)
+    blocks = [(block, residuals) for block in unet.down_blocks]
+    return outputs_until(run, [(unet.conv_in, itself), *blocks, (unet.mid_block, itself)])

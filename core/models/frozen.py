@@ -29,7 +29,7 @@ def frozen(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def on_device(modules: Sequence[torch.nn.Module], device: torch.device) -> Iterator[None]:
+def on_device(modules: Sequence[torch.nn.Module], device: torch.device | str) -> Iterator[None]:
     """Modules on `device` inside, each back where its first parameter was on exit."""
     homes = [next(module.parameters()).device for module in modules]
     try:

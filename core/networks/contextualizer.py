@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from torch import nn
 
 if TYPE_CHECKING:
@@ -110,11 +111,10 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, d) -> (B, L, d)"""
-        batch, length, width = x.shape
-        q, k, v = self.in_proj(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = rearrange(self.in_proj(x), "b l (qkv heads d) -> qkv b heads l d", qkv=3, heads=self.heads)
         # Written out: with 77 positions the maps are small, and this has the faster backward pass on a CPU.
-        probabilities = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
-        return self.out_proj((probabilities @ v).transpose(1, 2).reshape(batch, length, width))
+        probabilities = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+        return self.out_proj(rearrange(probabilities @ v, "b heads l d -> b l (heads d)"))
 
 
 class FeedForward(nn.Module):
@@ -178,7 +178,7 @@ class Contextualizer(nn.Module):
         """METHODS.md M2: logits (B, L, C). With flat `positions` (K,) in B * L only those: (K, C), which spares the
         output layer, the largest part by far, everywhere else."""
         x = self.trunk(outputs)
-        return self.output(x if positions is None else x.flatten(0, 1).index_select(0, positions))
+        return self.output(x if positions is None else rearrange(x, "b l d -> (b l) d").index_select(0, positions))
 
 
 def _rows(ids: torch.Tensor, vocabulary: int) -> torch.Tensor:

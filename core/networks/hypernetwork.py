@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from .trunk import TrunkFeatures
@@ -75,11 +76,11 @@ class Hypernetwork(nn.Module):
             x = layer(x, memory)
         x = self.norm(x)
         names, found = list(self.targets), {}
-        for number, (d_in, d_out) in enumerate(self.shapes):
+        for number in range(len(self.shapes)):
             rows = getattr(self, f"rows_{number}")
             answers = x.index_select(1, rows)
-            a = self.a_heads[number](answers).unflatten(-1, (d_in, self.rank))
-            b = self.b_heads[number](answers).unflatten(-1, (self.rank, d_out))
+            a = rearrange(self.a_heads[number](answers), "b m (d_in r) -> b m d_in r", r=self.rank)
+            b = rearrange(self.b_heads[number](answers), "b m (r d_out) -> b m r d_out", r=self.rank)
             for place, row in enumerate(self.members[number]):
                 found[names[row]] = (a[:, place], b[:, place])
         return {name: found[name] for name in names}

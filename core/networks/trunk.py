@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 GROUPS = 8
@@ -80,8 +81,9 @@ class Trunk(nn.Module):
         x = self.join(F.silu(torch.cat(projected, dim=1)))
         for stage in self.stages:
             x = stage(x)
-        tokens = self.norm(x.flatten(2).transpose(1, 2))
-        summary = torch.cat([tokens.mean(1), self.clip_norm(vectors).flatten(1)], dim=1)
+        tokens = self.norm(rearrange(x, "b c h w -> b (h w) c"))
+        clip = rearrange(self.clip_norm(vectors), "b v w -> b (v w)")
+        summary = torch.cat([tokens.mean(1), clip], dim=1)
         return TrunkFeatures(self.feature(summary), tokens)
 
     def _fit(self, x: torch.Tensor) -> torch.Tensor:

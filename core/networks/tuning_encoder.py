@@ -23,7 +23,7 @@ TRIALS = 256
 
 
 @dataclass(frozen=True)
-class Preset:
+class SizePreset:
     """Sizes that do not follow from the model: METHODS.md 3.3. The grid is halved to 2 x 2."""
 
     grid: int
@@ -40,9 +40,9 @@ class Preset:
             raise ValueError(f"a rank of at least 1 and a grid that can be halved for every stage, not {self}")
 
 
-PRESETS: Mapping[str, Preset] = {
-    "tiny": Preset(grid=8, map_width=16, stages=(64, 96, 128), feature=128, width=128, layers=2, heads=4),
-    "sd": Preset(grid=16, map_width=256, stages=(512, 512, 768, 1024), feature=1024, width=512, layers=4, heads=8),
+PRESETS: Mapping[str, SizePreset] = {
+    "tiny": SizePreset(grid=8, map_width=16, stages=(64, 96, 128), feature=128, width=128, layers=2, heads=4),
+    "sd": SizePreset(grid=16, map_width=256, stages=(512, 512, 768, 1024), feature=1024, width=512, layers=4, heads=8),
 }
 """For narrow models such as the bundled one, and METHODS.md 3.3's for Stable Diffusion."""
 
@@ -56,13 +56,39 @@ class Shape:
     maps: tuple[int, ...]
     targets: Mapping[str, tuple[int, int]]
     embeddings: Mapping[str, int]
-    preset: Preset
+    preset: SizePreset
 
     @classmethod
-    def of(cls, model: TextToImageModel, images: PictureEncoder, preset: Preset, maps: Sequence[int]) -> Shape:
+    def of(cls, model: TextToImageModel, images: PictureEncoder, preset: SizePreset, maps: Sequence[int]) -> Shape:
         """`maps` are the channels of `model.features`."""
         embeddings = {name: encoder.width for name, encoder in model.text_encoders.items()}
         return cls(images.width, images.vectors, tuple(maps), targets_of(model.linear_layers()), embeddings, preset)
+
+    def trunk(self) -> Trunk:
+        """A trunk of this shape."""
+        preset = self.preset
+        return Trunk(
+            self.clip_width,
+            self.clip_vectors,
+            self.maps,
+            grid=preset.grid,
+            map_width=preset.map_width,
+            stages=preset.stages,
+            feature=preset.feature,
+        )
+
+    def hypernetwork(self) -> Hypernetwork:
+        """A hypernetwork of this shape."""
+        preset = self.preset
+        return Hypernetwork(
+            self.targets,
+            feature=preset.feature,
+            token=preset.stages[-1],
+            width=preset.width,
+            layers=preset.layers,
+            heads=preset.heads,
+            rank=preset.rank,
+        )
 
     def plain(self) -> dict[str, Any]:
         """As JSON data."""
@@ -75,7 +101,7 @@ class Shape:
         targets = {str(name): (int(a), int(b)) for name, (a, b) in data["targets"].items()}
         maps = tuple(int(width) for width in data["maps"])
         embeddings = {str(name): int(width) for name, width in data["embeddings"].items()}
-        return cls(int(data["clip_width"]), int(data["clip_vectors"]), maps, targets, embeddings, Preset(**preset))
+        return cls(int(data["clip_width"]), int(data["clip_vectors"]), maps, targets, embeddings, SizePreset(**preset))
 
 
 @dataclass(frozen=True)
@@ -166,30 +192,13 @@ class TuningEncoder(nn.Module):
         self.provenance = dict(provenance or {})
         self.negatives: dict[str, torch.Tensor] = {}
         self.known: Mapping[str, torch.Tensor] | None = None
-        preset = shape.preset
         with torch.random.fork_rng(devices=[]):  # what `initialise` or a file replaces must not move anyone's numbers
             torch.manual_seed(0)
-            self.trunk = Trunk(
-                shape.clip_width,
-                shape.clip_vectors,
-                shape.maps,
-                grid=preset.grid,
-                map_width=preset.map_width,
-                stages=preset.stages,
-                feature=preset.feature,
-            )
+            self.trunk = shape.trunk()
             self.embedders = nn.ModuleDict(
-                {name: TokenEmbedder(preset.feature, width) for name, width in shape.embeddings.items()}
+                {name: TokenEmbedder(shape.preset.feature, width) for name, width in shape.embeddings.items()}
             )
-            self.hypernetwork = Hypernetwork(
-                shape.targets,
-                feature=preset.feature,
-                token=preset.stages[-1],
-                width=preset.width,
-                layers=preset.layers,
-                heads=preset.heads,
-                rank=preset.rank,
-            )
+            self.hypernetwork = shape.hypernetwork()
 
     @property
     def numbers(self) -> int:

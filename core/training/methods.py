@@ -11,7 +11,7 @@ from typing import Literal
 
 from ..maths.mlm import LAMBDA_MLM
 
-Part = Literal["vectors", "layers", "blocks", "nothing"]
+WordPart = Literal["vectors", "layers", "blocks", "nothing"]
 Layers = Literal["none", "keys and values", "attention", "all"]
 
 
@@ -28,7 +28,7 @@ class Method:
     """
 
     title: str
-    word: Part
+    word: WordPart
     unet: Layers = "none"
     text_encoder: Layers = "none"
     rank: int = 0

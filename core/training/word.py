@@ -16,7 +16,7 @@ from ..models.words import (
     vectors_of,
     words_vectors,
 )
-from .methods import Part
+from .methods import WordPart
 from .settings import TrainSettings
 
 
@@ -125,7 +125,7 @@ def _continued(
     return Word({name: value[first] for name, value in layers.items()}, None, slots)
 
 
-def slots_of_layers(part: Part, layers: Sequence[str]) -> tuple[int, ...] | None:
+def slots_of_layers(part: WordPart, layers: Sequence[str]) -> tuple[int, ...] | None:
     """Which copy of the word each cross-attention layer looks at; None where all look at the same."""
     if part == "layers":
         return one_slot_a_layer(layers)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .drawing import Part, bird, box, butterfly, car, cat, cup, ellipse, fish, heart, house
+from .drawing import Polygon, bird, box, butterfly, car, cat, cup, ellipse, fish, heart, house
 from .scenes import CONCEPT_PREFIX, CREATURES, Scene, SecondObject
 
 
@@ -25,7 +25,7 @@ class Concept:
     second_colour: str
     texture: str
     description: str
-    parts: Callable[[], list[Part]]
+    parts: Callable[[], list[Polygon]]
     background: str = "grass"
     """Where its training pictures are taken unless one asks for another place."""
 
@@ -40,63 +40,63 @@ class Concept:
         return CONCEPT_PREFIX + self.name
 
 
-def castle() -> list[Part]:
-    towers = [Part(box(x * 0.8 - 0.22, -0.55, x * 0.8 + 0.22, 0.95)) for x in (-1, 1)]
-    roofs = [Part([(x * 0.8 - 0.34, -0.52), (x * 0.8, -1.1), (x * 0.8 + 0.34, -0.52)]) for x in (-1, 1)]
+def castle() -> list[Polygon]:
+    towers = [Polygon(box(x * 0.8 - 0.22, -0.55, x * 0.8 + 0.22, 0.95)) for x in (-1, 1)]
+    roofs = [Polygon([(x * 0.8 - 0.34, -0.52), (x * 0.8, -1.1), (x * 0.8 + 0.34, -0.52)]) for x in (-1, 1)]
     return [*towers, *roofs, *house()[:3]]
 
 
-def racer() -> list[Part]:
-    fin = Part([(0.6, -0.1), (0.96, -0.78), (1.08, -0.78), (1.0, 0.1)])
+def racer() -> list[Polygon]:
+    fin = Polygon([(0.6, -0.1), (0.96, -0.78), (1.08, -0.78), (1.0, 0.1)])
     return [fin, *car()]
 
 
-def goblet() -> list[Part]:
+def goblet() -> list[Polygon]:
     handle, bowl, rim = cup()
-    foot = Part([(-0.5, 0.7), (0.1, 0.7), (0.34, 1.0), (-0.74, 1.0)])
+    foot = Polygon([(-0.5, 0.7), (0.1, 0.7), (0.34, 1.0), (-0.74, 1.0)])
     return [handle, foot, bowl, rim]
 
 
-def planet() -> list[Part]:
+def planet() -> list[Polygon]:
     band = ellipse(0, 0.1, 1.16, 0.2, n=60)
-    return [Part(ellipse(0, 0, 0.86, n=60)), Part(band, "blue")]
+    return [Polygon(ellipse(0, 0, 0.86, n=60)), Polygon(band, "blue")]
 
 
-def winged_heart() -> list[Part]:
-    def wing(side: int) -> Part:
+def winged_heart() -> list[Polygon]:
+    def wing(side: int) -> Polygon:
         tips = [(0.3, -0.1), (1.1, -0.75), (1.06, -0.3), (1.0, 0.0), (0.84, 0.26), (0.6, 0.42)]
-        return Part([(side * x, y) for x, y in tips], "white")
+        return Polygon([(side * x, y) for x, y in tips], "white")
 
-    return [wing(-1), wing(1), Part([(x * 0.8, y * 0.9 + 0.1) for x, y in heart()[0].points])]
+    return [wing(-1), wing(1), Polygon([(x * 0.8, y * 0.9 + 0.1) for x, y in heart()[0].points])]
 
 
-def horned_cat() -> list[Part]:
-    def horn(side: int) -> Part:
-        return Part([(side * 0.12, -0.45), (side * 0.3, -1.12), (side * 0.5, -0.4)], "purple")
+def horned_cat() -> list[Polygon]:
+    def horn(side: int) -> Polygon:
+        return Polygon([(side * 0.12, -0.45), (side * 0.3, -1.12), (side * 0.5, -0.4)], "purple")
 
     left, right, face, *rest = cat()
     return [left, right, horn(-1), horn(1), face, *rest]
 
 
-def unicorn_fish() -> list[Part]:
-    horn = Part([(-0.78, -0.36), (-1.12, -1.0), (-0.48, -0.5)], "pink")
+def unicorn_fish() -> list[Polygon]:
+    horn = Polygon([(-0.78, -0.36), (-1.12, -1.0), (-0.48, -0.5)], "pink")
     tail, fin, *rest = fish()
-    return [horn, Part(tail.points, "pink"), fin, *rest]
+    return [horn, Polygon(tail.points, "pink"), fin, *rest]
 
 
-def crested_bird() -> list[Part]:
-    feathers = [Part([(-0.5, -0.7), (-0.62 + 0.34 * i, -1.2 + 0.12 * i), (-0.26, -0.62)], "red") for i in range(3)]
+def crested_bird() -> list[Polygon]:
+    feathers = [Polygon([(-0.5, -0.7), (-0.62 + 0.34 * i, -1.2 + 0.12 * i), (-0.26, -0.62)], "red") for i in range(3)]
     return [*feathers, *bird()]
 
 
-def moth() -> list[Part]:
-    tails = [Part([(x * 0.3, 0.6), (x * 0.66, 1.12), (x * 0.62, 0.6)]) for x in (-1, 1)]
+def moth() -> list[Polygon]:
+    tails = [Polygon([(x * 0.3, 0.6), (x * 0.66, 1.12), (x * 0.62, 0.6)]) for x in (-1, 1)]
     return [*tails, *butterfly()]
 
 
-def wizard_cat() -> list[Part]:
-    brim = Part(box(-0.78, -0.5, 0.78, -0.34), "red")
-    cone = Part([(-0.5, -0.46), (0.0, -1.2), (0.5, -0.46)], "red")
+def wizard_cat() -> list[Polygon]:
+    brim = Polygon(box(-0.78, -0.5, 0.78, -0.34), "red")
+    cone = Polygon([(-0.5, -0.46), (0.0, -1.2), (0.5, -0.46)], "red")
     return [*cat(), cone, brim]
 
 

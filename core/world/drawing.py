@@ -18,8 +18,9 @@ OUTLINE = 0.055
 
 
 @dataclass(frozen=True)
-class Part:
-    """One polygon. `fill` is "body" (main colour and texture), "dark" (a detail without outline) or a colour name."""
+class Polygon:
+    """A part of a figure. `fill` is "body" (main colour and texture), "dark" (a detail without outline) or a
+    colour name."""
 
     points: Points
     fill: str = "body"
@@ -34,47 +35,47 @@ def box(x0: float, y0: float, x1: float, y1: float) -> Points:
     return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
 
 
-def eye(cx: float, cy: float, r: float = 0.11) -> list[Part]:
-    return [Part(ellipse(cx, cy, r), "dark"), Part(ellipse(cx - r * 0.3, cy - r * 0.3, r * 0.4), "glint")]
+def eye(cx: float, cy: float, r: float = 0.11) -> list[Polygon]:
+    return [Polygon(ellipse(cx, cy, r), "dark"), Polygon(ellipse(cx - r * 0.3, cy - r * 0.3, r * 0.4), "glint")]
 
 
-def ball() -> list[Part]:
-    return [Part(ellipse(0, 0, 0.95, n=64))]
+def ball() -> list[Polygon]:
+    return [Polygon(ellipse(0, 0, 0.95, n=64))]
 
 
-def star() -> list[Part]:
+def star() -> list[Polygon]:
     angles = -np.pi / 2 + np.arange(10) * np.pi / 5
     radii = np.where(np.arange(10) % 2 == 0, 1.08, 0.46)
-    return [Part([(float(r * np.cos(a)), float(r * np.sin(a)) + 0.06) for r, a in zip(radii, angles, strict=True)])]
+    return [Polygon([(float(r * np.cos(a)), float(r * np.sin(a)) + 0.06) for r, a in zip(radii, angles, strict=True)])]
 
 
-def heart() -> list[Part]:
+def heart() -> list[Polygon]:
     t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     x = 16 * np.sin(t) ** 3 / 16.5
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 15.5
-    return [Part(list(zip(x.tolist(), (y - 0.12).tolist(), strict=True)))]
+    return [Polygon(list(zip(x.tolist(), (y - 0.12).tolist(), strict=True)))]
 
 
-def house() -> list[Part]:
+def house() -> list[Polygon]:
     return [
-        Part(box(-0.72, -0.15, 0.72, 0.95)),
-        Part([(-1.0, -0.12), (0.0, -1.0), (1.0, -0.12)]),
-        Part(box(-0.2, 0.35, 0.2, 0.95), "dark"),
-        Part(box(0.34, 0.08, 0.58, 0.34), "glint"),
-        Part(box(-0.58, 0.08, -0.34, 0.34), "glint"),
+        Polygon(box(-0.72, -0.15, 0.72, 0.95)),
+        Polygon([(-1.0, -0.12), (0.0, -1.0), (1.0, -0.12)]),
+        Polygon(box(-0.2, 0.35, 0.2, 0.95), "dark"),
+        Polygon(box(0.34, 0.08, 0.58, 0.34), "glint"),
+        Polygon(box(-0.58, 0.08, -0.34, 0.34), "glint"),
     ]
 
 
-def car() -> list[Part]:
+def car() -> list[Polygon]:
     body = [(-1.0, 0.0), (-0.72, -0.06), (-0.45, -0.58), (0.4, -0.58), (0.68, -0.06), (1.0, 0.02), (1.0, 0.46)]
     return [
-        Part([*body, (-1.0, 0.46)]),
-        Part([(-0.5, -0.08), (-0.34, -0.44), (-0.05, -0.44), (-0.05, -0.08)], "glint"),
-        Part([(0.08, -0.08), (0.08, -0.44), (0.32, -0.44), (0.46, -0.08)], "glint"),
-        Part(ellipse(-0.52, 0.46, 0.27), "dark"),
-        Part(ellipse(0.52, 0.46, 0.27), "dark"),
-        Part(ellipse(-0.52, 0.46, 0.1), "glint"),
-        Part(ellipse(0.52, 0.46, 0.1), "glint"),
+        Polygon([*body, (-1.0, 0.46)]),
+        Polygon([(-0.5, -0.08), (-0.34, -0.44), (-0.05, -0.44), (-0.05, -0.08)], "glint"),
+        Polygon([(0.08, -0.08), (0.08, -0.44), (0.32, -0.44), (0.46, -0.08)], "glint"),
+        Polygon(ellipse(-0.52, 0.46, 0.27), "dark"),
+        Polygon(ellipse(0.52, 0.46, 0.27), "dark"),
+        Polygon(ellipse(-0.52, 0.46, 0.1), "glint"),
+        Polygon(ellipse(0.52, 0.46, 0.1), "glint"),
     ]
 
 
@@ -85,59 +86,59 @@ def _ring(cx: float, cy: float, outer: float, inner: float) -> Points:
     return out + [(cx + inner * float(np.cos(t)), cy + inner * float(np.sin(t))) for t in a[::-1]]
 
 
-def cup() -> list[Part]:
+def cup() -> list[Polygon]:
     return [
-        Part(_ring(0.4, 0.0, 0.56, 0.3)),
-        Part([(-0.9, -0.72), (0.5, -0.72), (0.38, 0.82), (-0.78, 0.82)]),
-        Part(ellipse(-0.2, -0.72, 0.7, 0.17), "dark"),
+        Polygon(_ring(0.4, 0.0, 0.56, 0.3)),
+        Polygon([(-0.9, -0.72), (0.5, -0.72), (0.38, 0.82), (-0.78, 0.82)]),
+        Polygon(ellipse(-0.2, -0.72, 0.7, 0.17), "dark"),
     ]
 
 
-def fish() -> list[Part]:
+def fish() -> list[Polygon]:
     return [
-        Part([(0.42, 0.0), (1.02, -0.62), (0.86, 0.0), (1.02, 0.62)]),
-        Part([(-0.3, -0.4), (0.05, -0.86), (0.35, -0.3)]),
-        Part(ellipse(-0.2, 0.0, 0.8, 0.56)),
+        Polygon([(0.42, 0.0), (1.02, -0.62), (0.86, 0.0), (1.02, 0.62)]),
+        Polygon([(-0.3, -0.4), (0.05, -0.86), (0.35, -0.3)]),
+        Polygon(ellipse(-0.2, 0.0, 0.8, 0.56)),
         *eye(-0.6, -0.12, 0.12),
-        Part([(-0.98, 0.14), (-0.62, 0.2), (-0.66, 0.27), (-0.94, 0.24)], "dark"),
+        Polygon([(-0.98, 0.14), (-0.62, 0.2), (-0.66, 0.27), (-0.94, 0.24)], "dark"),
     ]
 
 
-def cat() -> list[Part]:
+def cat() -> list[Polygon]:
     return [
-        Part([(-0.84, 0.1), (-0.86, -1.0), (-0.16, -0.52)]),
-        Part([(0.84, 0.1), (0.86, -1.0), (0.16, -0.52)]),
-        Part(ellipse(0, 0.18, 0.92, 0.76)),
+        Polygon([(-0.84, 0.1), (-0.86, -1.0), (-0.16, -0.52)]),
+        Polygon([(0.84, 0.1), (0.86, -1.0), (0.16, -0.52)]),
+        Polygon(ellipse(0, 0.18, 0.92, 0.76)),
         *eye(-0.36, 0.06, 0.14),
         *eye(0.36, 0.06, 0.14),
-        Part([(-0.12, 0.34), (0.12, 0.34), (0.0, 0.5)], "dark"),
-        Part(box(-0.24, 0.58, 0.24, 0.64), "dark"),
+        Polygon([(-0.12, 0.34), (0.12, 0.34), (0.0, 0.5)], "dark"),
+        Polygon(box(-0.24, 0.58, 0.24, 0.64), "dark"),
     ]
 
 
-def bird() -> list[Part]:
+def bird() -> list[Polygon]:
     """A duck seen from the side, looking left."""
     return [
-        Part([(-0.74, -0.52), (-1.04, -0.34), (-0.7, -0.26)], "orange"),
-        Part([(0.4, 0.1), (1.04, -0.34), (0.86, 0.4)]),
-        Part(ellipse(0.12, 0.34, 0.8, 0.5)),
-        Part(ellipse(-0.38, -0.46, 0.42, 0.42)),
-        Part([(-0.66, 0.2), (-0.7, -0.4), (-0.06, -0.4), (0.1, 0.1)]),
-        Part(ellipse(0.3, 0.3, 0.36, 0.2), "line"),
+        Polygon([(-0.74, -0.52), (-1.04, -0.34), (-0.7, -0.26)], "orange"),
+        Polygon([(0.4, 0.1), (1.04, -0.34), (0.86, 0.4)]),
+        Polygon(ellipse(0.12, 0.34, 0.8, 0.5)),
+        Polygon(ellipse(-0.38, -0.46, 0.42, 0.42)),
+        Polygon([(-0.66, 0.2), (-0.7, -0.4), (-0.06, -0.4), (0.1, 0.1)]),
+        Polygon(ellipse(0.3, 0.3, 0.36, 0.2), "line"),
         *eye(-0.5, -0.54, 0.1),
     ]
 
 
-def butterfly() -> list[Part]:
-    def wing(s: int) -> list[Part]:
+def butterfly() -> list[Polygon]:
+    def wing(s: int) -> list[Polygon]:
         upper = [(0.0, 0.05), (s * 0.3, -0.75), (s * 0.85, -0.95), (s * 1.03, -0.55), (s * 0.8, -0.02)]
         lower = [(0.0, 0.0), (s * 0.72, 0.05), (s * 0.86, 0.45), (s * 0.55, 0.88), (s * 0.22, 0.7)]
-        return [Part(upper), Part(lower)]
+        return [Polygon(upper), Polygon(lower)]
 
-    return [*wing(-1), *wing(1), Part(ellipse(0, 0.0, 0.11, 0.74), "dark"), Part(ellipse(0, -0.66, 0.17), "dark")]
+    return [*wing(-1), *wing(1), Polygon(ellipse(0, 0.0, 0.11, 0.74), "dark"), Polygon(ellipse(0, -0.66, 0.17), "dark")]
 
 
-FIGURES: dict[str, Callable[[], list[Part]]] = {
+FIGURES: dict[str, Callable[[], list[Polygon]]] = {
     f.__name__: f for f in (ball, star, heart, house, car, cup, fish, cat, bird, butterfly)
 }
 
@@ -156,16 +157,16 @@ HEAD: dict[str, tuple[float, float]] = {
 """Where a hat or crown stands, in the shape's unit box."""
 
 
-def hat(x: float, y: float) -> list[Part]:
+def hat(x: float, y: float) -> list[Polygon]:
     return [
-        Part(box(x - 0.28, y - 0.5, x + 0.28, y), "hat"),
-        Part(box(x - 0.5, y - 0.08, x + 0.5, y + 0.08), "hat"),
+        Polygon(box(x - 0.28, y - 0.5, x + 0.28, y), "hat"),
+        Polygon(box(x - 0.5, y - 0.08, x + 0.5, y + 0.08), "hat"),
     ]
 
 
-def crown(x: float, y: float) -> list[Part]:
+def crown(x: float, y: float) -> list[Polygon]:
     teeth = [(-0.42, -0.46), (-0.21, -0.2), (0.0, -0.5), (0.21, -0.2), (0.42, -0.46), (0.42, 0.06), (-0.42, 0.06)]
-    return [Part([(x + dx, y + dy) for dx, dy in teeth], "gold")]
+    return [Polygon([(x + dx, y + dy) for dx, dy in teeth], "gold")]
 
 
 FILLS: dict[str, tuple[int, int, int]] = {
@@ -186,7 +187,7 @@ class Canvas:
 
     def figure(
         self,
-        parts: list[Part],
+        parts: list[Polygon],
         centre: tuple[float, float],
         size: float,
         colour: str,

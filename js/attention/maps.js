@@ -1,7 +1,7 @@
 /**
  * Attention maps as numbers: where a map lies in the atlas, and how maps become one. No page is needed here.
  *
- * A report is what the ShowAttention node sends (see ARCHITECTURE.md, "The page"). A map is
+ * A report is what the ShowAttention node sends (see ARCHITECTURE.md, "How the page talks to nodes"). A map is
  * { data: Float32Array, width, height }, row by row.
  */
 
@@ -86,15 +86,19 @@ export function peak(map) {
 /** The smallest value of a map. */
 export const lowest = (map) => map.data.reduce((one, other) => Math.min(one, other), Infinity);
 
-/** Groups of layers in the order in which the network runs them, those of one size or, where `size` is null, all: their indices. */
+/** The indices of groups of layers in the order in which the network runs them: those of one size, or all (null). */
 export function byDepth(groups, size = null) {
   const indices = groups.map((_, index) => index).sort((a, b) => groups[a].depth - groups[b].depth || a - b);
   return size === null ? indices : indices.filter((index) => groups[index].size === size);
 }
 
-/** What to call the groups of `byDepth`: "down", or "16 x 16, down" where sizes differ, with a number where several are alike. */
+/**
+ * What to call the groups of `byDepth`: "down", or "16 x 16, down" where they are of all sizes (null); with a number
+ * where several are alike.
+ */
 export function layerNames(groups, size = null) {
-  const names = byDepth(groups, size).map((index) => (size === null ? groups[index].label : groups[index].label.split(", ").at(-1)));
+  const labels = byDepth(groups, size).map((index) => groups[index].label);
+  const names = size === null ? labels : labels.map((label) => label.split(", ").at(-1));
   const seen = new Map();
   return names.map((name) => {
     seen.set(name, (seen.get(name) ?? 0) + 1);

@@ -97,8 +97,12 @@ export class AttentionViewer {
       this.choose({ special: !this.state.special }),
     );
     this.unpin = button("Clear", "Let go of all pinned words (Escape)", () => this.choose({ pins: [] }));
-    [this.before, this.after] = [button("‹", "Image before", turn(-1)), button("›", "Image after", turn(1))];
-    for (const [turner, name] of [[this.before, "Image before"], [this.after, "Image after"]]) turner.setAttribute("aria-label", name);
+    const turner = (sign, name, by) => {
+      const made = button(sign, name, turn(by));
+      made.setAttribute("aria-label", name);
+      return made;
+    };
+    [this.before, this.after] = [turner("‹", "Image before", -1), turner("›", "Image after", 1)];
     this.which = element("output", { class: "ci-said" });
     this.turner = element("span", { class: "ci-turner" }, this.before, this.which, this.after);
     this.size = element("select", {
@@ -125,8 +129,9 @@ export class AttentionViewer {
   togglePin(word) {
     const pinned = this.pins();
     const name = nameOf(this.report.words, word);
-    const others = pinned.filter((pin) => pin.word !== word).map(({ word: other, colour }) => ({ ...nameOf(this.report.words, other), colour }));
-    const pins = others.length < pinned.length ? others : [...others, { ...name, colour: freeColour(others.map((pin) => pin.colour)) }];
+    const others = pinned.filter((pin) => pin.word !== word);
+    const pins = others.map(({ word: other, colour }) => ({ ...nameOf(this.report.words, other), colour }));
+    if (others.length === pinned.length) pins.push({ ...name, colour: freeColour(pins.map((pin) => pin.colour)) });
     this.choose({ pins });
   }
 

@@ -1,4 +1,4 @@
-/** A training's curves as numbers: collecting them, their scale, and lines to draw. No page is needed here. */
+/** A training's curves as numbers: collecting them, their scale, and how to write them. No page is needed here. */
 
 const SMOOTHING = 0.9;
 const MOST = 1200; // points of a curve that are kept; more are joined two by two
@@ -15,12 +15,14 @@ export function joined(curves, news) {
 }
 
 function halved({ steps, losses }) {
-  const pair = (values) => values.filter((value) => value !== null);
+  const finite = (values) => values.filter((value) => value !== null);
   const mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null);
-  const pairs = (values) => Array.from({ length: Math.ceil(values.length / 2) }, (_, i) => values.slice(2 * i, 2 * i + 2));
+  const firsts = (values) => values.map((_, i) => i).filter((i) => i % 2 === 0);
+  const pairs = (values) => firsts(values).map((i) => values.slice(i, i + 2));
+  const means = (values) => pairs(values).map((two) => mean(finite(two)));
   return {
     steps: pairs(steps).map((two) => two.at(-1)),
-    losses: Object.fromEntries(Object.entries(losses).map(([name, values]) => [name, pairs(values).map((two) => mean(pair(two)))])),
+    losses: Object.fromEntries(Object.entries(losses).map(([name, values]) => [name, means(values)])),
   };
 }
 

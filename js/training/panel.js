@@ -15,7 +15,8 @@ export class TrainingPanel {
       this.restore({ linear: this.logarithmic });
       this.keep({ linear: !this.logarithmic });
     });
-    this.halt = this.button("Stop and keep", "End the training now; the graph goes on with what was learned so far", () => this.stopNow());
+    const halting = "End the training now; the graph goes on with what was learned so far";
+    this.halt = this.button("Stop and keep", halting, () => this.stopNow());
     this.chart = document.createElementNS(SVG, "svg");
     this.chart.setAttribute("class", "ci-chart");
     this.chart.setAttribute("role", "img");
@@ -73,8 +74,8 @@ export class TrainingPanel {
 
   addSample({ step, ...file }) {
     const label = `step ${step}`;
-    const figure = element("figure", {}, element("img", { src: this.address(file), alt: `Sample at ${label}` }), element("figcaption", { text: label }));
-    figure.firstChild.addEventListener("error", () => figure.remove());
+    const image = element("img", { src: this.address(file), alt: `Sample at ${label}`, error: () => figure.remove() });
+    const figure = element("figure", {}, image, element("figcaption", { text: label }));
     this.strip.append(figure);
     this.strip.scrollLeft = this.strip.scrollWidth;
   }

@@ -21,7 +21,7 @@ from server import PromptServer
 
 EVENT = "contextual_inversion.training"
 OUTPUT = "contextual_inversion_training"
-"""Key of the node's output in ComfyUI's history; js/training reads it."""
+"""Key of the node's output in ComfyUI's history; js/extension.js reads it."""
 PAUSE = 0.3
 """Seconds between two events, so that fast steps do not flood the page."""
 POINTS = 600
@@ -125,7 +125,8 @@ _watchers: dict[str | None, set[str | None]] = {}
 
 def watchers() -> set[str | None]:
     """The pages that get the news of all trainings of the run that is now, by their ids at the server."""
-    run = PromptServer.instance.last_prompt_id
+    # A server that has run nothing yet has no such attribute.
+    run = getattr(PromptServer.instance, "last_prompt_id", None)
     for past in set(_watchers) - {run}:
         del _watchers[past]
     return _watchers.setdefault(run, set())

@@ -109,10 +109,7 @@ async def answer_training(request: web.Request) -> web.Response:
 async def answer_stop(request: web.Request) -> web.Response:
     """202 where the training will stop, 400 where no node is named, 404 where that node is not training, 409 where it
     has nothing to keep before its end."""
-    try:
-        asked = await request.json()
-    except ValueError:
-        asked = None
+    asked = await _sent(request)
     node_id = asked.get("node_id") if isinstance(asked, dict) else None
     if not isinstance(node_id, str) or set(asked) != {"node_id"}:
         return web.json_response({"error": 'send {"node_id": "..."}'}, status=400)
@@ -123,3 +120,11 @@ async def answer_stop(request: web.Request) -> web.Response:
         return web.json_response({"error": "that node can be cancelled alone"}, status=409)
     training.stop = True
     return web.json_response({"stopping": node_id}, status=202)
+
+
+async def _sent(request: web.Request) -> Any:
+    """The JSON data of a request; None where it is none, nested too deep, or in an encoding that nobody knows."""
+    try:
+        return await request.json()
+    except (ValueError, LookupError, RecursionError):
+        return None

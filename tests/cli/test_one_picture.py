@@ -29,7 +29,7 @@ from contextual_inversion.core.models.lora import from_lora
 from contextual_inversion.core.models.low_rank import apply_deltas
 from contextual_inversion.core.models.text import encode_prompts
 from contextual_inversion.core.models.tiny import load_tiny
-from contextual_inversion.core.training.one_picture.predict import observed, predict_concept
+from contextual_inversion.core.training.one_picture.predict import latents_and_features, predict_concept
 from contextual_inversion.core.world.concepts import CONCEPTS
 from contextual_inversion.core.world.render import concept_images
 from contextual_inversion.core.world.scenes import IMAGE_SIZE
@@ -151,7 +151,7 @@ def test_the_bundled_encoder_knows_more_of_a_picture_than_its_nearest_word():
     for name in CONCEPTS:
         picture = torch.from_numpy(concept_images(name, 1, seed=1)[0][0]) / 255
         concept = predict_concept(model, images, network, picture)
-        latents, _ = observed(model, images, picture, IMAGE_SIZE)
+        latents, _ = latents_and_features(model, images, picture, IMAGE_SIZE)
         word = denoising_error(model, latents, words=concept.hard_token)
         with apply_deltas(model, from_lora(model, concept.lora)):
             errors.append((word, denoising_error(model, latents, vectors=concept.vectors)))

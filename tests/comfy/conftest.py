@@ -34,7 +34,7 @@ class StubServer:
 
         self.client_id: str | None = "test"
         self.last_node_id: str | None = None
-        self.last_prompt_id: str | None = None
+        # Like ComfyUI's own, it has no `last_prompt_id` before the first prompt.
         self.sockets_metadata = {"test": {"feature_flags": {"supports_preview_metadata": True}}}
         self.routes = web.RouteTableDef()
         self.node_replace_manager = NodeReplaceManager()

@@ -69,7 +69,7 @@ def ask(comfyui):
 @pytest.fixture
 def every_step(comfyui, monkeypatch):
     """News of every step, however fast they are."""
-    monkeypatch.setattr(module("live_view"), "PAUSE", 0.0)
+    monkeypatch.setattr(module("page.live_view"), "PAUSE", 0.0)
 
 
 def press_at(step: int, ask: object, answers: list) -> object:
@@ -231,8 +231,43 @@ def test_the_route_takes_ids_of_training_nodes_and_nothing_else(comfyui, ask, se
     assert said["error"]
 
 
+def charset(name: str) -> dict:
+    return {"data": b'{"node_id": "train"}', "headers": {"Content-Type": f"application/json; charset={name}"}}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param({"data": b"[" * 100_000}, id="too deep a list"),
+        pytest.param({"data": b'{"node_id":' * 50_000}, id="too deep a table"),
+        pytest.param({"data": b'{"node_id": ' + b"9" * 5000 + b"}"}, id="too long a number"),
+        pytest.param({"data": b"\xff\xfe{"}, id="no UTF-8"),
+        pytest.param({"data": b'"train"'}, id="no table"),
+        pytest.param(charset("klingon"), id="unknown encoding"),
+        pytest.param(charset("hex"), id="an encoding that is not of text"),
+        pytest.param(charset("undefined"), id="an encoding that always fails"),
+        pytest.param(charset("utf-32"), id="another encoding"),
+    ],
+)
+def test_no_route_breaks_on_what_it_is_sent(comfyui, ask, sent):
+    routes = [route for route in comfyui.server.routes if route.path.startswith("/contextual_inversion")]
+    assert {route.method for route in routes} == {"GET", "POST"}
+    for route in routes:
+        status, said = ask(route.method, route.path.removeprefix("/contextual_inversion"), **sent)
+        assert (status, set(said)) == ((400, {"error"}) if route.method == "POST" else (200, set())), route.path
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "?client=test", "?client=nobody", "?client=%ff", "?client=a&client=b", "?client"]
+)
+def test_a_page_that_opens_before_the_first_prompt_is_answered(comfyui, ask, asked, monkeypatch):
+    """ComfyUI's server gets its `last_prompt_id` with the first prompt: until then a page with a training got a 500."""
+    monkeypatch.delattr(comfyui.server, "last_prompt_id", raising=False)
+    assert ask("GET", f"/training{asked}") == (200, {})
+
+
 def test_curves_are_thinned_to_means(comfyui):
-    view = module("live_view")
+    view = module("page.live_view")
     values = [float(step) for step in range(10 * view.POINTS)]
     thin = view.thinned(range(1, len(values) + 1), {"loss": values})
     assert len(thin["steps"]) == len(thin["losses"]["loss"]) == view.POINTS

@@ -25,10 +25,8 @@ def pack(name: str):
 def encoder_file(comfyui):
     """A tuning-encoder for the bundled model that has learned nothing, but whose LoRA is not zero."""
     with torch.inference_mode(False):
-        pretraining, prediction = (
-            pack("core.training.one_picture.pretraining"),
-            pack("core.training.one_picture.prediction"),
-        )
+        pretraining = pack("core.training.one_picture.pretraining")
+        observer = pack("core.training.one_picture.observer")
         images = pack("nodes.comfy.clip_vision").image_encoder_of(None)
         demo = pack("nodes.comfy.demo_model")
         model = pack("nodes.comfy.model").ComfyModel(demo.load_model_patcher(), demo.load_clip(), demo.load_vae())
@@ -36,8 +34,9 @@ def encoder_file(comfyui):
         settings = pretraining.EncoderPretrainSettings(**{**recipes.NARROW, "timesteps": (500,)})
         with model.session():
             size = pack("core.models.protocol").ImageSize(128, 128)
-            maps = prediction.Observer(model, size).channels()
-            encoder = pretraining.new_encoder(model, images, settings, maps, recipes.known_words(model))
+            maps = observer.Observer(model, size).channels()
+            known = pack("core.models.vocabulary").known_words(model)
+            encoder = pretraining.new_encoder(model, images, settings, maps, known)
         with torch.no_grad():
             for head in encoder.hypernetwork.b_heads:
                 head.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(1))
@@ -294,7 +293,7 @@ def test_a_clip_vision_model_may_push_the_unet_out_of_a_small_memory(comfyui, mo
     model = pack("nodes.comfy.model").ComfyModel(patcher, demo.load_clip(), demo.load_vae())
     images = pack("nodes.comfy.clip_vision").image_encoder_of(vision, model)
     size = protocol.ImageSize(128, 128)
-    observer = pack("core.training.one_picture.prediction").Observer(model, size)
+    observer = pack("core.training.one_picture.observer").Observer(model, size)
     latents, when = torch.ones(1, 4, 16, 16), torch.tensor([500])
 
     def crowded(patcher: object) -> None:

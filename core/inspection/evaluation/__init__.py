@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...files.pictures import BrokenPictureError
-from .encoders import ClipEncoder, DinoEncoder, on_device
+from .encoders import ClipEncoder, DinoEncoder, encoders_on_device
 from .loading import BUNDLED, CLIP, DINO, EncoderNotFoundError, bundled_clip, encoders_in, load_clip, load_dino
 from .scores import MEASURES, Evaluator, References
 
@@ -20,7 +20,7 @@ __all__ = [
     "References",
     "bundled_clip",
     "encoders_in",
+    "encoders_on_device",
     "load_clip",
     "load_dino",
-    "on_device",
 ]

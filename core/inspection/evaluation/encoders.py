@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...models.frozen import on_device
 from ...models.protocol import fingerprint
 from .preprocessing import Preprocessing
 
@@ -108,18 +109,9 @@ class DinoEncoder:
 PictureEncoder = ClipEncoder | DinoEncoder
 
 
-@contextmanager
-def on_device(encoders: Sequence[PictureEncoder], device: torch.device | str) -> Iterator[None]:
+def encoders_on_device(encoders: Sequence[PictureEncoder], device: torch.device | str) -> AbstractContextManager[None]:
     """Hold the encoders on `device`; afterwards they are where they were."""
-    modules = [module for encoder in encoders for module in encoder.modules()]
-    homes = [_device(module) for module in modules]
-    try:
-        for module in modules:
-            module.to(device)
-        yield
-    finally:
-        for module, home in zip(modules, homes, strict=True):
-            module.to(home)
+    return on_device([module for encoder in encoders for module in encoder.modules()], device)
 
 
 @torch.no_grad()

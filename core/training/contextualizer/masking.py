@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from ...maths.mlm import draw_mask, maskable_positions
 from ...models.protocol import TextEncoder
@@ -100,7 +101,7 @@ def masked_inputs(
     where masked, the concept's `vectors` (n, d) in their places; differentiable in both."""
     rows = table.detach()[batch.ids.to(table.device)]
     inputs = rows.to(batch.ids.device, torch.promote_types(table.dtype, torch.float32))
-    flat = inputs.flatten(0, 1)
+    flat = rearrange(inputs, "b l d -> (b l) d")
     if vectors is not None:
         flat = flat.index_copy(0, batch.concept, vectors.to(flat.dtype).index_select(0, batch.concept_rows))
     flat = flat.index_copy(0, batch.masked, mask.to(flat.dtype).expand(len(batch.masked), -1))

@@ -18,20 +18,13 @@ from ...models.frozen import autograd
 from ...models.protocol import TextEncoder
 from ...networks.contextualizer import PRESETS, Contextualizer, EncoderIdentity, ShortEncoder, initialise
 from ...prompts.captions import CaptionSource, SplitCaptions
-from ..run.checkpoint import (
-    Checkpoint,
-    checkpoint_path,
-    load_checkpoint,
-    require_same_run,
-    restore_optimizer,
-    save_checkpoint,
-)
+from ..run.checks import choices_without, require_at_least_one, require_not_negative, require_one_of
 from ..run.draws import generator_for
 from ..run.events import CheckpointSaved, Started, Step
-from ..run.history import History
-from ..run.pretraining_loop import Stopwatch, pretraining_steps
+from ..run.pretraining import Pretraining
+from ..run.pretraining_loop import pretraining_events
 from ..run.processes import Processes
-from ..run.schedules import LearningRateSchedule, learning_rate_factor
+from ..run.schedules import LearningRateSchedule
 from .held_out import HeldOut, Questions, held_out_accuracy
 from .masking import MaskedBatch, caption_row, mask_rows, masked_inputs, nameable_ids
 
@@ -66,25 +59,17 @@ class PretrainSettings:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "vocabulary_captions", "seed", "held_out", "workers", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} cannot be negative: {getattr(self, name)}")
+        require_at_least_one(self, ("steps", "batch", "log_every", "checkpoint_every"))
+        counts = ("warmup", "vocabulary_captions", "seed", "held_out", "workers")
+        require_not_negative(self, (*counts, "weight_decay"))
         if not self.learning_rate > 0 or not 0 < self.rho <= 1:
             raise ValueError(f"a learning rate above 0 and 0 < rho <= 1, not {self.learning_rate} and {self.rho}")
-        if self.mode not in get_args(PretrainingMode):
-            raise ValueError(f"unknown mode {self.mode!r}: expected one of {', '.join(get_args(PretrainingMode))}")
-        if self.preset not in PRESETS:
-            raise ValueError(f"unknown preset {self.preset!r}: expected one of {', '.join(PRESETS)}")
+        require_one_of("mode", self.mode, get_args(PretrainingMode))
+        require_one_of("preset", self.preset, tuple(PRESETS))
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of a run, as JSON data."""
-        values = asdict(self)
-        for name in ("log_every", "checkpoint_dir", "checkpoint_every", "workers", "held_out"):
-            values.pop(name)
-        return values
+        return choices_without(self, ("log_every", "checkpoint_dir", "checkpoint_every", "workers", "held_out"))
 
 
 @dataclass(frozen=True)
@@ -116,29 +101,20 @@ def pretrain_contextualizer(
     Raises ValueError for what cannot be trained, `CheckpointMismatchError`, and RuntimeError where the loss is no
     longer finite.
     """
-    processes = processes or Processes()
-    if settings.batch % processes.size:
-        raise ValueError(f"{processes.size} processes cannot share a batch of {settings.batch} evenly")
-    training = _Pretraining(encoder, captions, settings, processes)
-    before = training.restore(resume) if resume is not None else 0.0
-    seconds = Stopwatch(before)
-    yield Started(training.done, settings.steps, sum(value.numel() for value in training.parameters))
-    steps = (training.step(batch) for batch in training.batches())
-    yield from pretraining_steps(training, steps, settings, first=processes.first, seconds=seconds)
-    yield training.finish(seconds())
+    yield from pretraining_events(
+        _ContextualizerPretraining(encoder, captions, settings, processes or Processes()), resume
+    )
 
 
-class _Pretraining:
-    """All that a step changes, and how."""
+class _ContextualizerPretraining(Pretraining):
+    """psi and its mask row learning to guess."""
 
     def __init__(
         self, encoder: TextEncoder, captions: CaptionSource, settings: PretrainSettings, processes: Processes
     ) -> None:
-        self.encoder, self.settings, self.processes = encoder, settings, processes
+        super().__init__(settings, processes)
         self.captions, self.unseen = SplitCaptions(captions, held_out=False), SplitCaptions(captions, held_out=True)
         self.device = encoder.table().device
-        self.done, self.whole = 0, True
-        self.history = History()
         named = None
         if settings.vocabulary_captions:
             named = used_tokens(encoder, self.captions, settings.vocabulary_captions, settings.seed)
@@ -148,9 +124,7 @@ class _Pretraining:
             initialise(self.psi, encoder.table(), generator_for(settings.seed, "contextualizer", 0))
             self.psi.to(self.device)
             self.parameters = list(self.psi.parameters())
-            self.optimizer = torch.optim.AdamW(
-                self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
-            )
+            self.optimizer = self.make_optimizer()
         self.nameable = nameable_ids(self.psi.rows)
         self.questions = self._questions() if settings.held_out else None
         self.identity = {
@@ -173,12 +147,14 @@ class _Pretraining:
             )
         return asked
 
+    def steps(self) -> Iterator[None]:
+        for batch in self.batches():
+            yield self.step(batch)
+
     def batches(self) -> Iterator[CaptionBatch]:
         """This process's share of each step's batch that is still to come, on the CPU."""
-        size = self.settings.batch // self.processes.size
-        steps = _CaptionBatches(
-            self.encoder, self.captions, self.nameable, self.settings, self.processes.rank * size, size
-        )
+        own = self.samples
+        steps = _CaptionBatches(self.encoder, self.captions, self.nameable, self.settings, own.start, len(own))
         # A generator of its own: the loader would otherwise draw from everybody's.
         loader = torch.utils.data.DataLoader(
             steps,
@@ -196,17 +172,8 @@ class _Pretraining:
             # Of psi alone: the encoder's own parameters get no gradient, whatever their flags say.
             gradients = torch.autograd.grad(loss, self.parameters)
             self.processes.share_gradients(self.parameters, gradients)
-            factor = learning_rate_factor(
-                self.done, self.settings.steps, schedule=self.settings.schedule, warmup=self.settings.warmup
-            )
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.settings.learning_rate * factor
-            self.whole = False
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        means = self.processes.mean(torch.stack([loss.detach(), accuracy]))
-        self.history.add({"loss": means[0], "masked accuracy": means[1]})
-        self.done, self.whole = self.done + 1, True
+            self.update()
+        self.close_step({"loss": loss.detach(), "masked accuracy": accuracy})
 
     def loss(self, batch: CaptionBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """METHODS.md M4 or M5 on this process's share, scaled so that the mean over processes is that of the whole
@@ -225,30 +192,11 @@ class _Pretraining:
             return masked_loss(entropy, hidden, share), right
         return non_padding_loss(entropy, hidden, masked.ids.numel(), MASKED_WEIGHT), right
 
-    def report(self) -> Mapping[str, torch.Tensor]:
-        """What happened since the last report. Raises RuntimeError where a loss was not finite."""
-        losses = self.history.fetch()
-        if losses and not bool(torch.isfinite(losses["loss"]).all()):
-            raise RuntimeError(f"the loss is no longer finite by step {self.done}; try a smaller learning rate")
-        return losses
+    def network_state(self) -> dict[str, Any]:
+        return {"psi": self.psi.state_dict()}
 
-    def save(self, seconds: float) -> Path:
-        state = {"psi": self.psi.state_dict(), "optimizer": self.optimizer.state_dict()["state"], "done": self.done}
-        checkpoint = Checkpoint(self.identity, state, self.history.tensors(), {"seconds": seconds})
-        save_checkpoint(self.settings.checkpoint_dir, self.done, checkpoint)
-        return checkpoint_path(self.settings.checkpoint_dir, self.done)
-
-    def restore(self, source: Path) -> float:
-        """Go on from a checkpoint; returns the seconds that went into it."""
-        checkpoint = load_checkpoint(source)
-        require_same_run(self.identity, checkpoint)
-        state = checkpoint.state
-        with autograd():
-            self.psi.load_state_dict(state["psi"])
-            restore_optimizer(self.optimizer, state["optimizer"])
-        self.done = state["done"]
-        self.history = History(checkpoint.losses)
-        return float(checkpoint.facts["seconds"])
+    def load_network_state(self, state: Mapping[str, Any]) -> None:
+        self.psi.load_state_dict(state["psi"])
 
     def finish(self, seconds: float) -> Pretrained:
         settings, held_out = self.settings, None

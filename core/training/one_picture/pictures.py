@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ...files.pictures import read_as_tensor
+from ...files.pictures import ENDINGS, read_as_tensor
 from ...world.captions import BACKGROUND_PHRASES
 from ...world.concepts import RESERVED
 from ...world.render import render
@@ -25,7 +25,6 @@ from ...world.scenes import BACKGROUNDS, COLOURS, SHAPES, TEXTURES, WORN, Scene
 
 NEUTRAL = ("a photo of a {}", "a photo of {}", "a picture of a {}", "the photo of a {}", "a rendition of a {}")
 """METHODS.md 3.5: photo templates that say nothing but the word; the first is the one of the figure."""
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 SEED_STREAM = 53
 """Keeps these scenes apart from those of any other generator of the world."""
 

@@ -9,14 +9,14 @@ import torch
 
 from ...concept import Concept
 from ...models.frozen import autograd, on_device
-from ...models.image_encoder import ImageEncoder
+from ...models.image_encoder import ImageEncoder, ImageFeatures
 from ...models.lora import to_lora
 from ...models.low_rank import Delta, LowRankDelta
 from ...models.protocol import ImageSize, TextToImageModel
+from ...models.vocabulary import HardWords
 from ...networks.tuning_encoder import Identity, TuningEncoder
 from .footprint import Footprint
-from .near_words import HardWords
-from .prediction import Observer
+from .observer import Observer
 from .square import square_picture
 
 
@@ -39,7 +39,7 @@ def predict_concept(
     with autograd():
         footprint = Footprint(model.device)
         with model.session(), torch.no_grad(), on_device([encoder], model.device):
-            latents, features = observed(model, images, picture, encoder.resolution)
+            latents, features = latents_and_features(model, images, picture, encoder.resolution)
             observer = Observer(model, ImageSize(encoder.resolution, encoder.resolution))
             found = encoder(observer.look(encoder, latents, features))
             deltas = {layer: LowRankDelta(a[0], b[0]) for layer, (a, b) in found.factors.items()}
@@ -59,7 +59,9 @@ def require_fit(model: TextToImageModel, images: ImageEncoder, encoder: TuningEn
     encoder.identity.require(Identity.of(model, images))
 
 
-def observed(model: TextToImageModel, images: ImageEncoder, picture: torch.Tensor, side: int) -> Any:
+def latents_and_features(
+    model: TextToImageModel, images: ImageEncoder, picture: torch.Tensor, side: int
+) -> tuple[torch.Tensor, ImageFeatures]:
     """Latents (1, C, h, w) of a picture and what the image encoder sees in it, on the model's device."""
     square = square_picture(picture, side)
     features = images.features(square[None].to(images.device))

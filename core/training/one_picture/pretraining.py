@@ -6,9 +6,10 @@ what one process would, and a resumed run what an uninterrupted one would.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,27 +20,20 @@ from ...models.image_encoder import ImageEncoder, ImageFeatures
 from ...models.low_rank import apply_deltas
 from ...models.protocol import ImageSize, TextToImageModel
 from ...models.sampling import as_pictures, sample
+from ...models.vocabulary import HardWords, KnownWords
 from ...networks.tuning_encoder import PRESETS, Identity, Prediction, Shape, TuningEncoder, initialise
-from ..run.checkpoint import (
-    Checkpoint,
-    checkpoint_path,
-    load_checkpoint,
-    require_same_run,
-    restore_optimizer,
-    save_checkpoint,
-)
 from ..run.draws import alpha_bar_on, generator_for, sample_order, send
 from ..run.events import CheckpointSaved, Preview, Started, Step
-from ..run.history import History
 from ..run.loss_scale import LossScale
-from ..run.pretraining_loop import Stopwatch, pretraining_steps
+from ..run.pretraining import Pretraining
+from ..run.pretraining_loop import pretraining_events
 from ..run.processes import Processes
-from ..run.schedules import learning_rate_factor
 from ..run.stream import EventStream
-from .near_words import EmbeddingRegularization, HardWords, KnownWords
+from .applied import PREDICTION_TEMPLATE, deltas_of, predicted_conditioning, worded_conditioning
+from .observer import Observer
 from .pictures import PictureSource
-from .prediction import PREDICTION_TEMPLATE, Observer, deltas_of, predicted_conditioning, worded_conditioning
 from .prepared import PreparedPictures
+from .regularization import EmbeddingRegularization
 from .settings import EncoderPretrainSettings
 
 NEGATIVES = 256
@@ -92,27 +86,13 @@ def _pretrain(
     known: KnownWords | None,
     resume: Path | None,
 ) -> Generator[EncoderPretrainingEvent, None, None]:
-    if settings.batch % processes.size:
-        raise ValueError(f"{processes.size} processes cannot share a batch of {settings.batch} evenly")
     with model.session(gradient_checkpointing=settings.gradient_checkpointing):
-        training = _Pretraining(model, images, pictures, settings, processes, known)
-        before = training.restore(resume) if resume is not None else 0.0
-        seconds = Stopwatch(before)
-        yield Started(training.done, settings.steps, training.encoder.numbers)
-
-        def previews() -> list[Preview]:
-            due = settings.preview_every and processes.first and training.done % settings.preview_every == 0
-            return [training.preview()] if due else []
-
-        steps = (training.step() for _ in range(training.done, settings.steps))
-        yield from pretraining_steps(
-            training, steps, settings, first=processes.first, seconds=seconds, previews=previews
-        )
-        yield training.finish(seconds())
+        training = _EncoderPretraining(model, images, pictures, settings, processes, known)
+        yield from pretraining_events(training, resume, training.previews)
 
 
-class _Pretraining:
-    """All that a step changes, and how."""
+class _EncoderPretraining(Pretraining):
+    """A tuning-encoder learning to say what a picture changes."""
 
     def __init__(
         self,
@@ -123,11 +103,9 @@ class _Pretraining:
         processes: Processes,
         known: KnownWords | None,
     ) -> None:
-        self.model, self.images, self.pictures = model, images, pictures
-        self.settings, self.processes = settings, processes
+        super().__init__(settings, processes)
+        self.model, self.pictures = model, pictures
         self.device = model.device
-        self.done, self.whole = 0, True
-        self.history = History()
         if settings.resolution % (model.latent_factor * 8):
             raise ValueError(f"the resolution is a multiple of {model.latent_factor * 8} for this model")
         self.size = ImageSize(settings.resolution, settings.resolution)
@@ -144,9 +122,7 @@ class _Pretraining:
         self.hard_words = HardWords(model, known)
         self.average = {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
         self.parameters = list(self.encoder.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self.optimizer = self.make_optimizer()
         self.alpha_bar = alpha_bar_on(model.schedule, self.device)
         self.scale = LossScale(model.dtype, self.device)
         self.identity = {
@@ -155,33 +131,29 @@ class _Pretraining:
             "pictures": pictures.state(),
         }
 
+    def steps(self) -> Iterator[None]:
+        for _ in range(self.done, self.settings.steps):
+            yield self.step()
+
     def step(self) -> None:
         """One optimiser step; nothing here waits for the device."""
-        settings = self.settings
         terms = self._backward()
         gradients = [value.grad if value.grad is not None else torch.zeros_like(value) for value in self.parameters]
         self.processes.share_gradients(self.parameters, gradients)
         self.scale.unscale([value.grad for value in self.parameters])
-        if settings.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm, foreach=False)
-        factor = learning_rate_factor(self.done, settings.steps, schedule=settings.schedule, warmup=settings.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * factor
-        self.whole = False
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm, foreach=False)
+        self.update()
         self._average()
-        names, values = list(terms), self.processes.mean(torch.stack(list(terms.values())))
-        self.history.add(dict(zip(names, values, strict=True)))
-        self.done, self.whole = self.done + 1, True
+        self.close_step(terms)
 
     def _backward(self) -> dict[str, torch.Tensor]:
         """METHODS.md D5 on this process's share, scaled so that the mean over processes is that of the whole batch."""
         settings, model = self.settings, self.model
-        rows, samples = self._rows()
+        rows = self._rows()
         latents, features = self.prepared(rows)
-        timesteps, noise = self._noise("loss", samples, latents.shape[1:])
-        seen_at, seen_noise = self._noise("sight", samples, latents.shape[1:])
+        timesteps, noise = self._noise("loss", latents.shape[1:])
+        seen_at, seen_noise = self._noise("sight", latents.shape[1:])
         maps = self.observer.maps(latents, seen_noise, seen_at)
         alpha_bar_t = at_timesteps(self.alpha_bar, timesteps)
         z_t = add_noise(latents, noise, alpha_bar_t)
@@ -211,19 +183,16 @@ class _Pretraining:
         hard = worded_conditioning(model, self.hard_words(prediction.vectors), templates, self.size)
         return predict_dual(model, z_t, timesteps, hard, DualPath(soft, deltas, alpha))
 
-    def _rows(self) -> tuple[list[int], range]:
-        """The pictures of this process's share of the step, and the numbers of its samples in the run."""
-        settings = self.settings
-        order = sample_order(settings.seed, self.done, settings.batch, len(self.pictures))
-        share = settings.batch // self.processes.size
-        part = slice(self.processes.rank * share, (self.processes.rank + 1) * share)
-        return order[part], range(settings.batch)[part]
+    def _rows(self) -> list[int]:
+        """The pictures of this process's share of the step."""
+        order = sample_order(self.settings.seed, self.done, self.settings.batch, len(self.pictures))
+        return order[self.samples.start : self.samples.stop]
 
-    def _noise(self, stream: str, samples: range, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """t ~ U{0 .. T-1} and noise ~ N(0, I) of each sample."""
+    def _noise(self, stream: str, shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """t ~ U{0 .. T-1} and noise ~ N(0, I) of each sample of this process."""
         steps, times, noises = self.model.schedule.steps, [], []
-        for sample_ in samples:
-            generator = generator_for(self.settings.seed, stream, self.done * self.settings.batch + sample_)
+        for number in self.samples:
+            generator = generator_for(self.settings.seed, stream, self.done * self.settings.batch + number)
             times.append(torch.randint(steps, (1,), generator=generator))
             noises.append(torch.randn(tuple(shape), generator=generator))
         return send(torch.cat(times), self.device), send(torch.stack(noises), self.device)
@@ -248,14 +217,6 @@ class _Pretraining:
         for name, value in self.encoder.state_dict().items():
             self.average[name].lerp_(value, 1 - decay)
 
-    def report(self) -> Mapping[str, torch.Tensor]:
-        """What happened since the last report. Raises RuntimeError where a loss was not finite."""
-        losses = self.history.fetch()
-        for name, values in losses.items():
-            if not bool(torch.isfinite(values).all()):
-                raise RuntimeError(f"{name} is no longer finite by step {self.done}; try a smaller learning rate")
-        return losses
-
     def averaged(self) -> TuningEncoder:
         """The encoder with its running average for weights."""
         encoder = self.encoder
@@ -269,6 +230,11 @@ class _Pretraining:
         copy.load_state_dict(self.average)
         copy.known = encoder.known
         return copy.to(self.device).requires_grad_(False).eval()
+
+    def previews(self) -> list[Preview]:
+        """The one that is due after the step just done, if any."""
+        every = self.settings.preview_every
+        return [self.preview()] if every and self.processes.first and self.done % every == 0 else []
 
     @torch.no_grad()
     def preview(self) -> Preview:
@@ -294,32 +260,15 @@ class _Pretraining:
     def _predicted(self, encoder: TuningEncoder, latents: torch.Tensor, features: ImageFeatures) -> Prediction:
         return encoder(self.observer.look(encoder, latents, features))
 
-    def save(self, seconds: float) -> Path:
-        state = {
-            "encoder": self.encoder.state_dict(),
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict()["state"],
-            "done": self.done,
-            "scale": self.scale.state(),
-        }
-        checkpoint = Checkpoint(self.identity, state, self.history.tensors(), {"seconds": seconds})
-        save_checkpoint(self.settings.checkpoint_dir, self.done, checkpoint)
-        return checkpoint_path(self.settings.checkpoint_dir, self.done)
+    def network_state(self) -> dict[str, Any]:
+        return {"encoder": self.encoder.state_dict(), "average": self.average, "scale": self.scale.state()}
 
-    def restore(self, source: Path) -> float:
-        """Go on from a checkpoint; returns the seconds that went into it."""
-        checkpoint = load_checkpoint(source)
-        require_same_run(self.identity, checkpoint)
-        state = checkpoint.state
+    def load_network_state(self, state: Mapping[str, Any]) -> None:
         self.encoder.load_state_dict(state["encoder"])
         for name, value in state["average"].items():
             self.average[name].copy_(value)
-        restore_optimizer(self.optimizer, state["optimizer"])
-        self.done = state["done"]
         if "scale" in state:  # earlier versions knew of none
             self.scale.load(state["scale"])
-        self.history = History(checkpoint.losses)
-        return float(checkpoint.facts["seconds"])
 
     def finish(self, seconds: float) -> PretrainedEncoder:
         encoder = self.averaged()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ...models.families import is_narrow
 from ...models.protocol import TextToImageModel
-from ...models.tiny.weights import trained_rows
 
 PAPER: dict[str, Any] = {}
 """METHODS.md 3.4 and 3.5, which `EncoderPretrainSettings` has by default."""
@@ -30,19 +27,3 @@ WORLD_PICTURES = 3000
 def recommended_encoder(model: TextToImageModel) -> dict[str, Any]:
     """Values for `EncoderPretrainSettings`: the paper's for models of Stable Diffusion's width, else `NARROW`'s."""
     return dict(NARROW if is_narrow(model) else PAPER)
-
-
-def known_words(model: TextToImageModel) -> dict[str, torch.Tensor] | None:
-    """`known` words of the bundled tiny model: the ids of those that it learned. None for any other model, which
-    is taken to know its whole vocabulary."""
-    if not is_narrow(model):
-        return None
-    found, (ids, rows) = {}, trained_rows()
-    for name, encoder in model.text_encoders.items():
-        table = encoder.table().detach()
-        if table.shape[1] != rows.shape[1] or len(table) <= int(ids.max()):
-            return None
-        if not torch.equal(table[ids.to(table.device)].half().cpu(), rows.half()):
-            return None
-        found[name] = ids
-    return found

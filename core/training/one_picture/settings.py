@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ...maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ...networks.tuning_encoder import PRESETS, TIMESTEPS
+from ..run.checks import choices_without, require_at_least_one, require_not_negative, require_one_of
 from ..run.schedules import LearningRateSchedule
 
 EncoderPrecision = Literal["fp32", "bf16"]
@@ -19,7 +20,7 @@ class EncoderPretrainSettings:
 
     `batch` is that of all processes together. `ema` averages the weights, None does not. `alpha` is the dual path's
     blend, None trains the soft path alone. `cache` pictures keep their latents and CLIP features in memory,
-    `prepared_pictures.CACHE_BYTES` at most.
+    `prepared.CACHE_BYTES` at most.
     """
 
     steps: int = 150_000
@@ -51,20 +52,17 @@ class EncoderPretrainSettings:
     preview_pictures: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "rank", "positives", "log_every", "checkpoint_every", "preview_pictures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "contrastive", "l2", "seed", "cache", "weight_decay", "preview_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} cannot be negative: {getattr(self, name)}")
+        counts = ("steps", "batch", "rank", "positives", "log_every", "checkpoint_every", "preview_pictures")
+        require_at_least_one(self, counts)
+        weights = ("contrastive", "l2", "weight_decay")
+        require_not_negative(self, ("warmup", "seed", "cache", "preview_every", *weights))
         if not self.learning_rate > 0 or not self.temperature > 0:
             raise ValueError("the learning rate and the temperature are greater than 0")
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema is a decay within 0 <= ema < 1, not {self.ema}")
         if self.alpha is not None and not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha is a share within 0 to 1, not {self.alpha}")
-        if self.preset not in PRESETS:
-            raise ValueError(f"unknown preset {self.preset!r}: expected one of {', '.join(PRESETS)}")
+        require_one_of("preset", self.preset, tuple(PRESETS))
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"unknown precision {self.precision!r}: fp32 or bf16")
         if not self.timesteps or not all(0 <= one < 1000 for one in self.timesteps):
@@ -72,8 +70,16 @@ class EncoderPretrainSettings:
 
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of a run, as JSON data."""
-        values = asdict(self)
-        for name in ("log_every", "checkpoint_dir", "checkpoint_every", "cache", "preview_every", "preview_pictures"):
-            values.pop(name)
-        values.pop("gradient_checkpointing")
-        return {**values, "timesteps": list(self.timesteps)}
+        return {**choices_without(self, _REPORTING), "timesteps": list(self.timesteps)}
+
+
+_REPORTING = (
+    "log_every",
+    "checkpoint_dir",
+    "checkpoint_every",
+    "cache",
+    "preview_every",
+    "preview_pictures",
+    "gradient_checkpointing",
+)
+"""Choices that report, store or save memory and leave every number as it is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 SMALLEST = 16
 """Pixels a side: with fewer there is nothing to recognise."""
@@ -26,7 +27,8 @@ def square_picture(picture: torch.Tensor, side: int) -> torch.Tensor:
     # Cut first: of a very large or long picture only the square is ever converted.
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2
-    square = picture[top : top + short, left : left + short].detach().to("cpu", torch.float32).permute(2, 0, 1)
+    cut = picture[top : top + short, left : left + short].detach().to("cpu", torch.float32)
+    square = rearrange(cut, "h w channels -> channels h w")
     low, high = float(square.min()), float(square.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):
         raise ValueError(f"a picture has values in 0 .. 1, got {low:.3g} .. {high:.3g}")

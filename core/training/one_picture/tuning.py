@@ -20,16 +20,17 @@ from ...models.lora import from_lora
 from ...models.low_rank import Delta, LowRankDelta, WeightDelta, apply_deltas
 from ...models.protocol import Conditioning, ImageSize, TextToImageModel
 from ...models.text import encode_prompts
+from ...models.vocabulary import HardWords
 from ...networks.tuning_encoder import TuningEncoder
 from ..run.draws import alpha_bar_on, generator_for, send
 from ..run.events import Event, Finished, Started, Step
 from ..run.history import History
 from ..run.loss_scale import LossScale
 from ..run.stream import EventStream
+from .applied import PREDICTION_TEMPLATE
 from .footprint import Footprint
-from .near_words import EmbeddingRegularization, HardWords
 from .predict import concept_of, latents_of, origin, predict_concept, require_fit
-from .prediction import PREDICTION_TEMPLATE
+from .regularization import EmbeddingRegularization
 from .square import square_picture
 
 MOST_STEPS = 12

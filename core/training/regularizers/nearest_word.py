@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
-from ...maths.contrastive import (
-    LAMBDA_CONTRASTIVE,
-    LAMBDA_NORM,
-    NEIGHBOURS,
-    TAU,
-    contrastive_loss,
-    nearest_tokens,
-    norm_penalty,
-)
+from ...maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ...models.protocol import TextToImageModel, fingerprint
-from ..one_picture.near_words import KnownWords, words_of
+from ...models.vocabulary import KnownWords, candidates
+from ..near_words import Negatives, contrastive_sum, norm_sum
 from .seam import LossTerm, Terms, TrainingStep
 
 
@@ -66,17 +60,19 @@ class NearestTokenRegularizer:
             if self.bank and (bank is None or bank.ndim != 2 or bank.shape[1] != encoder.width):
                 have = {key: tuple(value.shape) for key, value in self.bank.items()}
                 raise ValueError(f"the bank of other subjects has no (M, {encoder.width}) for {name}: {have}")
-            self._directions[name] = words_of(encoder, self.known.get(name), readable=self.readable).directions
+            found = candidates(encoder, readable=self.readable, known=self.known.get(name))
+            self._directions[name] = found.directions
             if bank is not None:
                 self._negatives[name] = bank.detach().float().to(self._directions[name].device, copy=True)
 
     def __call__(self, step: TrainingStep) -> Terms:
         losses, own = {}, {name: copies.flatten(0, 1) for name, copies in step.copies.items()}
         if self.weight > 0:
-            parts = [self._contrastive(name, vectors, step.generator) for name, vectors in own.items()]
-            losses["nearest/contrastive"] = LossTerm(sum(parts), self.weight)
+            negatives = partial(self._others, step.generator)
+            loss = contrastive_sum(own, self._directions, negatives, neighbours=self.neighbours, tau=self.tau)
+            losses["nearest/contrastive"] = LossTerm(loss, self.weight)
         if self.norm_weight > 0:
-            losses["nearest/norm"] = LossTerm(sum(map(norm_penalty, own.values())), self.norm_weight)
+            losses["nearest/norm"] = LossTerm(norm_sum(own), self.norm_weight)
         return Terms(losses)
 
     def state(self) -> dict[str, Any]:
@@ -92,18 +88,15 @@ class NearestTokenRegularizer:
             "known": {name: len(ids) for name, ids in self.known.items()},
         }
 
-    def _contrastive(self, name: str, vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _others(self, generator: torch.Generator, name: str, near: torch.Tensor) -> Negatives:
+        """The bank's embeddings or, without one, random words, of which those that are `near` (n, K) do not count."""
+        if name in self._negatives:
+            return self._negatives[name], None
         directions = self._directions[name]
-        near = nearest_tokens(vectors.detach().to(directions), directions, min(self.neighbours, len(directions)))
-        excluded = None
-        negatives = self._negatives.get(name)
-        if negatives is None:
-            # Drawn on the CPU like every random choice, and sent without waiting.
-            drawn = torch.randint(len(directions), (self.words,), generator=generator)
-            drawn = drawn.to(directions.device, non_blocking=True)
-            negatives = directions[drawn]
-            excluded = (drawn[None, :, None] == near[:, None, :]).any(-1)
-        return contrastive_loss(vectors, directions[near], negatives, tau=self.tau, excluded=excluded)
+        # Drawn on the CPU like every random choice, and sent without waiting.
+        drawn = torch.randint(len(directions), (self.words,), generator=generator)
+        drawn = drawn.to(directions.device, non_blocking=True)
+        return directions[drawn], (drawn[None, :, None] == near[:, None, :]).any(-1)
 
 
 __all__ = ["NearestTokenRegularizer"]

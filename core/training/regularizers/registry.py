@@ -10,8 +10,8 @@ from ...maths.context import LAMBDA_ATTN, LAMBDA_EMB
 from ...maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ...maths.mlm import LAMBDA_MLM, RHO
 from ...models.protocol import TextToImageModel
+from ...models.vocabulary import known_words
 from ...prompts.sets import built_in_set
-from ..one_picture.recipes import known_words
 from .context import CoReRegularizer, recommended_weights
 from .mlm import BATCH, MLMRegularizer, recommended_mlm
 from .nearest_word import NearestTokenRegularizer

@@ -1,81 +1,79 @@
-"""The steps of a pretraining as events, with checkpoints, also when whoever listens stops."""
+"""A pretraining as events, with checkpoints, also when whoever listens stops."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-
-from .events import CheckpointSaved, Preview, Step
-
-
-class Pretraining(Protocol):
-    """What a step changes, and how that is reported and kept."""
-
-    done: int
-    whole: bool
-    """False while the optimiser writes: what it has half written is nothing to go on from."""
-
-    def report(self) -> Mapping[str, torch.Tensor]:
-        """What happened since the last report. Raises RuntimeError where a loss was not finite."""
-
-    def save(self, seconds: float) -> Path:
-        """Write a checkpoint."""
+from .events import CheckpointSaved, Preview, Started, Step
+from .pretraining import Pretraining
 
 
-class Stopwatch:
-    """Seconds since it was made, and `before` that."""
+def pretraining_events(
+    training: Pretraining, resume: Path | None, previews: Callable[[], Iterable[Preview]] = tuple
+) -> Generator[Any, None, None]:
+    """`Started`, the steps that are still to come with what they bring, and last what `training` finishes with.
 
-    def __init__(self, before: float) -> None:
-        self._begin = time.perf_counter() - before
-
-    def __call__(self) -> float:
-        return time.perf_counter() - self._begin
-
-
-def pretraining_steps(
-    training: Pretraining,
-    steps: Iterable[Any],
-    settings: Any,
-    *,
-    first: bool,
-    seconds: Callable[[], float],
-    previews: Callable[[], Iterable[Preview]] = tuple,
-) -> Generator[Step | CheckpointSaved | Preview, None, None]:
-    """Take every one of `steps` and tell of it. `settings` say how many there are, and when to report and to keep.
-
-    Only the `first` process keeps. Closing the stream, or an error in a step, keeps the work so far where `settings`
-    name a folder.
+    `resume` is a checkpoint or a folder of them to go on from. Only the first process keeps. Closing the stream, or an
+    error in a step, keeps the work so far where the settings name a folder.
     """
-    saved = training.done
-
-    def keep() -> None:
-        if settings.checkpoint_dir is not None and first and training.whole and training.done > saved:
-            with suppress(RuntimeError):  # what is no longer finite is not worth going on from
-                training.report()
-                training.save(seconds())
-
-    def taken() -> Iterator[Any]:
-        try:
-            yield from steps
-        except Exception:  # ComfyUI's Cancel among them, which ends a step from within the model
-            keep()
-            raise
-
+    before = 0.0 if resume is None else training.restore(resume)
+    keeper = _Keeper(training, before)
+    yield Started(training.done, training.settings.steps, training.numbers)
     try:
-        for _ in taken():
-            done, last = training.done, training.done == settings.steps
-            checkpoint = settings.checkpoint_dir is not None and (last or done % settings.checkpoint_every == 0)
-            report = last or checkpoint or done % settings.log_every == 0
-            yield Step(done, settings.steps, training.report() if report else None)
-            if checkpoint and first:
-                saved = done
-                yield CheckpointSaved(done, training.save(seconds()))
+        for _ in _steps(training, keeper):
+            yield from _told(training, keeper)
             yield from previews()
     except GeneratorExit:  # stopped by whoever listens, always between two steps
-        keep()
+        keeper.keep()
         raise
+    yield training.finish(keeper.seconds)
+
+
+class _Keeper:
+    """Writes the checkpoints of a run that took `before` seconds already."""
+
+    def __init__(self, training: Pretraining, before: float) -> None:
+        self.training, self.saved = training, training.done
+        self._begin = time.perf_counter() - before
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far."""
+        return time.perf_counter() - self._begin
+
+    def save(self) -> CheckpointSaved:
+        """Write one now."""
+        self.saved = self.training.done
+        return CheckpointSaved(self.saved, self.training.save(self.seconds))
+
+    def keep(self) -> None:
+        """Write what is newer than the last one, where that is wanted and whole."""
+        training = self.training
+        wanted = training.settings.checkpoint_dir is not None and training.processes.first
+        if wanted and training.whole and training.done > self.saved:
+            with suppress(RuntimeError):  # what is no longer finite is not worth going on from
+                training.report()
+                training.save(self.seconds)
+
+
+def _steps(training: Pretraining, keeper: _Keeper) -> Iterator[None]:
+    try:
+        yield from training.steps()
+    except Exception:  # ComfyUI's Cancel among them, which ends a step from within the model
+        keeper.keep()
+        raise
+
+
+def _told(training: Pretraining, keeper: _Keeper) -> Iterator[Step | CheckpointSaved]:
+    """What is to be said, and kept, of the step that is just done."""
+    settings, done = training.settings, training.done
+    last = done == settings.steps
+    checkpoint = settings.checkpoint_dir is not None and (last or done % settings.checkpoint_every == 0)
+    report = last or checkpoint or done % settings.log_every == 0
+    yield Step(done, settings.steps, training.report() if report else None)
+    if checkpoint and training.processes.first:
+        yield keeper.save()

@@ -20,6 +20,13 @@ class Processes:
     def first(self) -> bool:
         return self.rank == 0
 
+    def samples(self, batch: int) -> range:
+        """The numbers of this process's samples in a batch. Raises ValueError where it cannot be shared evenly."""
+        if batch % self.size:
+            raise ValueError(f"{self.size} processes cannot share a batch of {batch} evenly")
+        share = batch // self.size
+        return range(self.rank * share, (self.rank + 1) * share)
+
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """Of a tensor of any shape, over the processes."""
         return value if self.size == 1 else self.add(value) / self.size

@@ -14,7 +14,7 @@ from contextual_inversion.core.inspection.attention_report import (
     questions,
     share,
 )
-from contextual_inversion.core.inspection.diagnosis import Subject, context_cosines, diagnose
+from contextual_inversion.core.inspection.diagnosis import DiagnosedWord, context_cosines, diagnose
 from contextual_inversion.core.inspection.diagnosis_report import markdown, plot
 from contextual_inversion.core.inspection.diagnostics import ContextProbe, context_similarity
 from contextual_inversion.core.inspection.probes import parse_probes, place_probes
@@ -109,7 +109,7 @@ def test_means_are_those_of_the_measures(model: DiffusersModel) -> None:
     means = found.subjects[0].means
     assert (means["sim1"], means["sim2"]) == pytest.approx(expected, abs=1e-5)
     assert (means["skl"], means["skl_normalised"]) == pytest.approx(together, rel=1e-4)
-    cosines = context_cosines(model.text_encoders["clip_l"], PROBES[0].template, Subject("it", vectors), "cat")
+    cosines = context_cosines(model.text_encoders["clip_l"], PROBES[0].template, DiagnosedWord("it", vectors), "cat")
     assert cosines == found.subjects[0].cosines
     before, after = cosines[:5], cosines[5:]
     # causal: nothing before the concept can see it, and what comes after does

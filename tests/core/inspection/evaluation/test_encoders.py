@@ -13,9 +13,9 @@ from contextual_inversion.core.inspection.evaluation import (
     EncoderNotFoundError,
     bundled_clip,
     encoders_in,
+    encoders_on_device,
     load_clip,
     load_dino,
-    on_device,
 )
 from contextual_inversion.core.inspection.evaluation.preprocessing import Preprocessing, read_preprocessing
 from contextual_inversion.core.models.tiny import load_tiny
@@ -124,7 +124,7 @@ def test_encoders_are_where_they_were_after_use():
             return self
 
     trips, modules = [], (Traveller(1, 1), Traveller(1, 1))
-    with on_device([SimpleNamespace(modules=lambda: modules)], "cuda"):
+    with encoders_on_device([SimpleNamespace(modules=lambda: modules)], "cuda"):
         assert trips == ["cuda", "cuda"]
     assert trips == ["cuda", "cuda", "cpu", "cpu"]
 

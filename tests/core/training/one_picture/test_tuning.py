@@ -17,10 +17,11 @@ from contextual_inversion.core.models.lora import from_lora, to_lora
 from contextual_inversion.core.models.low_rank import LowRankDelta, WeightDelta, apply_deltas, text_layers
 from contextual_inversion.core.models.protocol import ImageSize, NoiseSchedule
 from contextual_inversion.core.models.text import encode_prompts
-from contextual_inversion.core.training.one_picture.near_words import EmbeddingRegularization
-from contextual_inversion.core.training.one_picture.predict import observed, predict_concept
-from contextual_inversion.core.training.one_picture.prediction import Observer, deltas_of, predicted_conditioning
+from contextual_inversion.core.training.one_picture.applied import deltas_of, predicted_conditioning
+from contextual_inversion.core.training.one_picture.observer import Observer
+from contextual_inversion.core.training.one_picture.predict import latents_and_features, predict_concept
 from contextual_inversion.core.training.one_picture.pretraining import pretrain_encoder
+from contextual_inversion.core.training.one_picture.regularization import EmbeddingRegularization
 from contextual_inversion.core.training.one_picture.square import square_picture
 from contextual_inversion.core.training.one_picture.tuning import TuneSettings, _Tuning, tune
 from contextual_inversion.core.training.run.draws import generator_for
@@ -64,7 +65,7 @@ def noisy():
 def test_the_concept_does_what_the_networks_prediction_does(kind):
     subject, network, concept = model(kind), encoder(kind), predicted(kind)
     with subject.session(), torch.no_grad():
-        latents, features = observed(subject, images(), picture(), 64)
+        latents, features = latents_and_features(subject, images(), picture(), 64)
         found = network(Observer(subject, SIZE).look(network, latents, features))
         wanted = predicted_conditioning(subject, found.vectors, ["a photo of a {}"], SIZE).expand(2)
         with apply_deltas(subject, deltas_of(found.factors, copies=2)):
@@ -97,7 +98,7 @@ def test_it_looks_at_each_of_its_timesteps_with_fixed_noise_of_its_own(monkeypat
     monkeypatch.setattr(subject, "schedule", halved)
     monkeypatch.setattr(Observer, "maps", lambda self, *given: seen.append(given) or maps(self, *given))
     with subject.session(), torch.no_grad():
-        latents, features = observed(subject, images(), picture(), 64)
+        latents, features = latents_and_features(subject, images(), picture(), 64)
         Observer(subject, SIZE).look(network, latents, features)
     assert [given[2].tolist() for given in seen] == [[150], [350]]
     for number, (clean, noise, _) in enumerate(seen):
@@ -114,7 +115,7 @@ def test_tuning_lowers_the_loss_of_its_own_picture():
     def error(concept):
         subject = model()
         with subject.session(), torch.no_grad():
-            latents, _ = observed(subject, images(), picture(), 64)
+            latents, _ = latents_and_features(subject, images(), picture(), 64)
             z, t = noisy()
             alpha = subject.schedule.alpha_bar[t].float().view(-1, 1, 1, 1)
             context = subject.conditioning(encode_prompts(subject, ["a photo of a {}"], vectors=concept.vectors), SIZE)

@@ -5,8 +5,8 @@ import torch
 from stub_model import StubModel
 
 from contextual_inversion.core.maths.similarity import unit
-from contextual_inversion.core.models.vocabulary import candidates, word_of
-from contextual_inversion.core.training.one_picture.near_words import EmbeddingRegularization, HardWords, words_of
+from contextual_inversion.core.models.vocabulary import HardWords, candidates, word_of
+from contextual_inversion.core.training.one_picture.regularization import EmbeddingRegularization
 
 
 def predictions(model, count=3, seed=0):
@@ -78,7 +78,7 @@ def test_only_known_words_are_neighbours_and_all_where_none_is_known():
     expected = contrastive(v["clip_l"], unit(encoder.table().detach()[known]), others, 3, 0.07)
     torch.testing.assert_close(terms(v)[0].double(), expected, rtol=1e-5, atol=1e-6)
     nobody = torch.tensor([encoder.bos])
-    assert words_of(encoder, nobody, readable=False).ids == candidates(encoder, readable=False).ids
+    assert candidates(encoder, readable=False, known=nobody).ids == candidates(encoder, readable=False).ids
 
 
 @pytest.mark.parametrize("encoders", [1, 2])

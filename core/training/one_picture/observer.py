@@ -1,25 +1,19 @@
-"""What a tuning-encoder says about pictures, put to use: seen by the UNet, said in prompts, applied to its layers."""
+"""What the UNet's encoder sees of noisy pictures, for a tuning-encoder to look at (METHODS.md 3.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 import torch
 
 from ...maths.schedule import add_noise, at_timesteps
 from ...models.image_encoder import ImageFeatures
-from ...models.low_rank import LowRankDelta
 from ...models.protocol import Conditioning, ImageSize, TextToImageModel
 from ...models.text import encode_prompts
-from ...networks.hypernetwork import Factors
 from ...networks.trunk import TrunkFeatures
 from ...networks.tuning_encoder import TuningEncoder
-from ...prompts.tokens import input_embeddings, tokenize_prompt
 from ..run.draws import alpha_bar_on, generator_for, send
 
-PREDICTION_TEMPLATE = "a photo of a {}"
 TIMESTEP_UNIT = 1000
 """An encoder's timesteps count this many to a noise schedule, however many it has."""
 
@@ -64,36 +58,3 @@ class Observer:
             maps = self.maps(latents, send(noise, latents.device).expand_as(latents), ticks)
             parts.append(encoder.look(features, maps))
         return TrunkFeatures.mean(parts)
-
-
-def predicted_conditioning(
-    model: TextToImageModel, vectors: Mapping[str, torch.Tensor], templates: Sequence[str], size: ImageSize
-) -> Conditioning:
-    """Prompt i with row i of `vectors` ((B, d) by text encoder) in its placeholder, differentiably."""
-    encodings = {}
-    for name, encoder in model.text_encoders.items():
-        prompts = [tokenize_prompt(encoder, template, rows=1) for template in templates]
-        # Each prompt's one concept row is its own: input_embeddings then places a whole batch of words at once.
-        own = [
-            replace(prompt, concept_rows=tuple(index if row >= 0 else row for row in prompt.concept_rows))
-            for index, prompt in enumerate(prompts)
-        ]
-        encodings[name] = encoder.encode(*input_embeddings(encoder, own, vectors[name].float()))
-    return model.conditioning(encodings, size)
-
-
-@torch.no_grad()
-def worded_conditioning(
-    model: TextToImageModel, words: Sequence[str], templates: Sequence[str], size: ImageSize
-) -> Conditioning:
-    """Prompt i with plain word i in its placeholder."""
-    encodings = {}
-    for name, encoder in model.text_encoders.items():
-        prompts = [tokenize_prompt(encoder, text, words=word) for text, word in zip(templates, words, strict=True)]
-        encodings[name] = encoder.encode(*input_embeddings(encoder, prompts, None))
-    return model.conditioning(encodings, size)
-
-
-def deltas_of(factors: Mapping[str, Factors], *, copies: int = 1) -> dict[str, LowRankDelta]:
-    """The deltas of every picture (METHODS.md D1) for a batch that holds the pictures `copies` times."""
-    return {name: LowRankDelta(a.repeat(copies, 1, 1), b.repeat(copies, 1, 1)) for name, (a, b) in factors.items()}
