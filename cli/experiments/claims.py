@@ -67,16 +67,16 @@ def main(
     from tqdm import tqdm
 
     from ...core.world import concepts as world
-    from .claim_parts import every_part
+    from .claim_parts import PARTS, every_part
 
     offered = every_part()
-    unknown = [name for name in parts if name not in offered] + [
-        name for name in concepts if name not in world.CONCEPTS
-    ]
+    unknown = [name for name in parts if name not in offered]
+    unknown += [name for name in concepts if name not in world.CONCEPTS]
     if unknown or seeds < 1 or workers < 1:
+        print(f"parts: {', '.join(offered)}")
         raise ValueError(
-            f"parts are {', '.join(offered)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
-            f"Unknown: {', '.join(unknown) or 'none'}"
+            f"parts are {', '.join(PARTS)}, with-, method- and recipe-NAME, concepts {', '.join(world.CONCEPTS)}; "
+            f"at least one seed and one worker. Unknown: {', '.join(unknown) or 'none'}"
         )
     require_marks(markdown, parts)
     report: dict[str, Any] = {"commit": commit(), "development_concepts": DEVELOPMENT, "parts": {}}

@@ -47,7 +47,7 @@ def toys(comfyui: object, monkeypatch: pytest.MonkeyPatch) -> None:
         "Toy", "Keeps it short.", lambda model, method, **given: Toy(**given), {"weight": 0.25, "times": 2}
     )
     monkeypatch.setitem(registry.REGULARIZERS, "toy", kind)
-    method = methods.Method("toy method", "vectors", text_encoder="attention", rank=2)
+    method = methods.Method("toy method", "vectors")
     second = methods.Method("toy stage", "nothing", unet="attention", rank=2, refines=True)
     monkeypatch.setitem(methods.METHODS, "toy", method)
     monkeypatch.setitem(methods.METHODS, "toy-stage", second)
@@ -104,8 +104,9 @@ def test_nodes_offer_what_is_entered_and_train_with_it(toys: None, run_graph: ob
     assert concept.provenance["regularizers"][0] == {"name": "toy", "weight": 0.5, "times": 3}
     assert concept.provenance["settings"]["method"] == "toy"
     assert concept.provenance["settings"]["steps"] == 2
-    assert concept.lora
-    assert run.kept["refine"].provenance["settings"]["method"] == "toy-stage"
+    refined = run.kept["refine"]
+    assert refined.provenance["settings"]["method"] == "toy-stage"
+    assert refined.lora
 
 
 def test_a_regularizer_with_a_node_of_its_own_gets_no_other(comfyui: object) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from contextual_inversion.cli.experiments.claims import Part, as_markdown, compare
+from contextual_inversion.cli.experiments.claims import Comparison, as_markdown, compare
 from contextual_inversion.cli.experiments.tables import END, START, rewrite_tables
-from contextual_inversion.cli.experiments.trials import Method, cached_trial
+from contextual_inversion.cli.experiments.trials import Arm, cached_trial
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.files import load_embedding
 from contextual_inversion.core.training.presets import DEMO
@@ -83,7 +83,7 @@ def test_means_and_differences_are_in_the_tables() -> None:
         for name, gain in (("ti", 0.0), ("core", 0.125))
         for concept, seed, value in cells
     ]
-    part = Part("core", (Method("ti", "plain TI"), Method("core", "CoRe")), (("core", "ti"),))
+    part = Comparison("core", (Arm("ti", "plain TI"), Arm("core", "CoRe")), (("core", "ti"),))
     lines = as_markdown(part, {"trials": trials, "comparisons": compare(trials, part.pairs)})
     assert "| plain TI | 0.500 |" in lines
     assert "| CoRe | 0.625 |" in lines
