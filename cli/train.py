@@ -28,6 +28,7 @@ from ..core.prompts.sets import PromptSet, built_in_set, built_in_sets, prompt_s
 from ..core.training.methods import method_called
 from ..core.training.one_picture.recipes import known_words
 from ..core.training.pictures import checked_pictures
+from ..core.training.preparation import resolution_for
 from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset, without_core
 from ..core.training.regularizers.context import CoReRegularizer, recommended_weights
 from ..core.training.regularizers.mlm import XTI_BATCH, recommended_mlm
@@ -37,7 +38,7 @@ from ..core.training.regularizers.seam import Regularizer
 from ..core.training.run.checkpoint import checkpoints_in
 from ..core.training.run.events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from ..core.training.settings import Precision, TrainSettings
-from ..core.training.trainer import TrainingRun, resolution_for, train
+from ..core.training.trainer import TrainingRun, train
 from .device import chosen_device
 from .outputs import require_none_waiting
 from .places import require_folder, write_picture

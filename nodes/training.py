@@ -13,8 +13,8 @@ from ..core.concept import Concept
 from ..core.files import safe_name
 from ..core.training.methods import METHODS
 from ..core.training.pictures import checked_pictures
+from ..core.training.preparation import resolution_for
 from ..core.training.regularizers.prior import PriorPreservation, require_weights
-from ..core.training.trainer import resolution_for
 from .comfy.folders import checkpoints_root
 from .comfy.model import ComfyModel
 from .page.concept_training import require_place, train_concept

@@ -199,7 +199,7 @@ def draw(
     pixels = ImageSize(height * model.latent_factor, width * model.latent_factor)
     with apply_deltas(model, _changes(model, concepts)):
         word = words_together(model, concepts, placed.concepts)
-        encodings, _ = PromptEncoder(model, word, pixels).with_concept([placed.template])
+        encodings = PromptEncoder(model, word, pixels).with_concept([placed.template])
         latents = sample(
             model,
             model.conditioning(encodings, pixels),

@@ -16,6 +16,7 @@ from ..models.words import (
     vectors_of,
     words_vectors,
 )
+from ..prompts.tokens import ConceptRows
 from .methods import Part
 from .settings import TrainSettings
 
@@ -47,8 +48,8 @@ class Word:
         return sum(next(iter(part.values())).shape[-2] for part in (self.learned, self.fixed) if part)
 
     @property
-    def fill(self) -> int | tuple[range, ...]:
-        """What `tokenize_prompt` is to fill placeholders with."""
+    def rows(self) -> ConceptRows:
+        """What it fills the placeholders of a prompt with."""
         return self.parts or self.length
 
     @property

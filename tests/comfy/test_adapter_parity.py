@@ -18,7 +18,8 @@ from rounding import equal_but_for_rounding
 pytest.importorskip("diffusers")
 pytest.importorskip("open_clip")
 
-from contextual_inversion.core.maths.context import attention_loss, core_loss, embedding_loss
+from contextual_inversion.core.maths.context import attention_loss, embedding_loss
+from contextual_inversion.core.maths.objective import weighted_sum
 from contextual_inversion.core.maths.schedule import diffusion_loss, prediction_target
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.protocol import ImageSize, TextEncoder, TextToImageModel, TokenMeans
@@ -119,7 +120,7 @@ def losses(model: TextToImageModel, vectors: dict[str, torch.Tensor]) -> dict[st
         "core/embedding": embedding_loss(concept[name].tokens, words[name].tokens, list(ours), list(theirs)),
         "core/attention": attention_loss(attention, reference, list(ours), list(theirs)),
     }
-    total = core_loss(*terms.values(), lambda_emb=0.5, lambda_attn=5.0)
+    total = weighted_sum(zip((1, 0.5, 5.0), terms.values(), strict=True))
     return terms | {"total": total}
 
 

@@ -22,4 +22,4 @@ def equal_but_for_rounding(ours: torch.Tensor, theirs: torch.Tensor, share: floa
     """Asserts that no number differs by more than `share` of the largest; prints the figure (pytest -rP shows it)."""
     found = difference(ours, theirs)
     print(f"{what}: {found:.1e}")
-    assert found < share, f"{what} differs by {found:.1e} of its largest number, where less than {share:.0e} is rounding"
+    assert found < share, f"{what} differs by {found:.1e} of its largest number; rounding is {share:.0e}"

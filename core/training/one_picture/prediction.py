@@ -8,7 +8,6 @@ from functools import cached_property
 
 import torch
 
-from ...maths.schedule import add_noise, at_timesteps
 from ...models.image_encoder import ImageFeatures
 from ...models.low_rank import LowRankDelta
 from ...models.protocol import Conditioning, ImageSize, TextToImageModel
@@ -17,7 +16,8 @@ from ...networks.hypernetwork import Factors
 from ...networks.trunk import TrunkFeatures
 from ...networks.tuning_encoder import TuningEncoder
 from ...prompts.tokens import input_embeddings, tokenize_prompt
-from ..run.draws import alpha_bar_on, generator_for, send
+from ..run.draws import generator_for, send
+from ..run.noising import Noising
 
 PREDICTION_TEMPLATE = "a photo of a {}"
 TIMESTEP_UNIT = 1000
@@ -37,12 +37,12 @@ class Observer:
         return self.model.conditioning(encode_prompts(self.model, [""]), self.size)
 
     @cached_property
-    def _alpha_bar(self) -> torch.Tensor:
-        return alpha_bar_on(self.model.schedule, self.model.device)
+    def _noised(self) -> Noising:
+        return Noising(self.model)
 
     def maps(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> list[torch.Tensor]:
         """`model.features` of latents (B, C, h, w) with that noise at timesteps (B,)."""
-        z_t = add_noise(latents, noise, at_timesteps(self._alpha_bar, timesteps))
+        z_t = self._noised(latents, noise, timesteps).latents
         return self.model.features(z_t, timesteps, self.empty.expand(len(latents)))
 
     def channels(self) -> list[int]:

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from ...maths.norms import vocabulary_norm
-from ...maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
+from ...maths.objective import weighted_sum
+from ...maths.schedule import diffusion_loss
 from ...models.dual_path import DualPath, predict_dual
 from ...models.image_encoder import ImageEncoder, ImageFeatures
 from ...models.low_rank import apply_deltas
@@ -28,10 +29,11 @@ from ..run.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from ..run.draws import alpha_bar_on, generator_for, sample_order, send
+from ..run.draws import generator_for, sample_order, send
 from ..run.events import CheckpointSaved, Preview, Started, Step
 from ..run.history import History
 from ..run.loss_scale import LossScale
+from ..run.noising import Noising
 from ..run.pretraining_loop import Stopwatch, pretraining_steps
 from ..run.processes import Processes
 from ..run.schedules import learning_rate_factor
@@ -147,7 +149,7 @@ class _Pretraining:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.alpha_bar = alpha_bar_on(model.schedule, self.device)
+        self.noised = Noising(model)
         self.scale = LossScale(model.dtype, self.device)
         self.identity = {
             **settings.identity(),
@@ -177,25 +179,24 @@ class _Pretraining:
 
     def _backward(self) -> dict[str, torch.Tensor]:
         """METHODS.md D5 on this process's share, scaled so that the mean over processes is that of the whole batch."""
-        settings, model = self.settings, self.model
+        settings = self.settings
         rows, samples = self._rows()
         latents, features = self.prepared(rows)
         timesteps, noise = self._noise("loss", samples, latents.shape[1:])
         seen_at, seen_noise = self._noise("sight", samples, latents.shape[1:])
         maps = self.observer.maps(latents, seen_noise, seen_at)
-        alpha_bar_t = at_timesteps(self.alpha_bar, timesteps)
-        z_t = add_noise(latents, noise, alpha_bar_t)
-        target = prediction_target(model.schedule.prediction_type, latents, noise, alpha_bar_t)
+        noised = self.noised(latents, noise, timesteps)
         templates = [self.pictures.template(row) for row in rows]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             prediction = self.encoder(self.encoder.look(features, maps))
-            output = self._output(z_t, timesteps, prediction, templates)
-        diffusion = diffusion_loss(output, target)
+            output = self._output(noised.latents, timesteps, prediction, templates)
+        diffusion = diffusion_loss(output, noised.target)
         contrastive, l2 = self.regularization(prediction.vectors, self._everybody(prediction.vectors))
         # Every process has the contrastive loss of all subjects, but its gradient to its own predictions alone: the
         # whole is the sum over the processes, where that of the other terms is the mean.
-        shared = settings.contrastive * self.processes.size * contrastive
-        self.scale(diffusion + shared + settings.l2 * l2).backward()
+        weights = (1, settings.contrastive * self.processes.size, settings.l2)
+        loss = weighted_sum(zip(weights, (diffusion, contrastive, l2), strict=True))
+        self.scale(loss).backward()
         terms = {"diffusion": diffusion, "contrastive": contrastive, "l2": l2}
         return {name: value.detach().float() for name, value in terms.items()}
 

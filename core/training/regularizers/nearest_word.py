@@ -17,6 +17,7 @@ from ...maths.contrastive import (
     norm_penalty,
 )
 from ...models.protocol import TextToImageModel, fingerprint
+from ...prompts.tokens import ConceptRows, Words
 from ..one_picture.near_words import KnownWords, words_of
 from .seam import LossTerm, Terms, TrainingStep
 
@@ -56,7 +57,7 @@ class NearestTokenRegularizer:
         self._directions: dict[str, torch.Tensor] = {}
         self._negatives: dict[str, torch.Tensor] = {}
 
-    def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
+    def prepare(self, model: TextToImageModel, class_word: Words, rows: ConceptRows) -> None:
         """Collect the words that may be neighbours. Raises ValueError where the bank is for another model."""
         self._directions, self._negatives = {}, {}
         if self.weight == 0:

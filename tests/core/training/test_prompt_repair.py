@@ -60,12 +60,13 @@ def test_noise_is_looked_at_late_and_kept_latents_anywhere(run):
     other = repair(StubModel(), [start], PROMPT, noise_side=6).run
     for one in (kept, noise, other):
         next(one)
-    assert kept.objective.timesteps == range(1000)
-    assert noise.objective.timesteps == range(800, 1000)
-    assert 800 <= noise.objective._draw(0).timesteps.min() <= noise.objective._draw(0).timesteps.max() < 1000
-    assert torch.equal(kept.bank.latents, start.latents)
-    assert noise.bank.latents.shape[1:] == (4, 6, 6)
-    assert not torch.equal(noise.bank.latents, other.bank.latents)
+    assert kept.prepared.objective.instances.timesteps == range(1000)
+    assert noise.prepared.objective.instances.timesteps == range(800, 1000)
+    drawn = noise.prepared.objective.instances.draw(0).timesteps
+    assert 800 <= drawn.min() <= drawn.max() < 1000
+    assert torch.equal(kept.prepared.bank.latents, start.latents)
+    assert noise.prepared.bank.latents.shape[1:] == (4, 6, 6)
+    assert not torch.equal(noise.prepared.bank.latents, other.prepared.bank.latents)
 
 
 def test_several_concepts_in_one_prompt(run):

@@ -17,7 +17,7 @@ def losses(model, regularizer, **keywords):
     settings = TrainSettings(class_word="dog", steps=2, batch=2, **keywords)
     with train(model, pictures(), settings, regularizers=[regularizer]) as run:
         next(run)
-        return run.objective.gather(0, lambda loss: None)[0]
+        return run.prepared.objective.gather(0, lambda loss: None)[0]
 
 
 @pytest.mark.parametrize("encoders", [1, 2])
@@ -29,7 +29,7 @@ def test_its_terms_are_the_formulas(encoders):
     expected_c, expected_2 = [], []
     with train(model, pictures(), TrainSettings(class_word="dog", steps=2, batch=2, vectors=2)) as run:
         next(run)
-        start = run.objective.prompts.word.vectors
+        start = run.prepared.objective.prompts.word.vectors
         for name, encoder in model.text_encoders.items():
             v = start[name].detach()
             allowed = candidates(encoder, readable=False)
@@ -49,7 +49,7 @@ def test_each_layers_vector_counts():
         next(run)
         slots = run.learner.vectors["clip_l"]
         slots.data += torch.randn(slots.shape, generator=torch.Generator().manual_seed(0))
-        found = run.objective.gather(0, lambda loss: None)[0]
+        found = run.prepared.objective.gather(0, lambda loss: None)[0]
     expected = slots.detach().double().square().sum(-1).mean()
     torch.testing.assert_close(found["nearest/norm"].double(), expected, rtol=1e-5, atol=0)
 

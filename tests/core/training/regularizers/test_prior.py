@@ -62,7 +62,7 @@ def test_a_step_looks_at_any_of_them_at_any_timestep():
     with train(model, pictures(), settings, regularizers=[prior(batch=4, weight=0.3)]) as running:
         next(running)
         regularizer = running.regularizers[0]
-        (terms,) = running.objective._terms(6, torch.zeros(2, 4, 8, 8), torch.zeros(2))
+        (terms,) = running.prepared.objective.terms(6, torch.zeros(2, 4, 8, 8), torch.zeros(2))
         draws = generator_for(4, "regularizer/prior#1", 6)
         rows, t = (torch.randint(count, (4,), generator=draws) for count in (5, 1000))
         noise = torch.randn(4, 4, 8, 8, generator=draws)
@@ -120,7 +120,7 @@ def test_its_gradient_reaches_the_text_encoder():
     settings = TrainSettings(class_word="dog", method="dreambooth", identifier="sks", batch=2, diffusion_weight=0.0)
     with train(StubModel(), pictures(), settings, regularizers=[prior()]) as running:
         next(running)
-        running.objective.gather(0, running.learner.backward)
+        running.prepared.objective.gather(0, running.learner.backward)
         text = [leaf.grad for name, leaf in running.learner.weights.items() if name.startswith("clip_l")]
     assert text
     assert all(gradient.abs().max() > 0 for gradient in text)
