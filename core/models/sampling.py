@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
+from einops import rearrange
 
 from ..maths.schedule import PredictionType, predicted_noise, predicted_sample
-from .attention import AttentionObserver
-from .protocol import AttentionProbe, Conditioning, TextToImageModel
+from .protocol import AttentionWatcher, Conditioning, TextToImageModel
 
 SampleCallback = Callable[[int, int, torch.Tensor], None]
 """Receives `(step, steps, z_0)` after every step, with the clean latents as predicted there; step counts from 1."""
 
-SampleProbe = Callable[[int, int, slice], AttentionProbe | AttentionObserver | None]
+SampleProbe = Callable[[int, int, slice], AttentionWatcher | None]
 """Receives `(step, steps, rows)` before every step, step counting from 0, and answers who watches its UNet pass; `rows`
 are those of the conditional half."""
 
@@ -96,4 +96,4 @@ def sample(
 
 def as_pictures(images: torch.Tensor) -> torch.Tensor:
     """Images (B, 3, H, W) in [-1, 1], as a model gives them, as pictures (B, H, W, 3) float32 in [0, 1] on the CPU."""
-    return (images.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+    return rearrange((images.float().cpu() / 2 + 0.5).clamp(0, 1), "b c h w -> b h w c").contiguous()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from einops import rearrange
 
 from ..concept import PLACEHOLDER
 from ..maths.context import context_positions
@@ -131,7 +132,7 @@ def input_embeddings(
             f"got a tensor of shape {tuple(vectors.shape)}"
         )
     rows = vectors.to(table.device, dtype).index_select(0, placement.rows)
-    placed = inputs.flatten(0, 1).index_copy(0, placement.positions, rows)
+    placed = rearrange(inputs, "b l d -> (b l) d").index_copy(0, placement.positions, rows)
     return placed.view_as(inputs), placement.ids
 
 

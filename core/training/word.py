@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from einops import repeat
 
 from ..concept import Concept
 from ..models.protocol import TextToImageModel
@@ -99,7 +100,7 @@ def starting_word(model: TextToImageModel, settings: TrainSettings, initial: Con
         fixed = {name: torch.cat([value, beside[name]]) if beside else value for name, value in rows.items()}
         return Word({}, fixed)
     if slots is not None:
-        rows = {name: value.repeat(max(slots) + 1, 1, 1) for name, value in rows.items()}
+        rows = {name: repeat(value, "n d -> slots n d", slots=max(slots) + 1) for name, value in rows.items()}
     return Word(rows, beside, slots)
 
 
@@ -121,7 +122,9 @@ def _continued(
             raise ValueError(f"the concept {concept.name!r} has a vector for every layer: train it on with XTI")
         return Word(rows)
     if layers is None:
-        return Word({name: value.repeat(max(slots) + 1, 1, 1) for name, value in rows.items()}, None, slots)
+        return Word(
+            {name: repeat(value, "n d -> slots n d", slots=max(slots) + 1) for name, value in rows.items()}, None, slots
+        )
     first = [slots.index(slot) for slot in range(max(slots) + 1)]
     return Word({name: value[first] for name, value in layers.items()}, None, slots)
 

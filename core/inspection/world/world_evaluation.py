@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from ...concept import Concept as LearnedConcept
 from ...models.lora import from_lora
@@ -168,7 +169,11 @@ def context_probes(backgrounds: Sequence[str] = EVALUATION_BACKGROUNDS) -> list[
 
 def as_bytes(images: torch.Tensor) -> np.ndarray:
     """Images (N, 3, H, W) in [-1, 1] as uint8 (N, H, W, 3)."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return (
+        rearrange(((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8), "b c h w -> b h w c")
+        .cpu()
+        .numpy()
+    )
 
 
 def as_training_images(pictures: np.ndarray) -> torch.Tensor:

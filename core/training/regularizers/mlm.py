@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from einops import rearrange
 
 from ...maths.mlm import LAMBDA_MLM, RHO, cross_entropy, masked_loss
 from ...models.families import is_narrow
@@ -171,7 +172,9 @@ class _Guesser:
         """
         rows = [self.row(prompt).of_copy(copy, copies.shape[1]) for copy in range(len(copies)) for prompt in prompts]
         batch = mask_rows(rows, uniform, rho).to(self.psi.mask.device)
-        inputs = masked_inputs(self.encoder.table(), batch, self.psi.mask, copies.flatten(0, 1))
+        inputs = masked_inputs(
+            self.encoder.table(), batch, self.psi.mask, rearrange(copies, "slots n d -> (slots n) d")
+        )
         outputs = self.encoder.encode(inputs, batch.ids).tokens
         logits = self.psi(outputs, batch.masked)
         return masked_loss(cross_entropy(logits, self.psi.rows[batch.targets]))

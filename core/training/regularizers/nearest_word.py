@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from einops import rearrange
 
 from ...maths.contrastive import (
     LAMBDA_CONTRASTIVE,
@@ -72,7 +73,7 @@ class NearestTokenRegularizer:
                 self._negatives[name] = bank.detach().float().to(self._directions[name].device, copy=True)
 
     def __call__(self, step: TrainingStep) -> Terms:
-        losses, own = {}, {name: copies.flatten(0, 1) for name, copies in step.copies.items()}
+        losses, own = {}, {name: rearrange(copies, "slots n d -> (slots n) d") for name, copies in step.copies.items()}
         if self.weight > 0:
             parts = [self._contrastive(name, vectors, step.generator) for name, vectors in own.items()]
             losses["nearest/contrastive"] = LossTerm(sum(parts), self.weight)

@@ -14,9 +14,8 @@ from contextual_inversion.core.inspection.attention import (
 from contextual_inversion.core.inspection.attention_atlas import atlas, description
 from contextual_inversion.core.inspection.attention_maps import AttentionMaps, LayerGroup, normalised, word_maps
 from contextual_inversion.core.inspection.layer_groups import MOST, layer_plan
-from contextual_inversion.core.models.attention import AttentionObserver
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
-from contextual_inversion.core.models.protocol import ImageSize
+from contextual_inversion.core.models.protocol import AttentionObserver, ImageSize
 from contextual_inversion.core.models.sampling import sample
 from contextual_inversion.core.models.text import encode_prompts
 from contextual_inversion.core.models.tiny import load_tiny
