@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
 
 from ..concept import Concept
 from ..maths.similarity import cosine, nearest_rows
@@ -16,16 +17,16 @@ from ..models.protocol import ImageSize, TextEncoder, TextToImageModel
 from ..models.words import layer_vectors_of
 from ..prompts.tokens import input_embeddings, tokenize_prompt
 from .diagnostics import ContextProbe, context_similarity, require_words, seen_vectors
-from .symmetric_kl import skl_of_each
+from .symmetric_kl import Filling, Sampling, skl_of_each
 
 NEIGHBOURS = 5
 END_OF_WORD = "</w>"
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What fills the prompts: a concept's `vectors` (encoder name -> (n, d)), with its `layers` and `lora` where it has
-    them, or plain `words`."""
+class Compared:
+    """One that is compared: a concept's `vectors` (encoder name -> (n, d)), with its `layers` and `lora` where
+    it has them, or plain `words`."""
 
     label: str
     vectors: Mapping[str, torch.Tensor] | None = None
@@ -34,7 +35,7 @@ class Subject:
     lora: Mapping[str, torch.Tensor] | None = None
 
     @classmethod
-    def of(cls, concept: Concept, label: str) -> Subject:
+    def of(cls, concept: Concept, label: str) -> Compared:
         """All of a concept."""
         return cls(label, concept.vectors, None, concept.layer_vectors, concept.lora)
 
@@ -115,14 +116,14 @@ def diagnose(
         raise ValueError("this concept does not say its class word: give the ordinary word for the thing")
     for one in filter(None, (concept, other)):
         layer_vectors_of(one, model)
-    subjects = [Subject.of(concept, concept.name)]
+    subjects = [Compared.of(concept, concept.name)]
     if other is not None:
         label = other.name if other.name != concept.name else f"{other.name} (other)"
-        subjects.append(Subject.of(other, label))
-    subjects.append(Subject(f"{class_word} (class word)", words=class_word))
+        subjects.append(Compared.of(other, label))
+    subjects.append(Compared(f"{class_word} (class word)", words=class_word))
     for subject in subjects:  # before minutes of sampling
         require_words(model, probes, vectors=subject.vectors, words=subject.words)
-    sampling = {"size": size, "images": images, "steps": steps, "guidance": guidance, "seed": seed}
+    sampling = Sampling(size, images, steps, guidance, seed)
     return Diagnosis(
         name=concept.name,
         class_word=class_word,
@@ -133,7 +134,7 @@ def diagnose(
 
 
 def context_cosines(
-    encoder: TextEncoder, template: str, subject: Subject, class_word: str
+    encoder: TextEncoder, template: str, subject: Compared, class_word: str
 ) -> tuple[tuple[str, float], ...]:
     """CoRe's figure 2, left: cos(C*_i, C^cat_i) for each context token i of one filled template, BOS to the first EOT.
 
@@ -180,16 +181,16 @@ def vocabulary_norms(encoder: TextEncoder) -> dict[str, float]:
 
 def _figures(
     model: TextToImageModel,
-    subject: Subject,
+    subject: Compared,
     class_word: str,
     probes: Sequence[ContextProbe],
-    sampling: Mapping[str, Any],
+    sampling: Sampling,
 ) -> SubjectFigures:
     fill = {"vectors": subject.vectors, "words": subject.words, "layers": subject.layers}
-    images = sampling["images"]
+    images = sampling.images
     first = next(iter(model.text_encoders.values()))
     with apply_deltas(model, from_lora(model, subject.lora) if subject.lora else {}):
-        each = skl_of_each(model, probes, **fill, **sampling).view(len(probes), images, 2).mean(1) if images else None
+        each = _divergences(model, probes, Filling(**fill), sampling) if images else None
         rows = []
         for index, probe in enumerate(probes):
             similarity = context_similarity(model, [probe], **fill)
@@ -205,6 +206,16 @@ def _figures(
         cosines=cosines,
         embeddings=tuple(one for name, value in found for one in embeddings(model.text_encoders[name], value)),
     )
+
+
+def _divergences(
+    model: TextToImageModel, probes: Sequence[ContextProbe], filling: Filling, sampling: Sampling
+) -> torch.Tensor:
+    """SKL of each probe, raw and normalised, (probes, 2): the mean over its pictures."""
+    each = rearrange(
+        skl_of_each(model, probes, filling, sampling), "(probes images) kind -> probes images kind", probes=len(probes)
+    )
+    return each.mean(1)
 
 
 def _readable(encoder: TextEncoder, token: int) -> str:
