@@ -52,7 +52,7 @@ def train(
     masks: torch.Tensor | Sequence[torch.Tensor] | None = None,
     resume: Path | None = None,
     initial: Concept | Word | None = None,
-    changes: Mapping[str, Delta] | None = None,
+    changes: Mapping[str, Delta | Sequence[Delta]] | None = None,
 ) -> TrainingRun:
     """Learn a word for what is in `images` ((H, W, 3) in [0, 1] each); `masks` (H, W) say which pixels count.
 
@@ -86,7 +86,7 @@ class TrainingRun(EventStream[Event]):
         masks: torch.Tensor | Sequence[torch.Tensor] | None,
         resume: Path | None,
         initial: Concept | Word | None,
-        changes: Mapping[str, Delta] | None = None,
+        changes: Mapping[str, Delta | Sequence[Delta]] | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -115,13 +115,13 @@ class TrainingRun(EventStream[Event]):
         """The concept as of the last finished step. Raises RuntimeError before the first event."""
         if self.prepared is None:
             raise RuntimeError("the training has not started: take its first event")
-        learner, weights = self.prepared.learner, self.prepared.weights
+        learner, weights, given = self.prepared.learner, self.prepared.weights, self.settings.class_word
         with autograd():
             word = learner.learned()
             layers = word.slots and {name: value[list(word.slot_of_layer)] for name, value in word.slots.items()}
             return Concept(
                 name=self.settings.name,
-                class_word=self.settings.class_word,
+                class_word=given if isinstance(given, str) else ", ".join(given),
                 vectors=dict(word.vectors),
                 layer_vectors=layers,
                 latents=self._kept_latents(),
