@@ -6,6 +6,7 @@ from stub_model import StubModel, pictures
 from test_trainer import Pull
 
 from contextual_inversion.core.maths.schedule import add_noise, velocity
+from contextual_inversion.core.training.regularizers.seam import Terms
 from contextual_inversion.core.training.settings import Augmentation, TrainSettings
 from contextual_inversion.core.training.trainer import train
 
@@ -57,6 +58,19 @@ def test_two_regularizers_of_one_name_keep_their_terms_and_their_random_numbers(
     expected = losses["diffusion"] + 0.5 * losses["pull/norm"] + 0.25 * losses["pull/norm#2"]
     torch.testing.assert_close(total, expected)
     assert one.drawn != other.drawn
+
+
+def test_a_term_that_is_called_as_the_diffusion_loss_does_not_take_its_place():
+    class Namesake(Pull):
+        def __call__(self, step):
+            (term,) = super().__call__(step).losses.values()
+            return Terms({"diffusion": term})
+
+    with started() as plain, started([Namesake(0.5)]) as run:
+        alone, _ = plain.prepared.objective.gather(0, lambda _: None)
+        losses, total = run.prepared.objective.gather(0, lambda _: None)
+    assert torch.equal(losses["diffusion"], alone["diffusion"])
+    torch.testing.assert_close(total, losses["diffusion"] + 0.5 * losses["diffusion#2"])
 
 
 def test_a_seed_of_its_own_is_every_regularizers():

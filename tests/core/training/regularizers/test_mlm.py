@@ -328,6 +328,11 @@ def test_prompts_that_do_not_fit_are_refused_before_training(model):
         regularizer(model, rich_prompts("pets")).prepare(model, "dog", 12)
 
 
+def test_several_class_words_are_refused_before_training(model):
+    with pytest.raises(ValueError, match=r"MLM knows one class word, .* dog, toy"):
+        regularizer(model).prepare(model, ("dog", "toy"), (range(1), range(1, 2)))
+
+
 def test_prompts_without_a_word_to_guess_are_refused_before_training(model):
     """The loss was 0 at every step, and nobody was told."""
     with pytest.raises(ValueError, match="knows no word"):

@@ -77,6 +77,26 @@ def test_a_step_looks_at_any_of_them_at_any_timestep():
     torch.testing.assert_close(term.value.detach().double(), (output - noise).double().square().mean())
 
 
+def test_its_noise_is_measured_as_that_of_the_training_pictures(monkeypatch):
+    """alpha-bar in float64 until the sum is rounded: roots of a narrowed one would be another z_t, in its last bits."""
+    model, seen = StubModel(), []
+    regularizer, settings = prior(batch=4), TrainSettings(class_word="dog", method="dreambooth-lora", batch=2, seed=4)
+    with train(model, pictures(), settings, regularizers=[regularizer]) as running:
+        next(running)
+        predict = model.predict
+        monkeypatch.setattr(model, "predict", lambda latents, *rest: seen.append(latents) or predict(latents, *rest))
+        running.prepared.objective.terms(6, torch.zeros(2, 4, 8, 8), torch.zeros(2))
+    draws = generator_for(4, "regularizer/prior#1", 6)
+    rows, t = (torch.randint(count, (4,), generator=draws) for count in (5, 1000))
+    noise, clean, exact = (
+        torch.randn(4, 4, 8, 8, generator=draws),
+        regularizer.latents[rows],
+        model.schedule.alpha_bar[t],
+    )
+    assert torch.equal(seen[0], add_noise(clean, noise, exact))
+    assert not torch.equal(seen[0], add_noise(clean, noise, exact.float()))
+
+
 OTHERWISE = {"prompt": "the {}", "resolution": 128, "steps": 3, "guidance": 1.0, "seed": 1}
 """What decides the pictures, beside the model and the class word."""
 
@@ -130,6 +150,8 @@ def test_its_gradient_reaches_the_text_encoder():
 def test_without_a_class_word_it_is_refused():
     with pytest.raises(ValueError, match="give the class word"):
         prior().prepare(StubModel(), " ", 1)
+    with pytest.raises(ValueError, match=r"one class word, .* dog, wooden toy: train them one by one"):
+        prior().prepare(StubModel(), ("dog", "wooden toy"), (range(1), range(1, 2)))
     with pytest.raises(ValueError, match="class word"):
         TrainSettings(class_word=" ")
     with pytest.raises(ValueError, match=r"one \{\}"):
