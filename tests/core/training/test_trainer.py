@@ -108,7 +108,8 @@ def test_any_list_of_regularizers_adds_up(weights, seed):
     plain, losses = gradient(model, seed=seed)
     together, all_losses = gradient(model, parts, seed=seed)
     single = [gradient(model, [part], seed=seed)[0] - plain for part in parts]
-    torch.testing.assert_close(together - plain, sum(single), atol=2e-7, rtol=1e-4)
+    # Differences round as the gradients do whose differences they are.
+    equal_but_for_rounding(together, plain + sum(single))
     # Joining passes into one batch changes the order of a sum, hence rounding, and nothing else.
     torch.testing.assert_close(all_losses["diffusion"], losses["diffusion"])
 
