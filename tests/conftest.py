@@ -2,12 +2,14 @@
 
 import os
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.append(str(Path(__file__).parent / "laws"))  # pytest's importlib mode leaves a test's folders out of the path
 
 # No deadline: nothing here asserts a time. No example database: nothing is written into the checkout.
 settings.register_profile(

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...core.concept import Concept
 from ...core.inspection.diagnostics import context_similarity
-from ...core.inspection.symmetric_kl import skl
+from ...core.inspection.symmetric_kl import Filling, Sampling, skl
 from ...core.inspection.world.world_evaluation import as_training_images, context_probes, draw, score, with_lora
 from ...core.maths.mlm import RHO
 from ...core.models.diffusers_adapter import DiffusersModel
@@ -173,7 +173,7 @@ def diagnosis(model: DiffusersModel, concept: Concept, seed: int) -> dict[str, f
     word = {"vectors": concept.vectors, "layers": concept.layer_vectors}
     with with_lora(model, concept):
         context = context_similarity(model, probes, **word)
-        divergence = skl(model, probes[::2], **word, seed=1000 * seed + 900)
+        divergence = skl(model, probes[::2], Filling(**word), Sampling(seed=1000 * seed + 900))
     return {
         "sim1": context.sim1, "sim2": context.sim2, "skl": divergence.raw, "skl_pixels": divergence.normalised
     }  # fmt: skip

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch.nn import functional
 
 from ..models.attention import attention_probabilities
@@ -181,7 +182,7 @@ class Pass:
         height, width = size or map_size(query.shape[2], *self.latent_size)
         for conditioning, slices in self.rows.items():
             for rows in slices:
-                maps = head_means(query[rows], key[rows], scale).transpose(1, 2).unflatten(2, (height, width))
+                maps = rearrange(head_means(query[rows], key[rows], scale), "b (h w) l -> b l h w", h=height, w=width)
                 self.recorder.add(conditioning, layer, self.stretch, maps)
 
 
@@ -227,4 +228,4 @@ def folded(maps: torch.Tensor, tokens: int, axis: int) -> torch.Tensor:
 
 def _means(sums: _Sums, seen: Sequence[int]) -> torch.Tensor:
     counts = torch.tensor([max(1, sums.counts[b]) for b in seen], device=sums.total.device)
-    return sums.total[list(seen)] / counts.view(-1, 1, 1, 1, 1)
+    return sums.total[list(seen)] / rearrange(counts, "bins -> bins 1 1 1 1")

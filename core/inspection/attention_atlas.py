@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch.nn import functional
 
 from ..prompts.words import PromptWord
@@ -43,21 +44,23 @@ def atlas(maps: AttentionMaps, words: Sequence[PromptWord]) -> Atlas:
     sizes = tuple((int(g.shape[-2]), int(g.shape[-1])) for g in groups)
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
     padded = [functional.pad(g, (0, width - g.shape[-1], 0, height - g.shape[-2])) for g in groups]
-    tiles = torch.stack(padded, dim=2).transpose(0, 1).flatten(0, 3)  # images, bins, groups, words
+    tiles = rearrange(padded, "groups bins images words h w -> (images bins groups words) h w")
     scale = tiles.amax(dim=(1, 2))
-    grey = (tiles / scale.clamp_min(torch.finfo(tiles.dtype).tiny).view(-1, 1, 1) * 255).round().to(torch.uint8)
+    each = rearrange(scale.clamp_min(torch.finfo(tiles.dtype).tiny), "tiles -> tiles 1 1")
+    grey = (tiles / each * 255).round().to(torch.uint8)
     columns = max(1, math.ceil(math.sqrt(len(grey) * height / width)))
     rows = -(-len(grey) // columns)
     sheet = grey.new_zeros(rows * columns, height, width)
     sheet[: len(grey)] = grey
-    pixels = sheet.unflatten(0, (rows, columns)).transpose(1, 2).reshape(rows * height, columns * width)
+    pixels = rearrange(sheet, "(rows columns) h w -> (rows h) (columns w)", rows=rows)
     return Atlas(pixels.cpu(), height, width, columns, sizes, tuple(scale.tolist()))
 
 
 def of_words(values: torch.Tensor, words: Sequence[PromptWord], side: int) -> torch.Tensor:
     """Maps (bins, images, L, h, w) as each word's mean (bins, images, words, h', w'), no side longer than `side`."""
     means = torch.stack([values[:, :, list(word.positions)].float().mean(dim=2) for word in words], dim=2)
-    return pooled(means.flatten(0, 1), side).unflatten(0, means.shape[:2])
+    small = pooled(rearrange(means, "bins images words h w -> (bins images) words h w"), side)
+    return rearrange(small, "(bins images) words h w -> bins images words h w", bins=len(values))
 
 
 def most_cells(maps: AttentionMaps, words: int) -> int:

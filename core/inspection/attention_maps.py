@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from einops import reduce
 from torch.nn import functional
 
 
@@ -61,8 +62,8 @@ class AttentionMaps:
                 f"the prompt takes {tokens} positions of the text encoder, but attention to {self.tokens} was "
                 "recorded: give the prompt that was sampled with"
             )
-        copies = self.tokens // tokens
-        return replace(self, values=tuple(v.unflatten(2, (copies, tokens)).sum(dim=2) for v in self.values))
+        folded = "bins images (copies tokens) h w -> bins images tokens h w"
+        return replace(self, values=tuple(reduce(v, folded, "sum", tokens=tokens) for v in self.values))
 
     def layers_of(self, part: str | None = None, side: int | None = None) -> list[int]:
         """Indices of the groups in `part` of the UNet whose longer side is nearest to `side`; all where None.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from ..maths.statistics import paired_bootstrap
 from ..models.lora import from_lora
@@ -170,7 +171,7 @@ def attended(
 ) -> AttentionMaps:
     """Maps of uint8 pictures (B, H, W, 3) noised to each timestep, a bin each, the earliest in the sampling first."""
     size = ImageSize(*(int(side) for side in pictures.shape[1:3]))
-    latents = model.to_latents(pictures.permute(0, 3, 1, 2).float() / 127.5 - 1)
+    latents = model.to_latents(rearrange(pictures, "b h w c -> b c h w").float() / 127.5 - 1)
     encodings = [
         encode_prompts(
             model, [one.probe.template], vectors=vectors, words=None if vectors else one.words, layers=layers

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
 
 from ..concept import Concept
 from ..maths.similarity import cosine, nearest_rows
@@ -16,7 +17,7 @@ from ..models.protocol import ImageSize, TextEncoder, TextToImageModel
 from ..models.words import layer_vectors_of
 from ..prompts.tokens import input_embeddings, tokenize_prompt
 from .diagnostics import ContextProbe, context_similarity, require_words, seen_vectors
-from .symmetric_kl import skl_of_each
+from .symmetric_kl import Filling, Sampling, skl_of_each
 
 NEIGHBOURS = 5
 END_OF_WORD = "</w>"
@@ -122,7 +123,7 @@ def diagnose(
     subjects.append(DiagnosedWord(f"{class_word} (class word)", words=class_word))
     for subject in subjects:  # before minutes of sampling
         require_words(model, probes, vectors=subject.vectors, words=subject.words)
-    sampling = {"size": size, "images": images, "steps": steps, "guidance": guidance, "seed": seed}
+    sampling = Sampling(size, images, steps, guidance, seed)
     return Diagnosis(
         name=concept.name,
         class_word=class_word,
@@ -183,13 +184,13 @@ def _figures(
     subject: DiagnosedWord,
     class_word: str,
     probes: Sequence[ContextProbe],
-    sampling: Mapping[str, Any],
+    sampling: Sampling,
 ) -> SubjectFigures:
     fill = {"vectors": subject.vectors, "words": subject.words, "layers": subject.layers}
-    images = sampling["images"]
+    images = sampling.images
     first = next(iter(model.text_encoders.values()))
     with apply_deltas(model, from_lora(model, subject.lora) if subject.lora else {}):
-        each = skl_of_each(model, probes, **fill, **sampling).view(len(probes), images, 2).mean(1) if images else None
+        each = _divergences(model, probes, Filling(**fill), sampling) if images else None
         rows = []
         for index, probe in enumerate(probes):
             similarity = context_similarity(model, [probe], **fill)
@@ -205,6 +206,16 @@ def _figures(
         cosines=cosines,
         embeddings=tuple(one for name, value in found for one in embeddings(model.text_encoders[name], value)),
     )
+
+
+def _divergences(
+    model: TextToImageModel, probes: Sequence[ContextProbe], filling: Filling, sampling: Sampling
+) -> torch.Tensor:
+    """SKL of each probe, raw and normalised, (probes, 2): the mean over its pictures."""
+    each = rearrange(
+        skl_of_each(model, probes, filling, sampling), "(probes images) kind -> probes images kind", probes=len(probes)
+    )
+    return each.mean(1)
 
 
 def _readable(encoder: TextEncoder, token: int) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 from PIL import Image, ImageDraw, ImageFont
 
 INFERNO = (
@@ -22,7 +23,7 @@ def coloured(heat: torch.Tensor) -> torch.Tensor:
     stops = torch.tensor(INFERNO, dtype=torch.float32, device=heat.device) / 255
     place = heat.float().clamp(0, 1) * (len(INFERNO) - 1)
     lower = place.floor().long().clamp(max=len(INFERNO) - 2)
-    rest = (place - lower).unsqueeze(-1)
+    rest = rearrange(place - lower, "... -> ... 1")
     return stops[lower] * (1 - rest) + stops[lower + 1] * rest
 
 
@@ -31,7 +32,8 @@ def overlaid(pictures: torch.Tensor, heat: torch.Tensor, strength: float) -> tor
     grey = pictures.mean(dim=-1, keepdim=True).expand_as(pictures)
     # The picture loses its own colours first: two sets of colours on each other cannot be told apart.
     ground = pictures + (grey - pictures) * min(1.0, 2 * strength)
-    opacity = strength * (VEIL + (1 - VEIL) * heat).unsqueeze(-1) if strength < 1 else torch.ones_like(heat)[..., None]
+    opacity = strength * (VEIL + (1 - VEIL) * heat) if strength < 1 else torch.ones_like(heat)
+    opacity = rearrange(opacity, "... -> ... 1")
     return ground * (1 - opacity) + coloured(heat) * opacity
 
 
@@ -59,8 +61,9 @@ def word_pictures(
     if pictures is None:
         tiles = coloured(heat)
     else:
-        tiles = overlaid(pictures.cpu().float().unsqueeze(1).expand(*heat.shape, 3), heat, strength)
-    tiles = tiles.flatten(0, 1)
+        each = repeat(pictures.cpu().float(), "images h w c -> images words h w c", words=heat.shape[1])
+        tiles = overlaid(each, heat, strength)
+    tiles = rearrange(tiles, "images words h w c -> (images words) h w c")
     if not captions:
         return tiles
     return torch.stack([captioned(tile, words[i % len(words)]) for i, tile in enumerate(tiles)])

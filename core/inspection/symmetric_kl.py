@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 
 from ..maths.similarity import pixel_symmetric_kl, symmetric_kl
 from ..models.protocol import Conditioning, ImageSize, TextToImageModel
@@ -28,76 +30,91 @@ class SymmetricKL(NamedTuple):
     normalised: float
 
 
+@dataclass(frozen=True)
+class Filling:
+    """What fills a prompt: `vectors` of a concept, with its `layers` where it has them, as in `encode_prompts`; or
+    plain `words`."""
+
+    vectors: Mapping[str, torch.Tensor] | None = None
+    words: str | None = None
+    layers: Mapping[str, torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn: `images` of each prompt by DDIM, picture i of all with seed `seed` + i, `batch` at once,
+    of `size`, 128 x 128 unless given."""
+
+    size: ImageSize | None = None
+    images: int = 1
+    steps: int = 25
+    guidance: float = 4.0
+    seed: int = 0
+    batch: int = 20
+
+
 @torch.no_grad()
 def skl(
-    model: TextToImageModel,
-    probes: Sequence[ContextProbe],
-    *,
-    vectors: Mapping[str, torch.Tensor] | None = None,
-    words: str | None = None,
-    layers: Mapping[str, torch.Tensor] | None = None,
-    size: ImageSize | None = None,
-    images: int = 1,
-    steps: int = 25,
-    guidance: float = 4.0,
-    seed: int = 0,
-    batch: int = 20,
+    model: TextToImageModel, probes: Sequence[ContextProbe], filling: Filling, sampling: Sampling | None = None
 ) -> SymmetricKL:
-    """METHODS.md 2.7 between the concept's map and its context word's, for `vectors` or for plain `words`; `layers` as
-    in `encode_prompts`.
+    """METHODS.md 2.7 between the map of what fills the prompts and their context word's.
 
-    `images` pictures of each probe's prompt are sampled (DDIM, picture i of all has seed `seed` + i). Only the
-    conditional half of the last step is looked at, in the layers whose maps are 16 x 16 or nearest to it, averaged over
-    layers and heads. A concept of several vectors is the mean of their maps; of a context word of several tokens each
-    counts alone, and the mean of the divergences is taken. Pictures are of `size`, 128 x 128 unless given.
+    Only the conditional half of the last step is looked at, in the layers whose maps are 16 x 16 or nearest to it,
+    averaged over layers and heads. A concept of several vectors is the mean of their maps; of a context word of several
+    tokens each counts alone, and the mean of the divergences is taken.
 
     Raises ValueError where there are no probes or a probe's word is not in its prompt.
     """
-    each = skl_of_each(
-        model, probes, vectors=vectors, words=words, layers=layers, size=size, images=images, steps=steps,
-        guidance=guidance, seed=seed, batch=batch,
-    )  # fmt: skip
+    each = skl_of_each(model, probes, filling, sampling or Sampling())
     return SymmetricKL(*(float(value) for value in each.double().mean(dim=0)))
 
 
 @torch.no_grad()
 def skl_of_each(
-    model: TextToImageModel,
-    probes: Sequence[ContextProbe],
-    *,
-    vectors: Mapping[str, torch.Tensor] | None = None,
-    words: str | None = None,
-    layers: Mapping[str, torch.Tensor] | None = None,
-    size: ImageSize | None = None,
-    images: int = 1,
-    steps: int = 25,
-    guidance: float = 4.0,
-    seed: int = 0,
-    batch: int = 20,
+    model: TextToImageModel, probes: Sequence[ContextProbe], filling: Filling, sampling: Sampling
 ) -> torch.Tensor:
     """`skl` of every picture: (probes * images, 2), raw and normalised; a probe's pictures are neighbours."""
-    if not probes or images < 1:
+    if not probes or sampling.images < 1:
         raise ValueError("no probes: give at least one prompt with a context word, and one picture or more")
-    size = size or ImageSize(128, 128)
-    asked = [probe for probe in probes for _ in range(images)]
+    asked = [probe for probe in probes for _ in range(sampling.images)]
     found = []
     with model.session():
-        empty = model.conditioning(encode_prompts(model, [""]), size)
-        for start in range(0, len(asked), batch):
-            part = asked[start : start + batch]
-            templates = [probe.template for probe in part]
-            encodings = encode_prompts(model, templates, vectors=vectors, words=words, layers=layers)
-            context = model.conditioning(encodings, size)
-            seeds = [seed + start + i for i in range(len(part))]
-            maps = last_step_maps(model, context, empty, size, steps=steps, guidance=guidance, seeds=seeds)
-            nearest = maps.layers_of(side=SIDE)
-            for index, probe in enumerate(part):
-                concept, context = word_pair(model, probe, vectors, words)
-                own = word_maps(maps, [concept, *([at] for at in context)], layers=nearest)[index].flatten(1)
-                one, others = own[:1].expand(len(context), -1), own[1:]
-                both = [measure(one, others).mean() for measure in (symmetric_kl, pixel_symmetric_kl)]
-                found.append(torch.stack(both).cpu())
+        for start in range(0, len(asked), sampling.batch):
+            part = asked[start : start + sampling.batch]
+            seeds = [sampling.seed + start + index for index in range(len(part))]
+            maps = _maps_of(model, part, filling, sampling, seeds)
+            found += [_divergences(model, maps, index, probe, filling) for index, probe in enumerate(part)]
     return torch.stack(found)
+
+
+def _maps_of(
+    model: TextToImageModel,
+    probes: Sequence[ContextProbe],
+    filling: Filling,
+    sampling: Sampling,
+    seeds: Sequence[int],
+) -> AttentionMaps:
+    """The last step's maps of one picture of each probe's prompt."""
+    size = sampling.size or ImageSize(128, 128)
+    templates = [probe.template for probe in probes]
+    encodings = encode_prompts(model, templates, vectors=filling.vectors, words=filling.words, layers=filling.layers)
+    positive = model.conditioning(encodings, size)
+    negative = model.conditioning(encode_prompts(model, [""]), size)
+    return last_step_maps(
+        model, positive, negative, size, steps=sampling.steps, guidance=sampling.guidance, seeds=seeds
+    )
+
+
+def _divergences(
+    model: TextToImageModel, maps: AttentionMaps, picture: int, probe: ContextProbe, filling: Filling
+) -> torch.Tensor:
+    """Of one picture, (2,): raw and normalised."""
+    concept, context = word_pair(model, probe, filling.vectors, filling.words)
+    words = [concept, *([at] for at in context)]
+    own = rearrange(word_maps(maps, words, layers=maps.layers_of(side=SIDE))[picture], "words h w -> words (h w)")
+    one, others = own[:1].expand(len(context), -1), own[1:]
+    both = [measure(one, others).mean() for measure in (symmetric_kl, pixel_symmetric_kl)]
+    return torch.stack(both).cpu()
 
 
 def last_step_maps(

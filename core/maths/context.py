@@ -130,25 +130,6 @@ def attention_loss(
     return mean((sum(gaps) / len(gaps)) ** 2) * batch
 
 
-def core_regularization(
-    embedding: Array, attention: Array, *, lambda_emb: float = LAMBDA_EMB, lambda_attn: float = LAMBDA_ATTN
-) -> Array:
-    """METHODS.md C6, and the last two terms of C4: lambda_emb L_emb + lambda_attn L_attn."""
-    return lambda_emb * embedding + lambda_attn * attention
-
-
-def core_loss(
-    diffusion: Array,
-    embedding: Array,
-    attention: Array,
-    *,
-    lambda_emb: float = LAMBDA_EMB,
-    lambda_attn: float = LAMBDA_ATTN,
-) -> Array:
-    """METHODS.md C4: L_diff + lambda_emb L_emb + lambda_attn L_attn."""
-    return diffusion + core_regularization(embedding, attention, lambda_emb=lambda_emb, lambda_attn=lambda_attn)
-
-
 def _attention_gap(
     ours: Array,
     theirs: Array,

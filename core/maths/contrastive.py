@@ -52,28 +52,11 @@ def contrastive_loss(
     return xp.mean(xp.logaddexp(xp.zeros_like(ratio), ratio))
 
 
-def same_subject(subjects: Array, others: Array) -> Array:
-    """Which of `others` (M,) are of the subject of each of `subjects` (n,): bool (n, M), `excluded` of D3."""
-    return subjects[:, None] == others[None, :]
-
-
 def norm_penalty(v: Array) -> Array:
     """METHODS.md D4: ||v*||^2, the mean over the rows of `v` (n, d)."""
     xp = array_namespace(v)
     v = widen(v)
     return xp.mean(xp.sum(v * v, axis=-1))
-
-
-def tuning_encoder_loss(
-    diffusion: Array,
-    contrastive: Array,
-    norm: Array,
-    *,
-    lambda_c: float = LAMBDA_CONTRASTIVE,
-    lambda_2: float = LAMBDA_NORM,
-) -> Array:
-    """METHODS.md D5: L_diff + lambda_c L_c + lambda_2 L_2."""
-    return diffusion + lambda_c * contrastive + lambda_2 * norm
 
 
 def _log_sum_exp(x: Array) -> Array:

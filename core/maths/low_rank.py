@@ -31,14 +31,6 @@ def low_rank_weight(a: Array, b: Array, scale: float = 1.0) -> Array:
     return scale * a @ b
 
 
-def merged(weight: Array, a: Array, b: Array, scale: float = 1.0) -> Array:
-    """METHODS.md D1: W + s A B for `weight` (Din, Dout). Raises ValueError where shapes differ."""
-    delta = low_rank_weight(a, b, scale)
-    if tuple(delta.shape[-2:]) != tuple(weight.shape):
-        raise ValueError(f"shapes differ: weight {tuple(weight.shape)}, delta {tuple(delta.shape)}")
-    return weight + delta
-
-
 def low_rank_approximation(weight: Array, rank: int) -> tuple[Array, Array]:
     """A (Din, r) and B (r, Dout) with A B nearest to `weight` (Din, Dout) among all of that rank (Eckart and Young).
 

@@ -49,13 +49,6 @@ def draw_mask(uniform: Array, maskable: Array, rho: float = RHO) -> Array:
     return (uniform < rho) & maskable
 
 
-def mask_labels(ids: Array, masked: Array) -> Array:
-    """METHODS.md 2.9: the token id where `masked`, `IGNORED` everywhere else."""
-    require_same_shape(ids=ids, masked=masked)
-    xp = array_namespace(ids, masked)
-    return xp.where(masked, ids, xp.full_like(ids, IGNORED))
-
-
 def cross_entropy(logits: Array, targets: Array) -> Array:
     """-log softmax(logits)[target] of each position: `logits` (..., C), integer `targets` (...), float32 or wider.
 
@@ -103,11 +96,6 @@ def masked_loss(entropy: Array, masked: Array | None = None, count: Array | None
         count = xp.sum(xp.astype(masked, accumulation_dtype(entropy)))
     total = xp.sum(xp.where(masked, entropy, xp.zeros_like(entropy)))
     return total / xp.where(count > 0, count, xp.ones_like(count))
-
-
-def mlm_objective(diffusion: Array, mlm: Array, *, lambda_mlm: float = LAMBDA_MLM) -> Array:
-    """METHODS.md 2.6: L_diff + lambda L_MLM."""
-    return diffusion + lambda_mlm * mlm
 
 
 def masked_accuracy(logits: Array, targets: Array) -> Array:

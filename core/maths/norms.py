@@ -55,23 +55,6 @@ def tangent(gradient: Array, v: Array) -> Array:
     return xp.astype(wide - xp.sum(wide * along, axis=-1, keepdims=True) * along, gradient.dtype, copy=False)
 
 
-def retract(v: Array, move: Array) -> Array:
-    """Back to the sphere of `v` after a tangent `move`, by normalisation: (v + move) / |v + move| * |v|."""
-    require_same_shape(v=v, move=move)
-    xp = array_namespace(v, move)
-    return xp.astype(rescale(widen(v) + widen(move), row_norms(v)), v.dtype, copy=False)
-
-
-def exponential_map(v: Array, move: Array) -> Array:
-    """Along the great circle from `v` in the direction of a tangent `move`, for the length of `move`:
-    cos(a) v + sin(a) |v| move / |move| with a = |move| / |v|. Zero rows of `v` stay zero."""
-    require_same_shape(v=v, move=move)
-    xp = array_namespace(v, move)
-    radius = row_norms(v)
-    angle = row_norms(move) / xp.where(radius > 0, radius, xp.ones_like(radius))
-    return xp.astype(xp.cos(angle) * widen(v) + xp.sin(angle) * radius * unit(move), v.dtype, copy=False)
-
-
 def rescale_window(steps: int, start: float = 0.4, end: float = 0.6) -> tuple[int, int]:
     """The window of `constrain` for a training of `steps` steps: 300 -> (120, 180) as in METHODS.md 1.10 no. 5.
     Raises ValueError unless 0 <= start <= end <= 1."""

@@ -17,11 +17,6 @@ from .arrays import Array, mean, per_sample, require_same_shape, take, widen
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 
-def linear_betas(steps: int = 1000, start: float = 1e-4, end: float = 0.02, *, xp: Any = np) -> Array:
-    """Betas equally spaced from `start` to `end` (DDPM), shape (steps,), float64 where the namespace is NumPy's."""
-    return xp.linspace(start, end, steps, **_widest(xp))
-
-
 def scaled_linear_betas(steps: int = 1000, start: float = 0.00085, end: float = 0.012, *, xp: Any = np) -> Array:
     """Betas whose square roots are equally spaced (Stable Diffusion 1.x, 2.x and XL), shape (steps,)."""
     return xp.linspace(start**0.5, end**0.5, steps, **_widest(xp)) ** 2
@@ -45,38 +40,6 @@ def at_timesteps(alpha_bar: Array, t: Array) -> Array:
 def snr(alpha_bar_t: Array) -> Array:
     """Signal-to-noise ratio, alpha-bar / (1 - alpha-bar)."""
     return alpha_bar_t / (1 - alpha_bar_t)
-
-
-def sigma(alpha_bar_t: Array) -> Array:
-    """The variance-exploding noise level of Karras et al. (2022): sqrt((1 - alpha-bar) / alpha-bar) = snr ** -1/2."""
-    xp = array_namespace(alpha_bar_t)
-    return xp.sqrt((1 - alpha_bar_t) / alpha_bar_t)
-
-
-def alpha_bar_at_sigma(sigma: Array) -> Array:
-    """The inverse of `sigma`: alpha-bar = 1 / (1 + sigma^2)."""
-    return 1 / (1 + sigma**2)
-
-
-def sigma_at(t: Array, alpha_bar: Array) -> Array:
-    """sigma at real-valued timesteps `t` (B,) in [0, T - 1], log-linear between the timesteps of `alpha_bar` (T,)."""
-    xp = array_namespace(t, alpha_bar)
-    log_sigma = xp.log(sigma(alpha_bar))
-    low = xp.clip(xp.floor(t), 0.0, alpha_bar.shape[0] - 2.0)
-    below = take(log_sigma, xp.astype(low, xp.int64), axis=0)
-    above = take(log_sigma, xp.astype(low, xp.int64) + 1, axis=0)
-    return xp.exp(below + (t - low) * (above - below))
-
-
-def timestep_at(sigma_t: Array, alpha_bar: Array) -> Array:
-    """The inverse of `sigma_at`: real-valued timesteps (B,) of noise levels `sigma_t` (B,), held to [0, T - 1]."""
-    xp = array_namespace(sigma_t, alpha_bar)
-    log_sigma = xp.log(sigma(alpha_bar))
-    steps = alpha_bar.shape[0]
-    low = xp.clip(xp.searchsorted(log_sigma, xp.log(sigma_t), side="right") - 1, 0, steps - 2)
-    below, above = take(log_sigma, low, axis=0), take(log_sigma, low + 1, axis=0)
-    share = (xp.log(sigma_t) - below) / (above - below)
-    return xp.clip(xp.astype(low, share.dtype) + share, 0.0, steps - 1.0)
 
 
 def add_noise(z_0: Array, noise: Array, alpha_bar_t: Array) -> Array:
@@ -125,28 +88,6 @@ def predicted_noise(kind: PredictionType, prediction: Array, z_t: Array, alpha_b
     if kind == "sample":
         return _in_dtype_of(z_t, (widen(z_t) - signal * widen(prediction)) / spread)
     return _in_dtype_of(z_t, signal * widen(prediction) + spread * widen(z_t))
-
-
-def predicted_velocity(kind: PredictionType, prediction: Array, z_t: Array, alpha_bar_t: Array) -> Array:
-    """v from a prediction of any kind at z_t: (eps - sqrt(1 - alpha-bar) z_t) / sqrt(alpha-bar), or
-    (sqrt(alpha-bar) z_t - z_0) / sqrt(1 - alpha-bar); each divides by no more than its own kind has to."""
-    _require_kind(kind)
-    require_same_shape(prediction=prediction, z_t=z_t)
-    if kind == "v_prediction":
-        return prediction
-    signal, spread = _coefficients(alpha_bar_t, z_t)
-    if kind == "epsilon":
-        return _in_dtype_of(z_t, (widen(prediction) - spread * widen(z_t)) / signal)
-    return _in_dtype_of(z_t, (signal * widen(z_t) - widen(prediction)) / spread)
-
-
-def convert_prediction(
-    source: PredictionType, target: PredictionType, prediction: Array, z_t: Array, alpha_bar_t: Array
-) -> Array:
-    """A prediction of kind `source` at z_t restated as kind `target`."""
-    _require_kind(target)
-    restate = {"epsilon": predicted_noise, "v_prediction": predicted_velocity, "sample": predicted_sample}[target]
-    return restate(source, prediction, z_t, alpha_bar_t)
 
 
 def min_snr_weight(kind: PredictionType, alpha_bar_t: Array, gamma: float = 5.0) -> Array:

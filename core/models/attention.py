@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
+from einops import rearrange
 
 
 def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     """(B, N, H dh) -> (B, H, N, dh)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return rearrange(x, "b n (h dh) -> b h n dh", h=heads)
 
 
 def merge_heads(x: torch.Tensor) -> torch.Tensor:
     """(B, H, N, dh) -> (B, N, H dh)."""
-    return x.transpose(1, 2).flatten(2)
+    return rearrange(x, "b h n dh -> b n (h dh)")
 
 
 def attention_probabilities(query: torch.Tensor, key: torch.Tensor, scale: float | None = None) -> torch.Tensor:
@@ -33,25 +34,3 @@ def attention_probabilities(query: torch.Tensor, key: torch.Tensor, scale: float
 def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
-
-
-@runtime_checkable
-class AttentionObserver(Protocol):
-    """A probe that looks on: the model computes as it would without it, and the result is the same bit for bit.
-
-    In the place of an `AttentionProbe` it is shown queries and keys instead of receiving probabilities, so it need not
-    compute what it does not want, for instance the unconditional half of a batch.
-    """
-
-    def observe(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        scale: float | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> None:
-        """Queries (B, H, N, dh) and keys (B, H, L, dh) of cross-attention layer `layer`, counted in forward order.
-
-        `scale` is 1 / sqrt(dh) unless given; `size` (h, w) with h w = N where the adapter knows it.
-        """

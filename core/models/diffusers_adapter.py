@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attention import AttentionObserver
 from .diffusers_attention import checkpoint_probed, cross_attention_modules, layered
 from .diffusers_features import encoder_features
 from .diffusers_flexible import flexible
@@ -18,7 +17,7 @@ from .diffusers_observing import watched
 from .diffusers_text import DiffusersTextEncoder
 from .frozen import autograd, frozen, on_device
 from .gaussian import draw
-from .protocol import AttentionProbe, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
+from .protocol import AttentionWatcher, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
 
 if TYPE_CHECKING:
     from .tiny import TinyStableDiffusion
@@ -144,7 +143,7 @@ class DiffusersModel:
         latents: torch.Tensor,
         timesteps: torch.Tensor,
         conditioning: Conditioning,
-        probe: AttentionProbe | AttentionObserver | None = None,
+        probe: AttentionWatcher | None = None,
     ) -> torch.Tensor:
         added = None
         if conditioning.y is not None:

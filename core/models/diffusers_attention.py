@@ -7,10 +7,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from einops import rearrange
 
 from .attention import attention_probabilities, merge_heads, split_heads
-from .low_rank import replayed
 from .protocol import AttentionProbe
+from .replay import replayed
 
 PLAIN_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "XFormersAttnProcessor", "FlexibleProcessor")
 """Processors that compute ordinary attention, so that ours may stand in for them."""
@@ -86,7 +87,7 @@ def layered(attentions: Sequence[Any], contexts: torch.Tensor) -> Iterator[torch
             f"this UNet has {len(attentions)} cross-attention layers, the conditioning has {len(contexts)}"
         )
     with _taking_their_own(attentions):
-        yield contexts.transpose(0, 1).flatten(1, 2)
+        yield rearrange(contexts, "layers b l d -> b (layers l) d")
 
 
 @contextmanager
@@ -120,7 +121,8 @@ def checkpoint_probed(layers: Sequence[Any], run: Callable[..., Any], *arguments
     The backward pass runs the block again, long after processors and hooks were put back: it needs ours once more, or
     it would not compute what was saved, but it must not report a second time.
     """
-    run = replayed(run)
+    parts = run.modules() if isinstance(run, torch.nn.Module) else ()
+    run = replayed(run, [(part, "processor") for part in parts if hasattr(part, "processor")])
     watched = isinstance(layers[0].processor, ProbedProcessor) if layers else False
     own = any(isinstance(hook, _TakeOwn) for hook in layers[0]._forward_pre_hooks.values()) if layers else False
     again = False

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from .attention import merge_heads, split_heads
 from .diffusers_attention import PLAIN_PROCESSORS
-from .low_rank import Replayable
+from .replay import Replayable
 
 
 class FlexibleProcessor(Replayable):

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from .attention import AttentionObserver, split_heads
+from .attention import split_heads
 from .diffusers_attention import probed
-from .protocol import AttentionProbe
+from .protocol import AttentionObserver, AttentionWatcher
 
 
-def watched(layers: Sequence[Any], probe: AttentionProbe | AttentionObserver) -> AbstractContextManager[None]:
+def watched(layers: Sequence[Any], probe: AttentionWatcher) -> AbstractContextManager[None]:
     """`probed` for a probe that takes part in the computation, `observed` for one that looks on."""
     return observed(layers, probe) if isinstance(probe, AttentionObserver) else probed(layers, probe)
 

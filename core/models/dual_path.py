@@ -14,11 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
+from einops import repeat
 
 from ..maths.dual_path import ALPHA, blend, check_alpha
-from .attention import AttentionObserver
-from .low_rank import Delta, Replayable, hooked, with_deltas
-from .protocol import AttentionProbe, Conditioning, TextToImageModel
+from .low_rank import Delta, hooked, with_deltas
+from .protocol import AttentionObserver, AttentionWatcher, Conditioning, TextToImageModel
+from .replay import Replayable
 
 ModulatedPath = Literal["soft", "hard"]
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -78,7 +79,7 @@ def predict_dual(
     timesteps: torch.Tensor,
     hard: Conditioning,
     path: DualPath,
-    probe: AttentionProbe | AttentionObserver | None = None,
+    probe: AttentionWatcher | None = None,
     *,
     linear: Mapping[str, torch.nn.Module] | None = None,
 ) -> torch.Tensor:
@@ -113,7 +114,7 @@ class DualPathModel:
         latents: torch.Tensor,
         timesteps: torch.Tensor,
         conditioning: Conditioning,
-        probe: AttentionProbe | AttentionObserver | None = None,
+        probe: AttentionWatcher | None = None,
     ) -> torch.Tensor:
         return predict_dual(self.model, latents, timesteps, conditioning, self.path, probe, linear=self._linear)
 
@@ -264,14 +265,16 @@ def _soft_context(context: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
     if every <= own:
         return soft
     times = every // own
-    if every == times * own and torch.equal(hard, hard[:, :own].repeat(1, times, 1)):
-        return soft.repeat(1, times, 1)
+    if every == times * own and torch.equal(hard, _again(hard[:, :own], times)):
+        return _again(soft, times)
     return torch.cat([soft, hard[:, own:]], dim=1)
 
 
-def _blended(
-    probe: AttentionProbe | AttentionObserver, path: DualPath, batch: int, alphas: Sequence[float]
-) -> AttentionProbe | AttentionObserver:
+def _again(context: torch.Tensor, times: int) -> torch.Tensor:
+    return repeat(context, "b l d -> b (times l) d", times=times)
+
+
+def _blended(probe: AttentionWatcher, path: DualPath, batch: int, alphas: Sequence[float]) -> AttentionWatcher:
     """A probe sees the blend of the probabilities; an observer, which sees none, those of the hard path."""
     if isinstance(probe, AttentionObserver):
         return _FirstRows(probe, batch)

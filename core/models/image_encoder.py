@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from .protocol import ImageFeatures, fingerprint
 
@@ -47,7 +48,7 @@ class ImageEncoder:
             raise ValueError(f"{type(tower).__name__} is no CLIP vision encoder; SigLIP and DINO cannot be used here")
         self.tower, self.size, self.shrink, self.dtype, self.ready = tower, size, shrink, dtype, ready
         self._device = device
-        self._mean, self._std = (torch.tensor(list(value)).view(1, 3, 1, 1) for value in (mean, std))
+        self._mean, self._std = (rearrange(torch.tensor(list(value)), "c -> 1 c 1 1") for value in (mean, std))
         self.width = int(tower.embeddings.class_embedding.shape[-1])
         self.layers = len(tower.encoder.layers)
 
@@ -118,12 +119,10 @@ class ImageEncoder:
             for hook in hooks:
                 hook.remove()
         pooled = self.tower.post_layernorm(last[0][:, 0])
-        patches = last[0][:, 1:].transpose(1, 2)
-        side = round(patches.shape[-1] ** 0.5)
+        patches = last[0][:, 1:]
+        grid = rearrange(patches, "b (h w) c -> b c h w", h=round(patches.shape[1] ** 0.5))
         # Cloned: what came out of a model loaded in inference mode may not be kept for a backward pass.
-        return ImageFeatures(
-            torch.stack([*first, pooled], dim=1).float().clone(), patches.unflatten(-1, (side, side)).float().clone()
-        )
+        return ImageFeatures(torch.stack([*first, pooled], dim=1).float().clone(), grid.float().clone())
 
 
 def _tensor(output: Any) -> torch.Tensor:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from ..maths.low_rank import low_rank, low_rank_weight
 from .protocol import TextToImageModel
+from .replay import Replayable
 
 Rows = slice | torch.Tensor
 """The samples of a batch on which a delta acts: a slice of them, or a factor for each, (B,)."""
@@ -181,11 +182,6 @@ def _of_encoders(layers: Mapping[str, Mapping[str, torch.nn.Module]]) -> dict[st
     return {f"{name}.{layer}": module for name, found in layers.items() for layer, module in found.items()}
 
 
-class Replayable:
-    """Marks a hook, or an attention's processor, that is there for one pass only and must be there again when a
-    checkpointed layer is recomputed."""
-
-
 @dataclass(frozen=True, eq=False)
 class DeltaHook(Replayable):
     """A forward hook that adds a delta to what a layer gives."""
@@ -214,29 +210,6 @@ def hooked(module: torch.nn.Module, hook: Callable[..., Any], *, before: bool = 
         handle.remove()
 
 
-class Replay:
-    """What is `Replayable` in every part of `module` as it is now, to be had again when it is recomputed."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module if isinstance(module, torch.nn.Module) else torch.nn.Module()
-        self._there = _replayable(self._module)
-        parts = self._module.modules()
-        self._processors = [part for part in parts if isinstance(getattr(part, "processor", None), Replayable)]
-        self._theirs = [part.processor for part in self._processors]
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """That inside and nothing else of the kind; what was there on entry is there again on exit."""
-        present, processors = _replayable(self._module), [part.processor for part in self._processors]
-        try:
-            _exchange(present, self._there)
-            _set_processors(self._processors, self._theirs)
-            yield
-        finally:
-            _exchange(self._there, present)
-            _set_processors(self._processors, processors)
-
-
 def with_deltas(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`module(x)` for another batch than the one that is running, with the deltas on it that act on any batch, and
     without whatever looks on."""
@@ -245,49 +218,6 @@ def with_deltas(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         if isinstance(hook, DeltaHook) and hook.rows is None:
             output = hook(module, (x,), output)
     return output
-
-
-def replayed(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run`, a layer that is checkpointed, which from its second call on finds the hooks that it has now."""
-    replay, again = Replay(run), False
-
-    def call(*arguments: Any, **keywords: Any) -> Any:
-        nonlocal again
-        if again:
-            with replay.again():
-                return run(*arguments, **keywords)
-        again = True
-        return run(*arguments, **keywords)
-
-    return call
-
-
-Slots = list[tuple[dict[Any, Any], dict[Any, Any]]]
-"""The hook dictionaries of modules, each with its entries that are `Replayable`."""
-
-
-def _replayable(module: torch.nn.Module) -> Slots:
-    found = []
-    for part in module.modules():
-        for slots in (part._forward_hooks, part._forward_pre_hooks):
-            ours = {key: hook for key, hook in slots.items() if isinstance(hook, Replayable)}
-            if ours:
-                found.append((slots, ours))
-    return found
-
-
-def _exchange(out: Slots, into: Slots) -> None:
-    # Under their own keys, so that the handle that removes a hook still finds it.
-    for slots, hooks in out:
-        for key in hooks:
-            slots.pop(key, None)
-    for slots, hooks in into:
-        slots.update(hooks)
-
-
-def _set_processors(parts: Sequence[Any], processors: Sequence[Any]) -> None:
-    for part, processor in zip(parts, processors, strict=True):
-        part.processor = processor
 
 
 def _and_others(names: Sequence[str]) -> str:

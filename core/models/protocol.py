@@ -14,12 +14,41 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from ..maths.context import attention_token_means
+
 AttentionProbe = Callable[[int, torch.Tensor], None]
 """Receives `(layer, probabilities)` of every cross-attention layer during `predict`.
 
 `layer` counts cross-attention layers in forward order from 0; `probabilities` is `(B, H, N, L)`, softmax over the L
 context tokens, with its autograd graph attached when gradients are on.
 """
+
+
+@runtime_checkable
+class AttentionObserver(Protocol):
+    """A probe that looks on: the model computes as it would without it, and the result is the same bit for bit.
+
+    In the place of an `AttentionProbe` it is shown queries and keys instead of receiving probabilities, so it need not
+    compute what it does not want, for instance the unconditional half of a batch.
+    """
+
+    def observe(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        scale: float | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """Queries (B, H, N, dh) and keys (B, H, L, dh) of cross-attention layer `layer`, counted in forward order.
+
+        `scale` is 1 / sqrt(dh) unless given; `size` (h, w) with h w = N where the adapter knows it.
+        """
+
+
+AttentionWatcher = AttentionProbe | AttentionObserver
+"""Who may watch a UNet pass. A probe that is an `AttentionObserver` is shown queries and keys, any other is called with
+probabilities."""
 
 
 @dataclass(frozen=True)
@@ -183,12 +212,15 @@ class TextToImageModel(Protocol):
         latents: torch.Tensor,
         timesteps: torch.Tensor,
         conditioning: Conditioning,
-        probe: AttentionProbe | None = None,
+        probe: AttentionWatcher | None = None,
     ) -> torch.Tensor:
         """The UNet's raw output (epsilon, v or x0 as `schedule.prediction_type` says) for noisy latents.
 
         `latents` (B, C, h, w) are the DDPM z_t (variance preserving), `timesteps` (B,) integers in [0, T).
-        Differentiable with respect to `latents` and `conditioning`.
+        Differentiable with respect to `latents` and `conditioning`. Where `conditioning` has `layers`, each
+        cross-attention layer attends to its own and not to `context`. A `probe` is told of every cross-attention layer,
+        once, also where a block is computed again in the backward pass; with an `AttentionObserver` the result is the
+        same bit for bit. Hooks on the modules that `linear_layers` and `weight_layers` name act in it.
         """
 
     def features(
@@ -258,7 +290,7 @@ class TokenMeans:
     def __call__(self, layer: int, probabilities: torch.Tensor) -> None:
         if layer != len(self.layers):
             raise RuntimeError(f"cross-attention layer {layer} reported after {len(self.layers)} layers")
-        self.layers.append(probabilities.float().mean(dim=(1, 2)))
+        self.layers.append(attention_token_means(probabilities))
 
     def split(self, sizes: Sequence[int]) -> Iterator[list[torch.Tensor]]:
         """Cut the batch axis of every layer into consecutive pieces."""

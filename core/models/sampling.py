@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
+from einops import rearrange
 
 from ..maths.schedule import PredictionType, predicted_noise, predicted_sample
-from .attention import AttentionObserver
-from .protocol import AttentionProbe, Conditioning, TextToImageModel
+from .protocol import AttentionWatcher, Conditioning, TextToImageModel
 
 SampleCallback = Callable[[int, int, torch.Tensor], None]
 """Receives `(step, steps, z_0)` after every step, with the clean latents as predicted there; step counts from 1."""
 
-SampleProbe = Callable[[int, int, slice], AttentionProbe | AttentionObserver | None]
+SampleProbe = Callable[[int, int, slice], AttentionWatcher | None]
 """Receives `(step, steps, rows)` before every step, step counting from 0, and answers who watches its UNet pass; `rows`
 are those of the conditional half."""
 
@@ -40,6 +40,28 @@ def ddim_sigma(alpha_bar: torch.Tensor, alpha_bar_next: torch.Tensor, eta: float
     return eta * torch.sqrt(ratio * (1 - alpha_bar / alpha_bar_next))
 
 
+def ddim_step(
+    kind: PredictionType,
+    prediction: torch.Tensor,
+    latents: torch.Tensor,
+    alpha_bar: torch.Tensor,
+    alpha_bar_next: torch.Tensor,
+    sigma: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Song et al., 2021, Eq. 12 without its noise: the clean latents as predicted, and those at `alpha_bar_next`."""
+    z_0 = predicted_sample(kind, prediction, latents, alpha_bar)
+    direction = predicted_noise(kind, prediction, latents, alpha_bar)
+    return z_0, alpha_bar_next.sqrt() * z_0 + torch.sqrt(1 - alpha_bar_next - sigma**2) * direction
+
+
+def generators(seed: int | Sequence[int], batch: int) -> list[torch.Generator]:
+    """A CPU generator for each of `batch` pictures. Raises ValueError for another number of seeds."""
+    seeds = [seed + index for index in range(batch)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != batch:
+        raise ValueError(f"{batch} pictures need {batch} seeds, got {len(seeds)}")
+    return [torch.Generator().manual_seed(one) for one in seeds]
+
+
 @torch.no_grad()
 def sample(
     model: TextToImageModel,
@@ -62,13 +84,10 @@ def sample(
     Raises ValueError for a wrong number of seeds or steps.
     """
     batch = int(shape[0])
-    seeds = [seed + index for index in range(batch)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != batch:
-        raise ValueError(f"{batch} pictures need {batch} seeds, got {len(seeds)}")
-    generators = [torch.Generator().manual_seed(one) for one in seeds]
+    drawing = generators(seed, batch)
 
     def noise() -> torch.Tensor:
-        return torch.stack([torch.randn(tuple(shape[1:]), generator=one) for one in generators]).to(model.device)
+        return torch.stack([torch.randn(tuple(shape[1:]), generator=one) for one in drawing]).to(model.device)
 
     kind = cast(PredictionType, model.schedule.prediction_type)
     timesteps = ddim_timesteps(model.schedule.steps, steps)
@@ -83,10 +102,8 @@ def sample(
         watcher = None if probe is None else probe(index, steps, slice(batch, 2 * batch))
         output = model.predict(torch.cat([latents, latents]), ticks[index].expand(2 * batch), both, watcher)
         prediction = guided(*output.chunk(2), guidance)
-        z_0 = predicted_sample(kind, prediction, latents, alpha_bar)
-        direction = predicted_noise(kind, prediction, latents, alpha_bar)
         sigma = ddim_sigma(alpha_bar, alpha_bar_next, eta)
-        latents = alpha_bar_next.sqrt() * z_0 + torch.sqrt(1 - alpha_bar_next - sigma**2) * direction
+        z_0, latents = ddim_step(kind, prediction, latents, alpha_bar, alpha_bar_next, sigma)
         if eta > 0 and index + 1 < steps:
             latents = latents + sigma * noise()
         if callback is not None:
@@ -96,4 +113,4 @@ def sample(
 
 def as_pictures(images: torch.Tensor) -> torch.Tensor:
     """Images (B, 3, H, W) in [-1, 1], as a model gives them, as pictures (B, H, W, 3) float32 in [0, 1] on the CPU."""
-    return (images.float().cpu() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
+    return rearrange((images.float().cpu() / 2 + 0.5).clamp(0, 1), "b c h w -> b h w c").contiguous()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from einops import rearrange
 
 from ..prompts.tokens import TokenizedPrompt, input_embeddings, tokenize_prompt
 from .protocol import Encoding, TextEncoder, TextToImageModel
@@ -54,6 +55,6 @@ def encode_layers(
     embedded = [input_embeddings(encoder, [prompt], one) for one in (vectors, *slots) for prompt in prompts]
     inputs, ids = (torch.cat(parts) for parts in zip(*embedded, strict=True))
     encoding = encoder.encode(inputs, ids)
-    copies = encoding.tokens.unflatten(0, (len(slots) + 1, len(prompts)))
+    copies = rearrange(encoding.tokens, "(copies b) l d -> copies b l d", b=len(prompts))
     pooled = None if encoding.pooled is None else encoding.pooled[: len(prompts)]
     return Encoding(copies[0], pooled, torch.stack([copies[1 + slot] for slot in slot_of_layer]))

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from einops import rearrange
 
 from ..concept import PLACEHOLDER
 from ..maths.context import context_positions
 from ..models.protocol import TextEncoder
+
+ConceptRows = int | tuple[range, ...]
+"""What a concept fills the placeholders of a prompt with: its first n vectors, the same in each; or, where several
+concepts lie one after another, the rows of each placeholder's own."""
+
+Words = str | tuple[str, ...]
+"""What plain words fill them with: the same in each, or one entry for each placeholder."""
 
 ORDINARY = -1
 """In `TokenizedPrompt.concept_rows`: this position holds a token of the vocabulary."""
@@ -44,12 +52,12 @@ def tokenize_prompt(
     encoder: TextEncoder,
     template: str,
     *,
-    rows: int | Sequence[range] | None = None,
-    words: str | Sequence[str] | None = None,
+    rows: ConceptRows | None = None,
+    words: Words | None = None,
 ) -> TokenizedPrompt:
     """Fill every placeholder of `template` with a concept of `rows` vectors or with plain `words`, and tokenize.
 
-    A sequence fills the first placeholder with its first entry and so on: prompts with several concepts, whose vectors
+    A tuple fills the first placeholder with its first entry and so on: prompts with several concepts, whose vectors
     lie one after another. The text around a placeholder is tokenized on its own, so both fillings keep exactly the same
     context tokens. A template without a placeholder, such as an empty negative prompt, needs neither.
 
@@ -124,7 +132,7 @@ def input_embeddings(
             f"got a tensor of shape {tuple(vectors.shape)}"
         )
     rows = vectors.to(table.device, dtype).index_select(0, placement.rows)
-    placed = inputs.flatten(0, 1).index_copy(0, placement.positions, rows)
+    placed = rearrange(inputs, "b l d -> (b l) d").index_copy(0, placement.positions, rows)
     return placed.view_as(inputs), placement.ids
 
 

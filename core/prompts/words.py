@@ -38,7 +38,7 @@ class _Word:
     positions: list[int]
 
 
-def words_of(pieces: Iterable[Piece]) -> list[PromptWord]:
+def prompt_words(pieces: Iterable[Piece]) -> list[PromptWord]:
     """Join the pieces of each word.
 
     A word that was cut at the end of a chunk goes on behind the start token of the next. Start and end tokens of all

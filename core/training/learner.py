@@ -10,7 +10,8 @@ import torch
 from ..maths import norms
 from ..models.protocol import TextEncoder, TextToImageModel
 from .run.checkpoint import restore_optimizer
-from .run.loss_scale import LOSS_SCALE, rescaled
+from .run.loss_scale import LossScale
+from .run.precision import gradient_dtype
 from .run.schedules import learning_rate_factor
 from .settings import TrainSettings, optimizer_class
 from .word import Word
@@ -48,11 +49,8 @@ class Learner:
         self.initial = {name: value.detach().clone() for name, value in self.vectors.items()}
         self.average = {name: value.detach().clone() for name, value in self.leaves.items()} if settings.ema else {}
         self.optimizer = self._make_optimizer()
-        half = settings.precision == "fp16" or (settings.precision == "model" and model.dtype == torch.float16)
-        self.scale = torch.tensor(LOSS_SCALE if half else 1.0, device=self.device)
-        self.calm = torch.zeros((), device=self.device)
+        self.scale = LossScale(gradient_dtype(settings.precision, model.dtype), self.device)
         self.failed = torch.zeros((), dtype=torch.bool, device=self.device)
-        self.scaled = half
 
     def _enter(self, name: str, encoder: TextEncoder, start: torch.Tensor) -> None:
         mean_norm = None
@@ -103,7 +101,7 @@ class Learner:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss` to the leaves, scaled up in half precision so that it does not vanish."""
-        (loss * self.scale if self.scaled else loss).backward()
+        self.scale(loss).backward()
 
     def step(self, loss: torch.Tensor) -> torch.Tensor:
         """Move the leaves by what `backward` gathered. `loss` is the detached total, looked at for being finite.
@@ -113,14 +111,13 @@ class Learner:
         gradients = self._gradients()
         total = torch.stack([value.abs().sum() for value in gradients]).sum()
         finite = torch.isfinite(loss) & torch.isfinite(total)
-        hopeless = ~torch.isfinite(loss) | (self.scale <= 1) if self.scaled else torch.ones_like(finite)
-        failed = self.failed | (~finite & hopeless)
+        failed = self.failed | (~finite & (~torch.isfinite(loss) | self.scale.hopeless()))
         good = finite & ~failed
         before = self._snapshot()
         try:
             self._move(gradients, good)
             self._keep_where(good, before)
-            self._rescale_loss(finite)
+            self.scale.adapt(finite)
             self.failed = failed
             self.done += 1
         except BaseException:
@@ -136,7 +133,7 @@ class Learner:
 
     def _gradients(self) -> list[torch.Tensor]:
         return [
-            torch.zeros_like(value) if value.grad is None else value.grad / self.scale if self.scaled else value.grad
+            torch.zeros_like(value) if value.grad is None else self.scale.undone(value.grad)
             for value in self.leaves.values()
         ]
 
@@ -168,7 +165,8 @@ class Learner:
             "average": {name: value.clone() for name, value in self.average.items()},
             "norms": dict(self.norms),
             "optimizer": {key: {k: _copy(v) for k, v in values.items()} for key, values in state.items()},
-            "scale": (self.scale, self.calm, self.failed),
+            "scale": self.scale.state(),
+            "failed": self.failed,
             "done": self.done,
         }
 
@@ -190,10 +188,6 @@ class Learner:
             for name, norm in self.norms.items():
                 self.norms[name] = torch.where(good, norm, norms.row_norms(self.vectors[name]))
 
-    def _rescale_loss(self, finite: torch.Tensor) -> None:
-        if self.scaled:
-            self.scale, self.calm = rescaled(self.scale, self.calm, finite)
-
     @torch.no_grad()
     def _restore(self, before: dict[str, Any]) -> None:
         for kind in ("leaves", "average"):
@@ -202,7 +196,8 @@ class Learner:
         self.norms = before["norms"]
         self.optimizer.state.clear()
         self.optimizer.state.update(before["optimizer"])
-        self.scale, self.calm, self.failed = before["scale"]
+        self.scale.load(before["scale"])
+        self.failed = before["failed"]
         self.done = before["done"]
 
     def state(self) -> dict[str, Any]:
@@ -213,8 +208,8 @@ class Learner:
             "average": self.average,
             "norms": self.norms,
             "optimizer": self.optimizer.state_dict()["state"],
-            "loss_scale": self.scale,
-            "calm": self.calm,
+            "loss_scale": self.scale.value,
+            "calm": self.scale.calm,
             "done": self.done,
         }
 
@@ -229,7 +224,7 @@ class Learner:
             value.copy_(state["average"][name])
         self.norms = {name: value.to(self.device) for name, value in state["norms"].items()}
         restore_optimizer(self.optimizer, state["optimizer"])
-        self.scale, self.calm = state["loss_scale"].to(self.device), state["calm"].to(self.device)
+        self.scale.load({"value": state["loss_scale"], "calm": state["calm"]})
         self.done = int(state["done"])
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from ..models.protocol import TextToImageModel
 from .run.draws import generator_for
@@ -85,7 +86,7 @@ def encode_pictures(
     latents = torch.cat(parts)
     weights = torch.cat(shares) if weighed else None
     if weights is not None:
-        _require_something(weights.unflatten(0, (len(pictures), versions)))
+        _require_something(rearrange(weights, "(pictures versions) ... -> pictures versions ...", versions=versions))
         weights = weights.to(model.device)
     digest = _digest([*pictures, *(coverage if masks is not None else [])])
     # Cloned: what came out of a model loaded in inference mode may not be kept for a backward pass.
@@ -108,7 +109,7 @@ def checked_pictures(images: torch.Tensor | Sequence[torch.Tensor]) -> list[torc
         low, high = float(picture.min()), float(picture.max())
         if not (low >= -1e-3 and high <= 1 + 1e-3):
             raise ValueError(f"picture {number} must have values in 0 .. 1, got {low:.3g} .. {high:.3g}")
-    return [picture.detach().to("cpu", torch.float32).permute(2, 0, 1).clone() for picture in pictures]
+    return [rearrange(picture.detach().to("cpu", torch.float32), "h w c -> c h w").clone() for picture in pictures]
 
 
 def _checked_masks(

@@ -14,12 +14,13 @@ from ..concept import Concept
 from ..maths.norms import NormMode
 from ..models.protocol import TextToImageModel
 from .pictures import checked_pictures
+from .preparation import resolution_for
 from .presets import Preset, without_core
 from .regularizers.prior import PriorPreservation, Progress, require_weights
 from .regularizers.registry import Added
 from .regularizers.seam import Regularizer
 from .settings import TrainSettings
-from .trainer import TrainingRun, resolution_for, train
+from .trainer import TrainingRun, train
 
 CLASS_PICTURES = 100
 """For prior preservation, where nobody says how many."""

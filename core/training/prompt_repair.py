@@ -78,19 +78,13 @@ def repair(
     Raises ValueError as `placed_prompt`, or where a concept does not fit the model or does not say its class word.
     """
     placed = placed_prompt(prompt, concepts)
-    chosen = weights or recommended_weights(model)
-    core = CoReRegularizer(
-        [placed.template],
-        embedding_weight=chosen.embedding,
-        attention_weight=chosen.attention,
-        attention_batch=batch,  # nothing else looks at the latents
-        places=len(placed.concepts),
-    )
+    core = _core(model, placed, weights, batch)
     kept = None if noise_side is not None else concepts[0].latents
     if kept is not None and kept.shape[1] != model.latent_channels:
         raise ValueError(f"the latents kept with {concepts[0].name!r} are those of another autoencoder")
+    classes = tuple(concepts[index].require_class_word() for index in placed.concepts)
     settings = TrainSettings(
-        class_word=tuple(concepts[index].require_class_word() for index in placed.concepts),
+        class_word=classes,
         name=concepts[0].name,
         steps=steps,
         learning_rate=learning_rate,
@@ -102,15 +96,20 @@ def repair(
         log_every=1,
     )
     bank = _noise(model, settings, noise_side or 64) if kept is None else latent_bank(kept)
-    run = train(
-        model,
-        bank,
-        settings,
-        regularizers=[core],
-        initial=words_together(model, concepts, placed.concepts),
-        changes=_changes(model, concepts),
-    )
+    word, changes = words_together(model, concepts, placed.concepts), _changes(model, concepts)
+    run = train(model, bank, settings, regularizers=[core], initial=word, changes=changes)
     return Repair(run, tuple(concepts), prompt)
+
+
+def _core(model: TextToImageModel, placed: PlacedPrompt, weights: CoReWeights | None, batch: int) -> CoReRegularizer:
+    chosen = weights or recommended_weights(model)
+    return CoReRegularizer(
+        [placed.template],
+        embedding_weight=chosen.embedding,
+        attention_weight=chosen.attention,
+        attention_batch=batch,  # nothing else looks at the latents
+        places=len(placed.concepts),
+    )
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def draw(
     pixels = ImageSize(height * model.latent_factor, width * model.latent_factor)
     with apply_deltas(model, _changes(model, concepts)):
         word = words_together(model, concepts, placed.concepts)
-        encodings, _ = PromptEncoder(model, word, pixels).with_concept([placed.template])
+        encodings = PromptEncoder(model, word, pixels).with_concept([placed.template])
         latents = sample(
             model,
             model.conditioning(encodings, pixels),

@@ -10,12 +10,13 @@ import torch
 
 from ..models.protocol import Conditioning, Encoding, ImageSize, TextToImageModel
 from ..models.text import encode_layers
-from ..prompts.tokens import TokenizedPrompt, input_embeddings, tokenize_prompt
+from ..prompts.tokens import TokenizedPrompt, Words, input_embeddings, tokenize_prompt
 from .run.remembered import remembered
 from .weights import TrainableWeights
 from .word import Word
 
-Encoded = tuple[Mapping[str, Encoding], Mapping[str, Sequence[TokenizedPrompt]]]
+Encoded = Mapping[str, Encoding]
+"""What each text encoder of a model says."""
 
 
 class PromptEncoder:
@@ -36,11 +37,10 @@ class PromptEncoder:
 
     def with_concept(self, templates: Sequence[str]) -> Encoded:
         """Each template with the concept in its placeholder, with gradient."""
-        encodings, prompts = {}, {}
-        slots = self.word.slots
+        encodings, slots = {}, self.word.slots
         for name, encoder in self.model.text_encoders.items():
             vectors = self.word.vectors[name]
-            rows = prompts[name] = [self._tokenized(name, template) for template in templates]
+            rows = [self._tokenized(name, template) for template in templates]
             if slots is not None:
                 encodings[name] = encode_layers(encoder, rows, vectors, slots[name], self.word.slot_of_layer)
                 continue
@@ -48,7 +48,7 @@ class PromptEncoder:
             embedded = [input_embeddings(encoder, [row], vectors) for row in rows]
             inputs, ids = (torch.cat(parts) for parts in zip(*embedded, strict=True))
             encodings[name] = encoder.encode(inputs, ids)
-        return encodings, prompts
+        return encodings
 
     def require_room(self, templates: Sequence[str]) -> None:
         """Raises ValueError that names the first of `templates` which does not fit a text encoder with the word."""
@@ -56,13 +56,12 @@ class PromptEncoder:
             for template in templates:
                 self._tokenized(name, template)
 
-    def with_words(self, templates: Sequence[str], words: str | tuple[str, ...] | None) -> Encoded:
+    def with_words(self, templates: Sequence[str], words: Words | None) -> Encoded:
         """Each template with plain `words` in its placeholder, without gradient; kept for the next time."""
         if len(templates) == 1:
             return self._with_words(templates[0], words)
         parts = [self._with_words(template, words) for template in templates]
-        encodings = {name: _join([part[0][name] for part in parts]) for name in self.model.text_encoders}
-        return encodings, {name: [part[1][name][0] for part in parts] for name in self.model.text_encoders}
+        return {name: _join([part[name] for part in parts]) for name in self.model.text_encoders}
 
     def conditioning(self, encodings: Mapping[str, Encoding]) -> Conditioning:
         """What the UNet needs, at the size of the training pictures."""
@@ -73,17 +72,16 @@ class PromptEncoder:
         return nullcontext() if self.weights is None else self.weights.off()
 
     def _tokenize(self, name: str, template: str) -> TokenizedPrompt:
-        return tokenize_prompt(self.model.text_encoders[name], template, rows=self.word.fill)
+        return tokenize_prompt(self.model.text_encoders[name], template, rows=self.word.rows)
 
     @torch.no_grad()
-    def _encode_words(self, template: str, words: str | tuple[str, ...] | None) -> Encoded:
-        encodings, prompts = {}, {}
+    def _encode_words(self, template: str, words: Words | None) -> Encoded:
+        encodings = {}
         for name, encoder in self.model.text_encoders.items():
             row = tokenize_prompt(encoder, template, words=words)
             with self.model_as_it_came():
                 encodings[name] = encoder.encode(*input_embeddings(encoder, [row], None))
-            prompts[name] = [row]
-        return encodings, prompts
+        return encodings
 
 
 @dataclass(frozen=True)
@@ -91,18 +89,11 @@ class StepView:
     """The `TrainingStep` that one regularizer sees at one step."""
 
     model: TextToImageModel
-    step: int
-    total_steps: int
     latents: torch.Tensor
     timesteps: torch.Tensor
-    class_word: str
-    length: int
+    class_word: Words
     generator: torch.Generator
     prompts: PromptEncoder
-
-    @property
-    def vectors(self) -> Mapping[str, torch.Tensor]:
-        return self.prompts.word.vectors
 
     @property
     def copies(self) -> Mapping[str, torch.Tensor]:
@@ -111,7 +102,7 @@ class StepView:
     def encode_concept(self, templates: Sequence[str]) -> Encoded:
         return self.prompts.with_concept(templates)
 
-    def encode_words(self, templates: Sequence[str], words: str) -> Encoded:
+    def encode_words(self, templates: Sequence[str], words: Words) -> Encoded:
         return self.prompts.with_words(templates, words)
 
     def conditioning(self, encodings: Mapping[str, Encoding]) -> Conditioning:

@@ -12,10 +12,11 @@ import torch
 
 from ..concept import PLACEHOLDER
 from ..maths.norms import NormMode
+from ..prompts.tokens import Words
 from .methods import Method, method_called
+from .run.precision import Precision
 from .run.schedules import LearningRateSchedule
 
-Precision = Literal["model", "fp32", "bf16", "fp16"]
 UNetPasses = Literal["joint", "separate"]
 
 CORE_TEMPLATES = ("a photo of a {}",)
@@ -67,7 +68,7 @@ class TrainSettings:
     a placeholder where several concepts are trained together.
     """
 
-    class_word: str | tuple[str, ...]
+    class_word: Words
     name: str = "concept"
     vectors: int = 1
     steps: int = 300

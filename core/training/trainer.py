@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,24 +13,21 @@ import torch
 from ..concept import Concept
 from ..files.errors import LearnedNothingError
 from ..files.learned import check_learned
-from ..models.families import native_resolution
 from ..models.frozen import autograd
-from ..models.low_rank import Delta, apply_deltas
-from ..models.protocol import ImageSize, TextToImageModel
+from ..models.low_rank import Delta
+from ..models.protocol import TextToImageModel
 from ..models.sampling import as_pictures, sample
 from ..models.text import encode_prompts
 from .learner import Learner
-from .objective import Objective
-from .pictures import LatentBank, checked_pictures, encode_pictures
-from .prompts import PromptEncoder
+from .pictures import LatentBank
+from .preparation import Prepared, latent_bank_of, prepare
 from .regularizers.seam import Regularizer
 from .run.checkpoint import Checkpoint, CheckpointMismatchError, load_checkpoint, require_same_run, save_checkpoint
 from .run.events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from .run.history import History
 from .run.stream import EventStream
 from .settings import TrainSettings
-from .weights import RankedModel, TrainableWeights
-from .word import Word, starting_word
+from .word import Word
 
 FLAGS = ("failed",)
 """Columns of the history that are checks, not losses."""
@@ -50,7 +46,7 @@ def train(
     masks: torch.Tensor | Sequence[torch.Tensor] | None = None,
     resume: Path | None = None,
     initial: Concept | Word | None = None,
-    changes: Mapping[str, Delta] | None = None,
+    changes: Mapping[str, Delta | Sequence[Delta]] | None = None,
 ) -> TrainingRun:
     """Learn a word for what is in `images` ((H, W, 3) in [0, 1] each); `masks` (H, W) say which pixels count.
 
@@ -84,14 +80,13 @@ class TrainingRun(EventStream[Event]):
         masks: torch.Tensor | Sequence[torch.Tensor] | None,
         resume: Path | None,
         initial: Concept | Word | None,
-        changes: Mapping[str, Delta] | None = None,
+        changes: Mapping[str, Delta | Sequence[Delta]] | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self.regularizers = regularizers
         self.history = History()
-        self.learner: Learner | None = None
-        self.weights: TrainableWeights | None = None
+        self.prepared: Prepared | None = None
         self._images, self._masks, self._resume, self._initial = images, masks, resume, initial
         self._changes = dict(changes or {})
         self._stop: str | None = None
@@ -105,33 +100,39 @@ class TrainingRun(EventStream[Event]):
         self._stop = reason
 
     @property
+    def learner(self) -> Learner | None:
+        """What moves; None before the first event."""
+        return self.prepared and self.prepared.learner
+
+    @property
     def concept(self) -> Concept:
         """The concept as of the last finished step. Raises RuntimeError before the first event."""
-        if self.learner is None:
+        if self.prepared is None:
             raise RuntimeError("the training has not started: take its first event")
+        learner, weights, given = self.prepared.learner, self.prepared.weights, self.settings.class_word
         with autograd():
-            word = self.learner.learned()
+            word = learner.learned()
             layers = word.slots and {name: value[list(word.slot_of_layer)] for name, value in word.slots.items()}
             return Concept(
                 name=self.settings.name,
-                class_word=self.settings.class_word,
+                class_word=given if isinstance(given, str) else ", ".join(given),
                 vectors=dict(word.vectors),
                 layer_vectors=layers,
                 latents=self._kept_latents(),
-                lora=None if self.weights is None else self.weights.lora(self.learner.learned_weights()),
+                lora=None if weights is None else weights.lora(learner.learned_weights()),
                 provenance=self._provenance(),
             )
 
     def _kept_latents(self) -> torch.Tensor | None:
         """What was kept before stays with the concept, so that its prompts can be repaired after a second stage too."""
         if self.settings.keep_latents:
-            return self.bank.kept()
+            return self.prepared.bank.kept()
         return getattr(self._initial, "latents", None)
 
     def _run(self) -> Generator[Event, None, None]:
         with ExitStack() as stack:
             stack.enter_context(self.model.session(gradient_checkpointing=self.settings.gradient_checkpointing))
-            learner = self._begin(stack)
+            learner = self._begin(stack).learner
             try:
                 yield Started(learner.done, self.settings.steps, learner.numbers)
                 while learner.done < self.settings.steps and self._stop is None:
@@ -143,63 +144,41 @@ class TrainingRun(EventStream[Event]):
                 self._keep()
                 raise
 
-    def _begin(self, stack: ExitStack) -> Learner:
+    def _begin(self, stack: ExitStack) -> Prepared:
         settings, model = self.settings, self.model
         if settings.precision == "fp32" and model.dtype != torch.float32:
             raise ValueError(f"the model is loaded in {model.dtype}: load it in float32, or set precision to 'model'")
-        self.bank = self._latents()
-        del self._images, self._masks
-        stack.enter_context(apply_deltas(model, self._changes))
-        given = self._initial
-        start = given if isinstance(given, Word) else starting_word(model, settings, given)
-        for regularizer in self.regularizers:
-            regularizer.prepare(model, settings.class_word, start.fill)
-        if settings.trains.trains_weights:
-            self.weights = TrainableWeights(model, settings)
-            stack.enter_context(self.weights.on())
-        learner = self.learner = Learner(model, settings, start, self.weights and self.weights.leaves)
-        self.identity = _identity(self, start)
-        size = ImageSize(self.resolution, self.resolution)
-        self.prompts = PromptEncoder(model, learner.word, size, self.weights)
-        self.prompts.require_room([*settings.templates, *([settings.preview_prompt] if settings.preview_every else [])])
-        if self.weights is not None and self.weights.ranked:
-            model = RankedModel(model, self.weights)
-        self.objective = Objective(model, settings, self.regularizers, self.bank, self.prompts)
-        if self._resume is not None:
-            self._continue(load_checkpoint(self._resume))
-        self._started = time.perf_counter()
-        return learner
-
-    def _latents(self) -> LatentBank:
-        """What is looked at, on the device, encoded if it was not; and `resolution`, its side in pixels."""
-        if isinstance(self._images, LatentBank):
-            self.resolution = self._images.latents.shape[-1] * self.model.latent_factor
-            return self._images.to(self.model.device)
-        pictures = checked_pictures(self._images)
-        self.resolution = resolution_for(self.model, self.settings, pictures)
-        return encode_pictures(
-            self.model,
-            self._images,
-            self._masks,
-            resolution=self.resolution,
-            augmentation=self.settings.augmentation,
-            seed=self.settings.seed,
+        bank = latent_bank_of(model, settings, self._images, self._masks)
+        del self._images, self._masks  # they are latents now
+        prepared = self.prepared = prepare(
+            stack,
+            model,
+            settings,
+            bank,
+            regularizers=self.regularizers,
+            initial=self._initial,
+            changes=self._changes,
         )
+        if self._resume is not None:
+            self._continue(prepared, load_checkpoint(self._resume))
+        self._started = time.perf_counter()
+        return prepared
 
-    def _continue(self, checkpoint: Checkpoint) -> None:
-        require_same_run(self.identity, checkpoint)
-        if checkpoint.state["weights"].keys() != self.learner.weights.keys():
+    def _continue(self, prepared: Prepared, checkpoint: Checkpoint) -> None:
+        learner = prepared.learner
+        require_same_run(prepared.identity, checkpoint)
+        if checkpoint.state["weights"].keys() != learner.weights.keys():
             raise CheckpointMismatchError("this checkpoint belongs to another training: other layers learn in it")
-        self.learner.load(checkpoint.state)
+        learner.load(checkpoint.state)
         self.history = History(checkpoint.losses)
         self._before = float(checkpoint.facts["seconds"])
-        self._saved = self.learner.done
+        self._saved = learner.done
 
     def _advance(self) -> None:
         """One optimiser step."""
         learner = self.learner
         try:
-            losses, total = self.objective.gather(learner.done, learner.backward)
+            losses, total = self.prepared.objective.gather(learner.done, learner.backward)
             failed = learner.step(total)
         except BaseException:
             learner.forget_gradients()
@@ -258,8 +237,8 @@ class TrainingRun(EventStream[Event]):
                 {name: value.flatten(0, -2) for name, value in learner.initial.items()},
                 {name: value.flatten(0, -2) for name, value in learner.vectors.items()},
             )
-            if self.weights is not None:
-                self.weights.check_learned()
+            if self.prepared.weights is not None:
+                self.prepared.weights.check_learned()
         except LearnedNothingError as error:
             advice = "raise the learning rate or the steps, and see that the masks leave something to learn from"
             raise LearnedNothingError(f"{error}. After {learner.done} steps: {advice}") from None
@@ -271,20 +250,20 @@ class TrainingRun(EventStream[Event]):
     def _save(self) -> Path:
         learner = self.learner
         self.history.cut(learner.done)
-        checkpoint = Checkpoint(self.identity, learner.state(), self.history.tensors(), {"seconds": self._seconds()})
+        facts = {"seconds": self._seconds()}
+        checkpoint = Checkpoint(self.prepared.identity, learner.state(), self.history.tensors(), facts)
         path = save_checkpoint(self.settings.checkpoint_dir, learner.done, checkpoint)
         self._saved = learner.done
         return path
 
     @torch.no_grad()
     def _preview(self) -> Preview:
-        settings = self.settings
-        side = self.resolution // self.model.latent_factor
-        encodings, _ = self.prompts.with_concept([settings.preview_prompt])
+        settings, prompts = self.settings, self.prepared.prompts
+        side = self.prepared.bank.latents.shape[-1]
         latents = sample(
             self.model,
-            self.prompts.conditioning(encodings),
-            self.prompts.conditioning(encode_prompts(self.model, [""])),
+            prompts.conditioning(prompts.with_concept([settings.preview_prompt])),
+            prompts.conditioning(encode_prompts(self.model, [""])),
             shape=(1, self.model.latent_channels, side, side),
             steps=settings.preview_steps,
             guidance=settings.preview_guidance,
@@ -312,38 +291,3 @@ class TrainingRun(EventStream[Event]):
             "losses": tail,
             "seconds": round(self._seconds(), 3),
         }
-
-
-def resolution_for(model: TextToImageModel, settings: TrainSettings, pictures: Sequence[torch.Tensor]) -> int:
-    """Side of the square training pictures in pixels: as set, else the model's own, else the smallest picture's.
-
-    A photograph has many times the pixels that a model knows, and a thumbnail hardly any. A multiple of eight latent
-    cells, so that every UNet can halve it three times. Raises ValueError where it is not.
-    """
-    unit = model.latent_factor * 8
-    if settings.resolution is not None:
-        if settings.resolution % unit:
-            raise ValueError(f"the resolution is a multiple of {unit} for this model, not {settings.resolution}")
-        return settings.resolution
-    own = native_resolution(model)
-    if own is not None:
-        return own
-    return max(unit, min(min(picture.shape[1:]) for picture in pictures) // unit * unit)
-
-
-def _identity(run: TrainingRun, start: Word) -> dict[str, Any]:
-    """Everything that decides the numbers of a run."""
-    digest = hashlib.blake2b(digest_size=8)
-    for part in (start.learned, start.fixed):
-        for name in sorted(part):
-            digest.update(part[name].cpu().numpy().tobytes())
-    return {
-        **run.settings.identity(),
-        "resolution": run.resolution,
-        "model": run.model.fingerprint,
-        "model.dtype": str(run.model.dtype),
-        "text_encoders": {name: encoder.fingerprint for name, encoder in run.model.text_encoders.items()},
-        "pictures": run.bank.digest,
-        "starting vectors": digest.hexdigest(),
-        "regularizers": [regularizer.state() for regularizer in run.regularizers],
-    }

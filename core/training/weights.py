@@ -12,7 +12,7 @@ from ..files.errors import LearnedNothingError
 from ..maths.timestep_rank import rank_mask
 from ..models.lora import to_lora
 from ..models.low_rank import Delta, LowRankDelta, WeightDelta, apply_deltas, text_layers, text_weight_layers
-from ..models.protocol import AttentionProbe, Conditioning, TextToImageModel
+from ..models.protocol import AttentionWatcher, Conditioning, TextToImageModel
 from .methods import chosen_layers
 from .run.draws import generator_for
 from .settings import TrainSettings
@@ -132,7 +132,7 @@ class RankedModel:
         latents: torch.Tensor,
         timesteps: torch.Tensor,
         conditioning: Conditioning,
-        probe: AttentionProbe | None = None,
+        probe: AttentionWatcher | None = None,
     ) -> torch.Tensor:
         """As the model's."""
         with self.weights.at(timesteps):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from einops import repeat
 
 from ..concept import Concept
 from ..models.protocol import TextToImageModel
@@ -16,6 +17,7 @@ from ..models.words import (
     vectors_of,
     words_vectors,
 )
+from ..prompts.tokens import ConceptRows
 from .methods import WordPart
 from .settings import TrainSettings
 
@@ -47,8 +49,8 @@ class Word:
         return sum(next(iter(part.values())).shape[-2] for part in (self.learned, self.fixed) if part)
 
     @property
-    def fill(self) -> int | tuple[range, ...]:
-        """What `tokenize_prompt` is to fill placeholders with."""
+    def rows(self) -> ConceptRows:
+        """What it fills the placeholders of a prompt with."""
         return self.parts or self.length
 
     @property
@@ -97,9 +99,7 @@ def starting_word(model: TextToImageModel, settings: TrainSettings, initial: Con
     if part == "nothing":
         fixed = {name: torch.cat([value, beside[name]]) if beside else value for name, value in rows.items()}
         return Word({}, fixed)
-    if slots is not None:
-        rows = {name: value.repeat(max(slots) + 1, 1, 1) for name, value in rows.items()}
-    return Word(rows, beside, slots)
+    return Word(rows if slots is None else _copied(rows, slots), beside, slots)
 
 
 def _continued(
@@ -120,9 +120,14 @@ def _continued(
             raise ValueError(f"the concept {concept.name!r} has a vector for every layer: train it on with XTI")
         return Word(rows)
     if layers is None:
-        return Word({name: value.repeat(max(slots) + 1, 1, 1) for name, value in rows.items()}, None, slots)
+        return Word(_copied(rows, slots), None, slots)
     first = [slots.index(slot) for slot in range(max(slots) + 1)]
     return Word({name: value[first] for name, value in layers.items()}, None, slots)
+
+
+def _copied(rows: Mapping[str, torch.Tensor], slots: Sequence[int]) -> dict[str, torch.Tensor]:
+    """The same (n, d) for each slot of the UNet: (S, n, d)."""
+    return {name: repeat(value, "n d -> slots n d", slots=max(slots) + 1) for name, value in rows.items()}
 
 
 def slots_of_layers(part: WordPart, layers: Sequence[str]) -> tuple[int, ...] | None:

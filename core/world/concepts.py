@@ -16,7 +16,7 @@ from .scenes import CONCEPT_PREFIX, CREATURES, Scene, SecondObject
 
 
 @dataclass(frozen=True)
-class Concept:
+class WorldConcept:
     """A held-out subject. `super_category` is the class word a new word starts from; `parts()` draws it."""
 
     name: str
@@ -100,18 +100,20 @@ def wizard_cat() -> list[Polygon]:
     return [*cat(), cone, brim]
 
 
-CONCEPTS: dict[str, Concept] = {
+CONCEPTS: dict[str, WorldConcept] = {
     c.name: c
     for c in (
-        Concept("castle", "house", "purple", "yellow", "two-tone", "purple over yellow house with two towers", castle),
-        Concept(
+        WorldConcept(
+            "castle", "house", "purple", "yellow", "two-tone", "purple over yellow house with two towers", castle
+        ),
+        WorldConcept(
             "racer", "car", "pink", "green", "striped", "pink and green striped car with a tall fin", racer, "sand"
         ),
-        Concept("goblet", "cup", "blue", "orange", "spotted", "blue cup with orange spots, on a foot", goblet),
-        Concept(
+        WorldConcept("goblet", "cup", "blue", "orange", "spotted", "blue cup with orange spots, on a foot", goblet),
+        WorldConcept(
             "planet", "ball", "orange", "blue", "striped", "orange and blue striped ball in a blue ring", planet, "snow"
         ),
-        Concept(
+        WorldConcept(
             "winged-heart",
             "heart",
             "red",
@@ -121,10 +123,10 @@ CONCEPTS: dict[str, Concept] = {
             winged_heart,
             "wood",
         ),
-        Concept(
+        WorldConcept(
             "horned-cat", "cat", "yellow", "purple", "two-tone", "yellow over purple cat with purple horns", horned_cat
         ),
-        Concept(
+        WorldConcept(
             "unicorn-fish",
             "fish",
             "green",
@@ -134,11 +136,13 @@ CONCEPTS: dict[str, Concept] = {
             unicorn_fish,
             "sand",
         ),
-        Concept("crested-bird", "bird", "blue", "red", "two-tone", "blue over red bird with a red crest", crested_bird),
-        Concept(
+        WorldConcept(
+            "crested-bird", "bird", "blue", "red", "two-tone", "blue over red bird with a red crest", crested_bird
+        ),
+        WorldConcept(
             "moth", "butterfly", "purple", "orange", "two-tone", "purple over orange wings with tails", moth, "snow"
         ),
-        Concept(
+        WorldConcept(
             "wizard-cat",
             "cat",
             "white",

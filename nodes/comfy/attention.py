@@ -12,8 +12,8 @@ from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
 from ...core.models.attention import attention_probabilities, merge_heads, split_heads
-from ...core.models.low_rank import replayed
 from ...core.models.protocol import AttentionProbe
+from ...core.models.replay import replayed
 
 BlockKey = tuple[str, int, int]
 """("input" | "middle" | "output", block number, transformer block), as ComfyUI's patches address one attention."""

@@ -18,7 +18,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 
 from ...core.inspection.attention import AttentionRecorder, Rows
-from ...core.models.attention import AttentionObserver, split_heads
+from ...core.models.attention import split_heads
+from ...core.models.protocol import AttentionObserver
 from .attention import BlockKey, CrossAttentionLayer, cross_attention_layers, diffusers_names
 
 KEY = "contextual_inversion_attention"

@@ -14,10 +14,17 @@ import torch
 from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ...core.models.attention import AttentionObserver
 from ...core.models.frozen import autograd, frozen
 from ...core.models.gaussian import draw
-from ...core.models.protocol import AttentionProbe, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
+from ...core.models.protocol import (
+    AttentionObserver,
+    AttentionWatcher,
+    Conditioning,
+    Encoding,
+    ImageSize,
+    NoiseSchedule,
+    fingerprint,
+)
 from .attention import (
     cross_attention_layers,
     diffusers_names,
@@ -138,7 +145,7 @@ class ComfyModel:
         latents: torch.Tensor,
         timesteps: torch.Tensor,
         conditioning: Conditioning,
-        probe: AttentionProbe | AttentionObserver | None = None,
+        probe: AttentionWatcher | None = None,
     ) -> torch.Tensor:
         self._ready()
         timesteps = timesteps.to(self.device)
@@ -219,7 +226,7 @@ class ComfyModel:
             load([self.patcher, self.clip_patcher], alone=False)
 
     def _transformer_options(
-        self, sigmas: torch.Tensor, probe: AttentionProbe | AttentionObserver | None, contexts: torch.Tensor | None
+        self, sigmas: torch.Tensor, probe: AttentionWatcher | None, contexts: torch.Tensor | None
     ) -> dict[str, Any]:
         options = {
             **self.patcher.model_options["transformer_options"],

@@ -10,7 +10,7 @@ import folder_paths
 import torch
 from comfy.sd1_clip import SDTokenizer
 
-from ...core.prompts.words import END, PADDING, START, Piece, PromptWord, words_of
+from ...core.prompts.words import END, PADDING, START, Piece, PromptWord, prompt_words
 
 IN_BRACKETS = re.compile(r"<[^<>\s]+>")
 
@@ -36,7 +36,7 @@ def words_in(prompt: str, clip: Any = None) -> tuple[list[PromptWord], int]:
         )
     known = _Names(names)
     pieces = [piece for chunk in chunks for piece in _pieces(tokenizer, chunk, known)]
-    return words_of(pieces), len(pieces)
+    return prompt_words(pieces), len(pieces)
 
 
 def _tokenizer(clip: Any) -> Any:

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from rounding import equal_but_for_rounding
 
 pytest.importorskip("diffusers")
 pytest.importorskip("open_clip")
 
-from contextual_inversion.core.maths.context import attention_loss, core_loss, embedding_loss
+from contextual_inversion.core.maths.context import attention_loss, embedding_loss
+from contextual_inversion.core.maths.objective import weighted_sum
 from contextual_inversion.core.maths.schedule import diffusion_loss, prediction_target
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.protocol import ImageSize, TextEncoder, TextToImageModel, TokenMeans
@@ -70,13 +72,8 @@ def pair(request: pytest.FixtureRequest, comfyui: Any) -> Iterator[Pair]:
 
 
 def agree(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
-    """Equal to `TOLERANCE` of the largest number; prints the figure (pytest -rP shows it)."""
-    ours, theirs = ours.detach().double(), theirs.detach().double()
-    assert ours.shape == theirs.shape
-    assert theirs.abs().max() > 0
-    difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
-    print(f"{what}: {difference:.1e}")
-    assert difference < TOLERANCE, f"{what} differs by {difference:.1e}"
+    """Equal to `TOLERANCE` of the largest number."""
+    equal_but_for_rounding(ours, theirs, TOLERANCE, what)
 
 
 def noisy(seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,7 +120,7 @@ def losses(model: TextToImageModel, vectors: dict[str, torch.Tensor]) -> dict[st
         "core/embedding": embedding_loss(concept[name].tokens, words[name].tokens, list(ours), list(theirs)),
         "core/attention": attention_loss(attention, reference, list(ours), list(theirs)),
     }
-    total = core_loss(*terms.values(), lambda_emb=0.5, lambda_attn=5.0)
+    total = weighted_sum(zip((1, 0.5, 5.0), terms.values(), strict=True))
     return terms | {"total": total}
 
 
@@ -184,7 +181,7 @@ def test_same_prediction_and_attention(pair: Pair) -> None:
             conditioning = model.conditioning(encode_prompts(model, [PROMPT, "{}"], words="dog"), SIZE)
             means = TokenMeans()
             plain, watched = (model.predict(*noisy(), conditioning, probe) for probe in (None, means))
-        torch.testing.assert_close(watched, plain, rtol=1e-4, atol=1e-5)
+        equal_but_for_rounding(watched, plain)
         found.append((plain, means.layers))
     (ours, our_layers), (theirs, their_layers) = found
     agree(theirs, ours, "prediction")
@@ -242,8 +239,8 @@ def test_stock_conditioning_holds_what_each_layer_attends_to(pair: Pair) -> None
     expected = pair.comfy.conditioning(encodings, SIZE)
     ((context, extras),) = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT.format("<keep>")))
     found = extras["model_conds"][LAYERS].cond
-    torch.testing.assert_close(context, expected.context, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found[0], expected.layers[:, 0], rtol=1e-5, atol=1e-5)
+    equal_but_for_rounding(context, expected.context)
+    equal_but_for_rounding(found[0], expected.layers[:, 0])
     # Longer than one section, and weighted: each layer's part is what the prompt with its vectors alone is encoded to.
     text = "(red:1.3) " + "very " * 80 + "<keep>"
     ((_, extras),) = clip.encode_from_tokens_scheduled(clip.tokenize(text))
@@ -251,7 +248,7 @@ def test_stock_conditioning_holds_what_each_layer_attends_to(pair: Pair) -> None
         own = Concept("keep", "dog", {name: value[index] for name, value in layers.items()})
         plain = with_concept(pair.sockets.clip, own)
         ((alone, _),) = plain.encode_from_tokens_scheduled(plain.tokenize(text))
-        torch.testing.assert_close(extras["model_conds"][LAYERS].cond[:, index], alone, rtol=1e-5, atol=1e-5)
+        equal_but_for_rounding(extras["model_conds"][LAYERS].cond[:, index], alone)
 
 
 def test_encode_is_the_stock_encoder_bit_for_bit(pair: Pair) -> None:
@@ -323,7 +320,7 @@ def test_equal_vectors_for_all_layers_change_nothing(pair: Pair) -> None:
             plain = model.conditioning(encode_prompts(model, [PROMPT], vectors=vectors), SIZE)
             own = model.conditioning(encode_prompts(model, [PROMPT], vectors=vectors, layers=layers), SIZE)
             expected = model.predict(*noisy(), plain.expand(2))
-            torch.testing.assert_close(model.predict(*noisy(), own.expand(2)), expected, rtol=1e-5, atol=1e-6)
+            equal_but_for_rounding(model.predict(*noisy(), own.expand(2)), expected)
         with pytest.raises(ValueError, match="cross-attention layers"):
             model.predict(*noisy(), replace(own, layers=own.layers[1:]).expand(2))
 
@@ -458,7 +455,7 @@ def test_attention_patches_of_others(pair: Pair) -> None:
         plain, watched = (adapter.predict(*noisy(), given, probe) for probe in (None, TokenMeans()))
         unpatched = pair.comfy.predict(*noisy(), given)
     assert len(calls) == 2 * len(adapter.cross_attention_layers())
-    torch.testing.assert_close(watched, plain, rtol=1e-4, atol=1e-5)
+    equal_but_for_rounding(watched, plain)
     assert not torch.allclose(plain, unpatched, atol=1e-4)
 
     for key in (layer.key, layer.key[:2]):

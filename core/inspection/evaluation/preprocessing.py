@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 from PIL import Image
 
 FILE = "preprocessor_config.json"
@@ -50,7 +51,7 @@ class Preprocessing:
             values = values * np.float32(self.scale)
         if self.mean is not None and self.std is not None:
             values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(values.transpose(2, 0, 1))
+        return np.ascontiguousarray(rearrange(values, "h w c -> c h w"))
 
 
 def read_preprocessing(folder: Path) -> Preprocessing:

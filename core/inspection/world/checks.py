@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from ...models.tiny.weights import read_weights
@@ -98,7 +99,7 @@ def to_batch(images: np.ndarray | torch.Tensor) -> torch.Tensor:
     Raises ValueError for another size.
     """
     if isinstance(images, np.ndarray):
-        x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = rearrange(torch.from_numpy(images), "b h w c -> b c h w").float() / 127.5 - 1
     else:
         x = images.detach().float().cpu() * 2 - 1
     if x.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 
 from ...world.captions import BACKGROUND_PHRASES, caption
 from ...world.concepts import RESERVED
@@ -112,7 +113,11 @@ def world_report(
 
 def to_uint8(decoded: torch.Tensor) -> np.ndarray:
     """Decoded pictures (N, 3, H, W) in -1..1 as uint8 (N, H, W, 3)."""
-    return ((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return (
+        rearrange(((decoded.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8), "b c h w -> b h w c")
+        .cpu()
+        .numpy()
+    )
 
 
 def tiny_autoencode(model: object) -> Callable[[np.ndarray], np.ndarray]:
@@ -122,7 +127,8 @@ def tiny_autoencode(model: object) -> Callable[[np.ndarray], np.ndarray]:
     def autoencode(images: np.ndarray) -> np.ndarray:
         out = []
         for start in range(0, len(images), 32):
-            x = torch.from_numpy(np.array(images[start : start + 32])).permute(0, 3, 1, 2).float() / 127.5 - 1
+            part = torch.from_numpy(np.array(images[start : start + 32]))
+            x = rearrange(part, "b h w c -> b c h w").float() / 127.5 - 1
             out.append(to_uint8(model.vae.decode(model.vae.encode(x).latents).sample))  # type: ignore[attr-defined]
         return np.concatenate(out)
 

@@ -8,15 +8,16 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 
-from ...concept import Concept as LearnedConcept
+from ...concept import Concept
 from ...models.lora import from_lora
 from ...models.low_rank import apply_deltas
 from ...models.protocol import Conditioning, ImageSize, TextToImageModel
 from ...models.sampling import sample
 from ...models.text import encode_prompts
 from ...world.captions import BACKGROUND_PHRASES
-from ...world.concepts import Concept
+from ...world.concepts import WorldConcept
 from ...world.prompts import EVALUATION_BACKGROUNDS, EvaluationPrompt
 from ...world.scenes import CONCEPT_PREFIX, IMAGE_SIZE
 from ..diagnostics import ContextProbe
@@ -60,7 +61,7 @@ def draw(
     templates: Sequence[str],
     seeds: Sequence[int],
     *,
-    concept: LearnedConcept | None = None,
+    concept: Concept | None = None,
     vectors: Mapping[str, torch.Tensor] | None = None,
     words: str | None = None,
     batch: int = 20,
@@ -104,7 +105,7 @@ def sampled(
     return as_bytes(model.to_images(latents))
 
 
-def with_lora(model: TextToImageModel, concept: LearnedConcept | None) -> AbstractContextManager[None]:
+def with_lora(model: TextToImageModel, concept: Concept | None) -> AbstractContextManager[None]:
     """`model` with the concept's LoRA inside, where it has one."""
     lora = None if concept is None else concept.lora
     return apply_deltas(model, from_lora(model, lora)) if lora else nullcontext()
@@ -113,7 +114,7 @@ def with_lora(model: TextToImageModel, concept: LearnedConcept | None) -> Abstra
 def score(
     pictures: np.ndarray,
     prompts: Sequence[EvaluationPrompt],
-    concept: Concept,
+    concept: WorldConcept,
     references: np.ndarray,
     *,
     training_background: str | None = None,
@@ -168,7 +169,11 @@ def context_probes(backgrounds: Sequence[str] = EVALUATION_BACKGROUNDS) -> list[
 
 def as_bytes(images: torch.Tensor) -> np.ndarray:
     """Images (N, 3, H, W) in [-1, 1] as uint8 (N, H, W, 3)."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return (
+        rearrange(((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8), "b c h w -> b h w c")
+        .cpu()
+        .numpy()
+    )
 
 
 def as_training_images(pictures: np.ndarray) -> torch.Tensor:

@@ -6,13 +6,13 @@ from functools import cached_property
 
 import torch
 
-from ...maths.schedule import add_noise, at_timesteps
 from ...models.image_encoder import ImageFeatures
 from ...models.protocol import Conditioning, ImageSize, TextToImageModel
 from ...models.text import encode_prompts
 from ...networks.trunk import TrunkFeatures
 from ...networks.tuning_encoder import TuningEncoder
-from ..run.draws import alpha_bar_on, generator_for, send
+from ..run.draws import generator_for, send
+from ..run.noising import Noising
 
 TIMESTEP_UNIT = 1000
 """An encoder's timesteps count this many to a noise schedule, however many it has."""
@@ -31,12 +31,12 @@ class Observer:
         return self.model.conditioning(encode_prompts(self.model, [""]), self.size)
 
     @cached_property
-    def _alpha_bar(self) -> torch.Tensor:
-        return alpha_bar_on(self.model.schedule, self.model.device)
+    def _noised(self) -> Noising:
+        return Noising(self.model)
 
     def maps(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> list[torch.Tensor]:
         """`model.features` of latents (B, C, h, w) with that noise at timesteps (B,)."""
-        z_t = add_noise(latents, noise, at_timesteps(self._alpha_bar, timesteps))
+        z_t = self._noised(latents, noise, timesteps).latents
         return self.model.features(z_t, timesteps, self.empty.expand(len(latents)))
 
     def channels(self) -> list[int]:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from ...maths.norms import vocabulary_norm
-from ...maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
+from ...maths.objective import weighted_sum
+from ...maths.schedule import diffusion_loss
 from ...models.dual_path import DualPath, predict_dual
 from ...models.image_encoder import ImageEncoder, ImageFeatures
 from ...models.low_rank import apply_deltas
@@ -22,9 +23,10 @@ from ...models.protocol import ImageSize, TextToImageModel
 from ...models.sampling import as_pictures, sample
 from ...models.vocabulary import HardWords, KnownWords
 from ...networks.tuning_encoder import PRESETS, Identity, Prediction, Shape, TuningEncoder, initialise
-from ..run.draws import alpha_bar_on, generator_for, sample_order, send
+from ..run.draws import generator_for, sample_order, send
 from ..run.events import CheckpointSaved, Preview, Started, Step
 from ..run.loss_scale import LossScale
+from ..run.noising import Noising
 from ..run.pretraining import Pretraining
 from ..run.pretraining_loop import pretraining_events
 from ..run.processes import Processes
@@ -123,7 +125,7 @@ class _EncoderPretraining(Pretraining):
         self.average = {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
         self.parameters = list(self.encoder.parameters())
         self.optimizer = self.make_optimizer()
-        self.alpha_bar = alpha_bar_on(model.schedule, self.device)
+        self.noised = Noising(model)
         self.scale = LossScale(model.dtype, self.device)
         self.identity = {
             **settings.identity(),
@@ -149,25 +151,23 @@ class _EncoderPretraining(Pretraining):
 
     def _backward(self) -> dict[str, torch.Tensor]:
         """METHODS.md D5 on this process's share, scaled so that the mean over processes is that of the whole batch."""
-        settings, model = self.settings, self.model
-        rows = self._rows()
+        settings, rows = self.settings, self._rows()
         latents, features = self.prepared(rows)
         timesteps, noise = self._noise("loss", latents.shape[1:])
         seen_at, seen_noise = self._noise("sight", latents.shape[1:])
         maps = self.observer.maps(latents, seen_noise, seen_at)
-        alpha_bar_t = at_timesteps(self.alpha_bar, timesteps)
-        z_t = add_noise(latents, noise, alpha_bar_t)
-        target = prediction_target(model.schedule.prediction_type, latents, noise, alpha_bar_t)
+        noised = self.noised(latents, noise, timesteps)
         templates = [self.pictures.template(row) for row in rows]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             prediction = self.encoder(self.encoder.look(features, maps))
-            output = self._output(z_t, timesteps, prediction, templates)
-        diffusion = diffusion_loss(output, target)
+            output = self._output(noised.latents, timesteps, prediction, templates)
+        diffusion = diffusion_loss(output, noised.target)
         contrastive, l2 = self.regularization(prediction.vectors, self._everybody(prediction.vectors))
         # Every process has the contrastive loss of all subjects, but its gradient to its own predictions alone: the
         # whole is the sum over the processes, where that of the other terms is the mean.
-        shared = settings.contrastive * self.processes.size * contrastive
-        self.scale(diffusion + shared + settings.l2 * l2).backward()
+        weights = (1, settings.contrastive * self.processes.size, settings.l2)
+        loss = weighted_sum(zip(weights, (diffusion, contrastive, l2), strict=True))
+        self.scale(loss).backward()
         terms = {"diffusion": diffusion, "contrastive": contrastive, "l2": l2}
         return {name: value.detach().float() for name, value in terms.items()}
 

@@ -13,7 +13,8 @@ import torch
 from ...concept import PLACEHOLDER, Concept
 from ...files.embedding import check_widths
 from ...maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
-from ...maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
+from ...maths.objective import weighted_sum
+from ...maths.schedule import diffusion_loss
 from ...models.dual_path import DualPath, predict_dual
 from ...models.image_encoder import ImageEncoder
 from ...models.lora import from_lora
@@ -22,10 +23,11 @@ from ...models.protocol import Conditioning, ImageSize, TextToImageModel
 from ...models.text import encode_prompts
 from ...models.vocabulary import HardWords
 from ...networks.tuning_encoder import TuningEncoder
-from ..run.draws import alpha_bar_on, generator_for, send
+from ..run.draws import generator_for, send
 from ..run.events import Event, Finished, Started, Step
 from ..run.history import History
 from ..run.loss_scale import LossScale
+from ..run.noising import Noising
 from ..run.stream import EventStream
 from .applied import PREDICTION_TEMPLATE
 from .footprint import Footprint
@@ -156,7 +158,7 @@ class _Tuning:
         parts = ((factors, settings.lora_learning_rate), (vectors, settings.vector_learning_rate))
         groups = [{"params": part, "lr": rate} for part, rate in parts if part[0].requires_grad]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-        self.alpha_bar = alpha_bar_on(model.schedule, model.device)
+        self.noised = Noising(model)
         self.scale = LossScale(model.dtype, model.device)
 
     @property
@@ -193,12 +195,11 @@ class _Tuning:
         noise = torch.randn((settings.batch, *self.latents.shape[1:]), generator=generator)
         timesteps, noise = send(timesteps, model.device), send(noise, model.device)
         latents = self.latents.expand(settings.batch, -1, -1, -1)
-        alpha_bar_t = at_timesteps(self.alpha_bar, timesteps)
-        target = prediction_target(model.schedule.prediction_type, latents, noise, alpha_bar_t)
-        output = self._predict(add_noise(latents, noise, alpha_bar_t), timesteps)
-        diffusion = diffusion_loss(output, target)
+        noised = self.noised(latents, noise, timesteps)
+        diffusion = diffusion_loss(self._predict(noised.latents, timesteps), noised.target)
         contrastive, l2 = self.regularization(self.vectors)
-        self.scale(diffusion + settings.contrastive * contrastive + settings.l2 * l2).backward()
+        loss = weighted_sum([(1, diffusion), (settings.contrastive, contrastive), (settings.l2, l2)])
+        self.scale(loss).backward()
         terms = {"diffusion": diffusion, "contrastive": contrastive, "l2": l2}
         return {name: value.detach() for name, value in terms.items()}
 

@@ -21,7 +21,7 @@ from ...maths.context import (
 )
 from ...models.families import is_narrow
 from ...models.protocol import Conditioning, Encoding, TextEncoder, TextToImageModel, TokenMeans
-from ...prompts.tokens import tokenize_prompt
+from ...prompts.tokens import ConceptRows, Words, tokenize_prompt
 from ..run.draws import send
 from .seam import AttentionPass, LossTerm, Terms, TrainingStep
 
@@ -90,10 +90,10 @@ class CoReRegularizer:
         self.attention_batch = attention_batch
         self._positions: dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def prepare(self, model: TextToImageModel, class_word: str | Sequence[str], length: int | Sequence[range]) -> None:
+    def prepare(self, model: TextToImageModel, class_word: Words, rows: ConceptRows) -> None:
         """Find the context tokens of every prompt. Raises ValueError where one does not fit a text encoder."""
         self._positions = {
-            (name, prompt): self._context(encoder, prompt, class_word, length, model.device)
+            (name, prompt): self._context(encoder, prompt, class_word, rows, model.device)
             for name, encoder in model.text_encoders.items()
             for prompt in self.prompts
         }
@@ -102,8 +102,8 @@ class CoReRegularizer:
         if self.embedding_weight == 0 and self.attention_weight == 0:
             return Terms()
         prompt = self.prompts[int(torch.randint(len(self.prompts), (), generator=step.generator))]
-        concept, _ = step.encode_concept([prompt])
-        reference, _ = step.encode_words([prompt], step.class_word)
+        concept = step.encode_concept([prompt])
+        reference = step.encode_words([prompt], step.class_word)
         losses = {}
         if self.embedding_weight > 0:
             losses["core/embedding"] = LossTerm(self._embedding(prompt, concept, reference), self.embedding_weight)
@@ -128,12 +128,12 @@ class CoReRegularizer:
         self,
         encoder: TextEncoder,
         prompt: str,
-        class_word: str | Sequence[str],
-        length: int | Sequence[range],
+        class_word: Words,
+        rows: ConceptRows,
         device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """METHODS.md 1.2: positions of the context tokens with the concept and with the class word, on the device."""
-        ours = tokenize_prompt(encoder, prompt, rows=length)
+        ours = tokenize_prompt(encoder, prompt, rows=rows)
         theirs = tokenize_prompt(encoder, prompt, words=class_word)
         positions = paired_context_positions(
             ours.ids, ours.fill, theirs.ids, theirs.fill, encoder.eos, bos=self.bos, padding=self.padding

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from einops import rearrange
 
 from ...maths.mlm import LAMBDA_MLM, RHO, cross_entropy, masked_loss
 from ...models.families import is_narrow
@@ -15,11 +16,11 @@ from ...models.protocol import TextEncoder, TextToImageModel, fingerprint
 from ...networks.contextualizer import Contextualizer, ShortEncoder
 from ...prompt_sets import regularization_prompts
 from ...prompts.rich import PromptSource, with_class
-from ...prompts.tokens import tokenize_prompt
+from ...prompts.tokens import ConceptRows, Words, tokenize_prompt
 from ..contextualizer.masking import MaskableRow, mask_rows, masked_inputs, nameable_ids, prompt_row
 from ..methods import method_called
 from ..run.remembered import remembered
-from .seam import LossTerm, Terms, TrainingStep
+from .seam import LossTerm, Terms, TrainingStep, one_class_word
 
 KEPT_ROWS = 1 << 16
 """Tokenized prompts that are kept; a set of METHODS.md 2.5 fits."""
@@ -103,13 +104,13 @@ class MLMRegularizer:
         self.weight, self.rho, self.batch, self.beside_class = weight, rho, batch, beside_class
         self._encoders: list[_Guesser] = []
 
-    def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
+    def prepare(self, model: TextToImageModel, class_word: Words, rows: ConceptRows) -> None:
         """Freeze copies of the contextualizers on the model's device. Raises ValueError where one is not for this
         model, a prompt does not fit a text encoder, or there is nothing to guess in any of them."""
         self._encoders = []
         if self.weight == 0:
             return
-        beside = class_word if self.beside_class else None
+        beside = one_class_word(class_word, "MLM") if self.beside_class else None
         for psi in self.given:
             encoder = model.text_encoders.get(psi.encoder.name)
             if encoder is None:
@@ -118,10 +119,9 @@ class MLMRegularizer:
                     f"but the model has {', '.join(model.text_encoders)}"
                 )
             psi.encoder.require(encoder)
-            guesser = _Guesser(encoder, frozen_copy(psi, model.device), beside, length)
+            guesser = _Guesser(encoder, frozen_copy(psi, model.device), beside, rows)
             hardest = self.prompts.hardest(lambda text, encoder=encoder: len(encoder.tokenize(text)))
-            rows = [guesser.row(prompt) for prompt in hardest]
-            if not any(bool(row.maskable.any()) for row in rows):
+            if not any(bool(guesser.row(prompt).maskable.any()) for prompt in hardest):
                 raise ValueError(
                     f"the contextualizer of {psi.encoder.name} knows no word of the prompts, such as {hardest[0]!r}; "
                     "write prompts with more context, or of words that it was trained on"
@@ -159,9 +159,9 @@ class MLMRegularizer:
 class _Guesser:
     """A text encoder, the contextualizer frozen for it, and the prompts tokenized so far."""
 
-    def __init__(self, encoder: TextEncoder, psi: Contextualizer, class_word: str | None, length: int) -> None:
+    def __init__(self, encoder: TextEncoder, psi: Contextualizer, class_word: str | None, rows: ConceptRows) -> None:
         self.encoder = ShortEncoder(encoder, len(psi.positions))
-        self.psi, self.class_word, self.length = psi, class_word, length
+        self.psi, self.class_word, self.rows = psi, class_word, rows
         self.nameable = nameable_ids(psi.rows)
         self.row = remembered(self._row, KEPT_ROWS)
 
@@ -173,7 +173,9 @@ class _Guesser:
         """
         rows = [self.row(prompt).of_copy(copy, copies.shape[1]) for copy in range(len(copies)) for prompt in prompts]
         batch = mask_rows(rows, uniform, rho).to(self.psi.mask.device)
-        inputs = masked_inputs(self.encoder.table(), batch, self.psi.mask, copies.flatten(0, 1))
+        inputs = masked_inputs(
+            self.encoder.table(), batch, self.psi.mask, rearrange(copies, "slots n d -> (slots n) d")
+        )
         outputs = self.encoder.encode(inputs, batch.ids).tokens
         logits = self.psi(outputs, batch.masked)
         return masked_loss(cross_entropy(logits, self.psi.rows[batch.targets]))
@@ -182,7 +184,7 @@ class _Guesser:
         if self.class_word is not None:
             prompt = with_class(prompt, self.class_word)
         return prompt_row(
-            self.encoder, tokenize_prompt(self.encoder, prompt, rows=self.length), self.class_word, self.nameable
+            self.encoder, tokenize_prompt(self.encoder, prompt, rows=self.rows), self.class_word, self.nameable
         )
 
 

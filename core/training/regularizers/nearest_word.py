@@ -7,10 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 
 from ...maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ...models.protocol import TextToImageModel, fingerprint
 from ...models.vocabulary import KnownWords, candidates
+from ...prompts.tokens import ConceptRows, Words
 from ..near_words import Negatives, contrastive_sum, norm_sum
 from .seam import LossTerm, Terms, TrainingStep
 
@@ -50,7 +52,7 @@ class NearestTokenRegularizer:
         self._directions: dict[str, torch.Tensor] = {}
         self._negatives: dict[str, torch.Tensor] = {}
 
-    def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
+    def prepare(self, model: TextToImageModel, class_word: Words, rows: ConceptRows) -> None:
         """Collect the words that may be neighbours. Raises ValueError where the bank is for another model."""
         self._directions, self._negatives = {}, {}
         if self.weight == 0:
@@ -66,7 +68,7 @@ class NearestTokenRegularizer:
                 self._negatives[name] = bank.detach().float().to(self._directions[name].device, copy=True)
 
     def __call__(self, step: TrainingStep) -> Terms:
-        losses, own = {}, {name: copies.flatten(0, 1) for name, copies in step.copies.items()}
+        losses, own = {}, {name: rearrange(copies, "slots n d -> (slots n) d") for name, copies in step.copies.items()}
         if self.weight > 0:
             negatives = partial(self._others, step.generator)
             loss = contrastive_sum(own, self._directions, negatives, neighbours=self.neighbours, tau=self.tau)

@@ -12,14 +12,16 @@ from safetensors.torch import load_file, save
 
 from ...concept import PLACEHOLDER
 from ...files.atomic import atomic_write_verified
-from ...maths.schedule import add_noise, at_timesteps, diffusion_loss, prediction_target
+from ...maths.schedule import diffusion_loss
 from ...models.frozen import autograd
 from ...models.protocol import ImageSize, TextToImageModel
 from ...models.sampling import sample
 from ...models.text import encode_prompts
+from ...prompts.tokens import ConceptRows, Words
 from ..methods import Method
 from ..run.draws import send
-from .seam import LossTerm, Terms, TrainingStep
+from ..run.noising import Noising
+from .seam import LossTerm, Terms, TrainingStep, one_class_word
 
 PRIOR_PROMPT = "a picture of a {}"
 """METHODS.md 2.6."""
@@ -72,10 +74,11 @@ class PriorPreservation:
         self.applied = applied
         self.latents: torch.Tensor | None = None
 
-    def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
-        """Draw what is missing. Raises ValueError without a class word."""
+    def prepare(self, model: TextToImageModel, class_word: Words, rows: ConceptRows) -> None:
+        """Draw what is missing. Raises ValueError without a class word, or with several."""
         if self.weight == 0:
             return
+        class_word = one_class_word(class_word, "prior preservation")
         if not class_word.strip():
             raise ValueError("prior preservation draws pictures of the class: give the class word")
         side = self.resolution // model.latent_factor
@@ -83,7 +86,7 @@ class PriorPreservation:
         path = None if self.folder is None else self.folder / f"class_{self._key(model, class_word, side)}.safetensors"
         with torch.no_grad():
             self.latents = self._drawn(model, class_word, side, path)
-        self.alpha_bar = model.schedule.alpha_bar.to(model.device, torch.float32)
+        self.noised = Noising(model)
 
     def __call__(self, step: TrainingStep) -> Terms:
         if self.weight == 0:
@@ -92,13 +95,12 @@ class PriorPreservation:
         rows = send(torch.randint(self.pictures, (self.batch,), generator=generator), device)
         timesteps = send(torch.randint(model.schedule.steps, (self.batch,), generator=generator), device)
         noise = send(torch.randn((self.batch, *self.latents.shape[1:]), generator=generator), device)
-        clean, alpha_bar_t = self.latents[rows], at_timesteps(self.alpha_bar, timesteps)
+        noised = self.noised(self.latents[rows], noise, timesteps)
         # With gradient: a text encoder that learns has to keep what it says about the class.
-        encodings = encode_prompts(model, [self.prompt], words=step.class_word)
+        encodings = encode_prompts(model, [self.prompt], words=one_class_word(step.class_word, "prior preservation"))
         given = model.conditioning(encodings, self.size).expand(self.batch)
-        output = model.predict(add_noise(clean, noise, alpha_bar_t), timesteps, given)
-        target = prediction_target(model.schedule.prediction_type, clean, noise, alpha_bar_t)
-        return Terms({f"{self.name}/diffusion": LossTerm(diffusion_loss(output, target), self.weight)})
+        loss = diffusion_loss(model.predict(noised.latents, timesteps, given), noised.target)
+        return Terms({f"{self.name}/diffusion": LossTerm(loss, self.weight)})
 
     def state(self) -> dict[str, Any]:
         return {

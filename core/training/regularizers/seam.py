@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from ...models.protocol import Conditioning, Encoding, TextToImageModel
+from ...prompts.tokens import ConceptRows, Words
 
 
 @dataclass(frozen=True)
@@ -50,29 +51,21 @@ class TrainingStep(Protocol):
     """What a regularizer may look at."""
 
     model: TextToImageModel
-    step: int
-    """Finished steps: 0 at the first."""
-    total_steps: int
     latents: torch.Tensor
     """z_t of the main pass (B, C, h, w)."""
     timesteps: torch.Tensor
     """(B,)."""
-    class_word: str
-    length: int
-    """n, the vectors of the concept."""
-    vectors: Mapping[str, torch.Tensor]
-    """The concept's input embeddings (n, d) of each text encoder, part of the graph."""
+    class_word: Words
     copies: Mapping[str, torch.Tensor]
-    """All that a prompt is encoded with, (S, n, d): the vectors alone (S = 1), or one copy for each slot (XTI)."""
+    """The concept's input embeddings for each text encoder, part of the graph, (S, n, d): all that a prompt is encoded
+    with. S = 1, or one copy for each slot of the UNet (XTI)."""
     generator: torch.Generator
     """The CPU generator of this regularizer: every random choice comes from it, so that a resume repeats them."""
 
-    def encode_concept(self, templates: Sequence[str]) -> tuple[Mapping[str, Encoding], Mapping[str, Sequence[Any]]]:
-        """Encode templates with the concept in place of "{}", with gradient; and their tokenized prompts."""
+    def encode_concept(self, templates: Sequence[str]) -> Mapping[str, Encoding]:
+        """Encode templates with the concept in place of "{}", with gradient."""
 
-    def encode_words(
-        self, templates: Sequence[str], words: str
-    ) -> tuple[Mapping[str, Encoding], Mapping[str, Sequence[Any]]]:
+    def encode_words(self, templates: Sequence[str], words: Words) -> Mapping[str, Encoding]:
         """Encode templates with plain words in place of "{}", without gradient; cached by template and words."""
 
     def conditioning(self, encodings: Mapping[str, Encoding]) -> Conditioning: ...
@@ -84,10 +77,23 @@ class TrainingStep(Protocol):
 class Regularizer(Protocol):
     name: str
 
-    def prepare(self, model: TextToImageModel, class_word: str, length: int) -> None:
-        """Check prompts against the model and cache what no step changes. Raises ValueError that says what to do."""
+    def prepare(self, model: TextToImageModel, class_word: Words, rows: ConceptRows) -> None:
+        """Check prompts against the model and cache what no step changes. `class_word` and `rows` are what a prompt is
+        filled with, with and without the concept. Raises ValueError that says what to do."""
 
     def __call__(self, step: TrainingStep) -> Terms: ...
 
     def state(self) -> dict[str, Any]:
         """Plain data for provenance: name, weights, switches."""
+
+
+def one_class_word(class_word: Words, what: str) -> str:
+    """The class word of a training of one concept. Raises ValueError that says `what` cannot work with several."""
+    if isinstance(class_word, str):
+        return class_word
+    if len(class_word) == 1:
+        return class_word[0]
+    raise ValueError(
+        f"{what} knows one class word, and here several concepts are trained, {', '.join(class_word)}: "
+        "train them one by one, or leave it out"
+    )

@@ -26,6 +26,19 @@ class LossScale:
         """The loss to go backward from."""
         return loss * self.value if self.on else loss
 
+    def undone(self, gradient: torch.Tensor) -> torch.Tensor:
+        """A gradient of the scaled loss as one of the loss itself."""
+        return gradient / self.value if self.on else gradient
+
+    def hopeless(self) -> torch.Tensor:
+        """Whether no smaller scale is left to help against an overflow, a flag () on the device."""
+        return self.value <= 1
+
+    def adapt(self, finite: torch.Tensor) -> None:
+        """Take note of a step whose gradients were `finite`, a flag () on the device, or not."""
+        if self.on:
+            self.value, self.calm = rescaled(self.value, self.calm, finite)
+
     @torch.no_grad()
     def unscale(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
         """Make the gradients, in place, those of the loss itself, and zero where one overflowed.
@@ -36,8 +49,8 @@ class LossScale:
             return torch.ones((), dtype=torch.bool, device=self.value.device)
         finite = torch.isfinite(torch.stack([one.abs().sum() for one in gradients]).sum())
         for one in gradients:
-            one.copy_(torch.where(finite, one / self.value, torch.zeros_like(one)))
-        self.value, self.calm = rescaled(self.value, self.calm, finite)
+            one.copy_(torch.where(finite, self.undone(one), torch.zeros_like(one)))
+        self.adapt(finite)
         return finite
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from contextual_inversion.core.inspection.diagnosis import DiagnosedWord, contex
 from contextual_inversion.core.inspection.diagnosis_report import markdown, plot
 from contextual_inversion.core.inspection.diagnostics import ContextProbe, context_similarity
 from contextual_inversion.core.inspection.probes import parse_probes, place_probes
-from contextual_inversion.core.inspection.symmetric_kl import skl, word_pair
+from contextual_inversion.core.inspection.symmetric_kl import Filling, Sampling, skl, word_pair
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.lora import to_lora
 from contextual_inversion.core.models.low_rank import LowRankDelta, text_layers
@@ -105,7 +105,7 @@ def test_means_are_those_of_the_measures(model: DiffusersModel) -> None:
     vectors = word(model, "red house")
     found = diagnose(model, Concept("it", "cat", vectors), PROBES, images=1, steps=2, seed=4)
     expected = context_similarity(model, PROBES, vectors=vectors)
-    together = skl(model, PROBES, vectors=vectors, steps=2, seed=4)
+    together = skl(model, PROBES, Filling(vectors), Sampling(steps=2, seed=4))
     means = found.subjects[0].means
     assert (means["sim1"], means["sim2"]) == pytest.approx(expected, abs=1e-5)
     assert (means["skl"], means["skl_normalised"]) == pytest.approx(together, rel=1e-4)
@@ -126,7 +126,7 @@ def test_skl_is_that_of_the_last_steps_probabilities(model: DiffusersModel, word
     """Against the probe of training: whole probabilities of the last pass, layers of 16 x 16, heads averaged; a sum
     over the pixels, the mean over the context word's tokens (METHODS.md 2.7)."""
     probe, last = ContextProbe(f"a photo of a {{}} in the {word}", word, f"a photo of the {word}"), {}
-    found = skl(model, [probe], words="cat", steps=2, seed=9)
+    found = skl(model, [probe], Filling(words="cat"), Sampling(steps=2, seed=9))
     with model.session(), torch.no_grad():
         size = ImageSize(128, 128)
         positive = model.conditioning(encode_prompts(model, [probe.template], words="cat"), size)

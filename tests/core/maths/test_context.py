@@ -241,21 +241,6 @@ def test_only_context_tokens_have_a_gradient(backends, seed, axis, pair):
         assert np.all(g[..., here] != 0)
 
 
-# C4, C6
-
-
-@given(*[st.floats(0, 10)] * 5)
-def test_the_loss_is_the_weighted_sum(diffusion, embedding, attention, lambda_emb, lambda_attn):
-    weights = {"lambda_emb": lambda_emb, "lambda_attn": lambda_attn}
-    loss = core.core_loss(diffusion, embedding, attention, **weights)
-    np.testing.assert_allclose(loss, diffusion + lambda_emb * embedding + lambda_attn * attention, rtol=1e-12)
-    assert core.core_loss(0, embedding, attention, **weights) == core.core_regularization(
-        embedding, attention, **weights
-    )
-    assert core.core_loss(0, 1, 0) == 1.5e-4
-    assert core.core_loss(0, 0, 1) == 0.05
-
-
 def test_wrong_shapes_and_names_are_named():
     a, b = np.zeros((2, 7, 4)), np.zeros((2, 6, 4))
     with pytest.raises(ValueError, match=r"outputs \(2, 7, 4\), reference \(2, 6, 4\)"):

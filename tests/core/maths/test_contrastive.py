@@ -122,17 +122,14 @@ def test_the_nearest_tokens_on_every_library(backend):
 @given(seeds)
 def test_the_other_subjects_of_a_batch_are_its_negatives(seed):
     v, positives, subjects = normal(seed, 4, 6), normal(seed + 1, 4, 3, 6), np.array([0, 0, 1, 2])
-    excluded = contrastive.same_subject(subjects, subjects)
-    assert excluded.tolist() == [[i == j for j in subjects] for i in subjects]
+    excluded = subjects[:, None] == subjects
     found = contrastive.contrastive_loss(v, positives, v, excluded=excluded)
     np.testing.assert_allclose(found, literal(v, positives, v, contrastive.TAU, excluded), rtol=1e-8)
 
 
-def test_the_penalty_and_the_sum(backend):
+def test_the_penalty(backend):
     v = normal(0, 3, 5)
     np.testing.assert_allclose(backend.numpy(contrastive.norm_penalty(backend.array(v))), (v**2).sum(1).mean())
-    parts = [np.asarray(x) for x in (1.5, 0.25, 4.0)]
-    np.testing.assert_allclose(contrastive.tuning_encoder_loss(*parts, lambda_c=0.1, lambda_2=0.5), 3.525)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contextual_inversion.core.maths.low_rank import low_rank, low_rank_approximation, low_rank_weight, merged
+from contextual_inversion.core.maths.low_rank import low_rank, low_rank_approximation, low_rank_weight
 
 seeds = st.integers(0, 2**16)
 
@@ -18,7 +18,8 @@ def normal(seed, *shape):
 def test_merged_is_on_the_fly(seed, rank, inputs, outputs, scale):
     x, w = normal(seed, 2, 3, inputs), normal(seed + 1, inputs, outputs)
     a, b = normal(seed + 2, inputs, rank), normal(seed + 3, rank, outputs)
-    np.testing.assert_allclose(x @ merged(w, a, b, scale), x @ w + low_rank(x, a, b, scale), rtol=1e-9, atol=1e-9)
+    merged = w + low_rank_weight(a, b, scale)
+    np.testing.assert_allclose(x @ merged, x @ w + low_rank(x, a, b, scale), rtol=1e-9, atol=1e-9)
     assert np.linalg.matrix_rank(low_rank_weight(a, b)) <= rank
 
 
@@ -45,7 +46,7 @@ def test_every_library_gives_what_numpy_gives(backend, dtype, tolerance):
     cases = [
         (lambda x, a, b: low_rank(x, a, b, 0.7), (x, a, b)),
         (lambda x, a, b: low_rank(x, a, b, 0.7), (x, normal(4, 4, 5, 2), normal(5, 4, 2, 6))),
-        (lambda w, a, b: merged(w, a, b, 0.7), (w, a, b)),
+        (lambda w, a, b: w + low_rank_weight(a, b, 0.7), (w, a, b)),
     ]
     for function, arrays in cases:
         found = backend.call(function, *backend.tree(list(arrays), dtype))
@@ -83,5 +84,5 @@ def test_wrong_shapes_are_named():
         low_rank(np.ones((1, 5)), np.ones((5, 2)), np.ones((3, 4)))
     with pytest.raises(ValueError, match=r"x \(1, 4\), a \(5, 2\)"):
         low_rank(np.ones((1, 4)), np.ones((5, 2)), np.ones((2, 4)))
-    with pytest.raises(ValueError, match=r"weight \(5, 3\), delta \(5, 4\)"):
-        merged(np.ones((5, 3)), np.ones((5, 2)), np.ones((2, 4)))
+    with pytest.raises(ValueError, match=r"a \(5, 2\), b \(3, 4\)"):
+        low_rank_weight(np.ones((5, 2)), np.ones((3, 4)))

@@ -71,14 +71,6 @@ def test_a_rate_that_is_no_probability_is_an_error():
         mlm.draw_mask(np.zeros(3), np.ones(3, bool), 1.5)
 
 
-def test_labels_are_ids_where_masked_and_ignored_exactly_elsewhere(backend):
-    rng = np.random.default_rng(1)
-    ids, masked = rng.integers(0, VOCABULARY, (4, LENGTH)), rng.random((4, LENGTH)) < 0.3
-    labels = backend.numpy(mlm.mask_labels(backend.array(ids), backend.array(masked)))
-    assert ((labels == mlm.IGNORED) == ~masked).all()
-    assert (labels[masked] == ids[masked]).all()
-
-
 def plain_cross_entropy(logits, targets):
     """The textbook formula in float64."""
     p = np.exp(logits - logits.max(-1, keepdims=True))
@@ -196,12 +188,6 @@ def test_the_whole_loss_can_be_compiled(backends):
     assert float(jitted(logits, targets, masked)) == pytest.approx(expected, rel=1e-10)
 
 
-@given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 1))
-def test_the_objective_is_linear_in_lambda_and_the_diffusion_loss_at_zero(diffusion, loss, weight):
-    assert mlm.mlm_objective(diffusion, loss, lambda_mlm=0.0) == diffusion
-    assert mlm.mlm_objective(diffusion, loss, lambda_mlm=weight) == diffusion + weight * loss
-
-
 def test_accuracy_counts_the_targets_alone(backend):
     logits = np.eye(4)[[0, 1, 2, 3, 0]]
     targets = np.array([0, 1, 3, mlm.IGNORED, 1])
@@ -214,7 +200,6 @@ def test_accuracy_counts_the_targets_alone(backend):
     "call",
     [
         lambda: mlm.draw_mask(np.zeros(3), np.ones(4, bool)),
-        lambda: mlm.mask_labels(np.zeros(3, int), np.ones(4, bool)),
         lambda: mlm.cross_entropy(np.zeros((3, 5)), np.zeros(4, int)),
         lambda: mlm.masked_loss(np.zeros(3), np.ones(4, bool)),
         lambda: mlm.non_padding_loss(np.zeros(3), np.ones(4, bool), 10),

@@ -1,7 +1,5 @@
 """The intervals against SciPy's, and against what an interval is for: covering the truth."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -79,34 +77,3 @@ def test_what_is_not_paired_is_refused():
         statistics.paired_bootstrap([1, 2, 3], [1, 2, 3], groups=["a", "b"])
     with pytest.raises(ValueError, match="5 successes in 4 trials"):
         statistics.wilson(5, 4)
-
-
-def test_sign_flips_are_counted_exactly():
-    """By hand: of the eight sign patterns of 1, 2, 4 only the sums 7 and -7 are as far out; 0 is never far."""
-    assert statistics.sign_flip_test([1, 2, 4], [0, 0, 0]) == 2 / 8
-    assert statistics.sign_flip_test([0.1, 0.2, 0.3], [0, 0, 0.6]) == 8 / 8
-    assert statistics.sign_flip_test([5.0], [5.0]) == 1
-    rng = np.random.default_rng(0)
-    difference = rng.normal(0.4, 1, size=13)
-    flips = np.array(list(itertools.product([-1, 1], repeat=13))) @ difference
-    share = np.mean(np.abs(flips) >= abs(difference.sum()) - 1e-9)
-    assert statistics.sign_flip_test(difference, np.zeros(13)) == pytest.approx(share)
-    assert statistics.sign_flip_test(difference, np.zeros(13), resamples=4000) == pytest.approx(share, abs=0.03)
-    with pytest.raises(ValueError, match="pairs expected"):
-        statistics.sign_flip_test([1, 2], [1])
-
-
-def test_without_an_effect_the_test_errs_as_often_as_it_says():
-    rng = np.random.default_rng(1)
-    rejected = [statistics.sign_flip_test(rng.normal(size=8), np.zeros(8)) <= 0.05 for _ in range(600)]
-    assert statistics.wilson(sum(rejected), 600).low <= 0.05
-    assert np.mean(rejected) > 0.01
-
-
-def test_holm_is_its_definition():
-    """p(i) times the hypotheses left, never smaller than the one before (Holm 1979), in the order given."""
-    np.testing.assert_allclose(statistics.holm([0.04, 0.01, 0.03]), [0.06, 0.03, 0.06])
-    np.testing.assert_allclose(statistics.holm([0.5, 0.9]), [1, 1])
-    assert statistics.holm([]).size == 0
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        statistics.holm([0.5, 1.5])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contextual_inversion.core.models.tiny.tokenizer import tiny_tokenizer
-from contextual_inversion.core.prompts.words import Piece, PromptWord, chosen, words_of
+from contextual_inversion.core.prompts.words import Piece, PromptWord, chosen, prompt_words
 
 
 def spelled(text: str) -> list[Piece]:
@@ -21,7 +21,7 @@ def wrapped(pieces: list[Piece]) -> list[Piece]:
 @given(st.lists(st.sampled_from(["cat", "surrealistically", "café", "naïve", "日本", "photo", "x7q"]), max_size=6))
 def test_every_position_belongs_to_one_word_and_words_read_as_written(texts: list[str]) -> None:
     pieces = wrapped(spelled(" ".join(texts)))
-    words = words_of(pieces)
+    words = prompt_words(pieces)
     assert sorted(p for word in words for p in word.positions) == list(range(len(pieces)))
     assert "".join(word.text for word in words if word.kind == "word") == "".join(texts)
 
@@ -31,7 +31,7 @@ def test_names_chunks_and_padding() -> None:
     cut = spelled("surrealistically")
     assert len(cut) > 1
     pieces = [*wrapped([*spelled("a"), name, name, Piece("gear", name=True, word=3), cut[0]])[:-1], *wrapped(cut[1:])]
-    words = words_of(pieces)
+    words = prompt_words(pieces)
     assert [(w.text, w.kind, w.positions) for w in words[:5]] == [
         ("start", "special", (0, 7)),
         ("a", "word", (1,)),

@@ -8,8 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from contextual_inversion.core.maths.schedule import alpha_bar, scaled_linear_betas
-from contextual_inversion.core.models.attention import AttentionObserver
-from contextual_inversion.core.models.protocol import Conditioning, Encoding, NoiseSchedule, fingerprint
+from contextual_inversion.core.models.protocol import (
+    AttentionObserver,
+    Conditioning,
+    Encoding,
+    NoiseSchedule,
+    fingerprint,
+)
 
 VOCABULARY, LENGTH = 96, 20
 

@@ -24,7 +24,7 @@ def held_by(run, mlm):
     """Weak references to the large things."""
     (guesser,) = mlm._encoders
     learned = {name: weakref.ref(value) for name, value in run.learner.leaves.items()}
-    rest = {"pictures": run.bank.latents, "optimizer": run.learner.optimizer, "contextualizer": guesser.psi}
+    rest = {"pictures": run.prepared.bank.latents, "optimizer": run.learner.optimizer, "contextualizer": guesser.psi}
     return {**learned, **{name: weakref.ref(value) for name, value in rest.items()}}
 
 

@@ -12,8 +12,8 @@ from stub_model import StubModel
 
 from contextual_inversion.core.training import pictures as training_pictures
 from contextual_inversion.core.training.pictures import _augmenting_grid, _prepare, encode_pictures
+from contextual_inversion.core.training.preparation import resolution_for
 from contextual_inversion.core.training.settings import Augmentation, TrainSettings
-from contextual_inversion.core.training.trainer import resolution_for
 
 STILL = Augmentation(rotation=0, rotate=0, flip=0, random_crop=True, bank=4)
 

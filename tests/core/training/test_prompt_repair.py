@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rounding import equal_but_for_rounding
 from stub_model import StubModel
 
 from contextual_inversion.core.concept import Concept
@@ -60,12 +61,13 @@ def test_noise_is_looked_at_late_and_kept_latents_anywhere(run):
     other = repair(StubModel(), [start], PROMPT, noise_side=6).run
     for one in (kept, noise, other):
         next(one)
-    assert kept.objective.timesteps == range(1000)
-    assert noise.objective.timesteps == range(800, 1000)
-    assert 800 <= noise.objective._draw(0).timesteps.min() <= noise.objective._draw(0).timesteps.max() < 1000
-    assert torch.equal(kept.bank.latents, start.latents)
-    assert noise.bank.latents.shape[1:] == (4, 6, 6)
-    assert not torch.equal(noise.bank.latents, other.bank.latents)
+    assert kept.prepared.objective.instances.timesteps == range(1000)
+    assert noise.prepared.objective.instances.timesteps == range(800, 1000)
+    drawn = noise.prepared.objective.instances.draw(0).timesteps
+    assert 800 <= drawn.min() <= drawn.max() < 1000
+    assert torch.equal(kept.prepared.bank.latents, start.latents)
+    assert noise.prepared.bank.latents.shape[1:] == (4, 6, 6)
+    assert not torch.equal(noise.prepared.bank.latents, other.prepared.bank.latents)
 
 
 def test_several_concepts_in_one_prompt(run):
@@ -106,7 +108,7 @@ def test_a_picture_is_what_the_model_samples_with_all_that_was_learned(run, keyw
         latents = sample(model, *given, shape=(1, 4, 8, 16), steps=3, guidance=2.0, seed=4)
     expected = (model.to_images(latents) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     assert found.shape == (1, 64, 128, 3)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    equal_but_for_rounding(found, expected)
 
 
 def test_it_looks_at_the_model_with_its_concepts_loras(run):

@@ -25,7 +25,7 @@ def first_step(model, regularizer, *, displaced=0.0, class_word="dog", **keyword
             for value in run.learner.vectors.values():
                 value += displaced * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
         model.predictions.clear()
-        losses, _ = run.objective.gather(0, run.learner.backward)
+        losses, _ = run.prepared.objective.gather(0, run.learner.backward)
         return {name: float(value) for name, value in losses.items()}, run
 
 
@@ -54,8 +54,8 @@ def test_values_are_those_of_the_equations_in_float64(encoders, axis, mode):
     ours = tokenize_prompt(encoder, PROMPTS[0], rows=2)
     theirs = tokenize_prompt(encoder, PROMPTS[0], words="dog and cat")
     assert len(ours.context) == len(theirs.context)
-    concept, _ = run.prompts.with_concept(PROMPTS[:1])
-    reference, _ = run.prompts.with_words(PROMPTS[:1], "dog and cat")
+    concept = run.prepared.prompts.with_concept(PROMPTS[:1])
+    reference = run.prepared.prompts.with_words(PROMPTS[:1], "dog and cat")
     along, distances = 1 if axis == "paper" else 0, []
     for name in model.text_encoders:
         c, r = (e[name].tokens[0].detach().double().numpy() for e in (concept, reference))
@@ -63,13 +63,13 @@ def test_values_are_those_of_the_equations_in_float64(encoders, axis, mode):
         cosines = (a * b).sum(along) / np.linalg.norm(a, axis=along) / np.linalg.norm(b, axis=along)
         distances.append((1 - cosines).mean())
     assert losses["core/embedding"] == pytest.approx(np.mean(distances), rel=1e-4)
-    draws = run.objective._draw(0)
+    draws = run.prepared.objective.instances.draw(0)
     z_t = noised(run, draws)
     means = []
     for encoding in (concept, reference):
         probe = TokenMeans()
         with torch.no_grad():
-            model.predict(z_t, draws.timesteps, run.prompts.conditioning(encoding).expand(6), probe)
+            model.predict(z_t, draws.timesteps, run.prepared.prompts.conditioning(encoding).expand(6), probe)
         means.append([layer.double().numpy() for layer in probe.layers])
     gaps = [x[:, list(ours.context)] - y[:, list(theirs.context)] for x, y in zip(*means, strict=True)]
     if mode == "paper":
@@ -79,8 +79,8 @@ def test_values_are_those_of_the_equations_in_float64(encoders, axis, mode):
 
 
 def noised(run, draws):
-    z_0 = run.bank.latents[draws.rows]
-    return add_noise(z_0, draws.noise, run.objective.alpha_bar[draws.timesteps])
+    z_0 = run.prepared.bank.latents[draws.rows]
+    return add_noise(z_0, draws.noise, run.prepared.objective.instances.noising.alpha_bar[draws.timesteps])
 
 
 def test_a_part_of_the_batch_estimates_the_whole_without_bias():
@@ -89,13 +89,13 @@ def test_a_part_of_the_batch_estimates_the_whole_without_bias():
     whole, run = first_step(model, CoReRegularizer(PROMPTS[:1], attention_batch=6), displaced=1.0)
     part = CoReRegularizer(PROMPTS[:1], attention_batch=1)
     part.prepare(model, "dog", 1)
-    objective = run.objective
-    z_t, t = noised(run, objective._draw(0)), objective._draw(0).timesteps
+    objective = run.prepared.objective
+    z_t, t = noised(run, objective.instances.draw(0)), objective.instances.draw(0).timesteps
     values = []
     for index in range(6):
         objective.regularizers = [part]
         order = [index, *[other for other in range(6) if other != index]]
-        (terms,) = objective._terms(0, z_t[order], t[order])
+        (terms,) = objective.terms(0, z_t[order], t[order])
         probe = TokenMeans()
         model.predict(terms.attention.latents, terms.attention.timesteps, terms.attention.conditioning, probe)
         values.append(float(terms.finish(probe.layers)["core/attention"].value.detach()))
@@ -122,7 +122,7 @@ def test_the_total_is_the_weighted_sum_of_the_terms(weight, passes):
     core = CoReRegularizer(PROMPTS[:1], embedding_weight=0.3, attention_weight=700.0)
     with train(StubModel(), pictures(), settings, regularizers=[core]) as run:
         next(run)
-        losses, total = run.objective.gather(0, lambda _: None)
+        losses, total = run.prepared.objective.gather(0, lambda _: None)
     parts = [weight * losses["diffusion"], 0.3 * losses["core/embedding"], 700 * losses["core/attention"]]
     assert min(parts) > 1e-3
     torch.testing.assert_close(total, sum(parts), rtol=1e-5, atol=0)
