@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import load_concept
-from ..core.inspection.diagnosis import Diagnosis, diagnose
-from ..core.inspection.probes import parse_probes, place_probes
+from ..core.inspection.diagnosis.diagnose import Diagnosis, diagnose
+from ..core.inspection.diagnosis.probes import parse_probes, place_probes
 from ..core.inspection.world.world_evaluation import context_probes
 from ..core.models.families import drawn_resolution
 from ..core.models.protocol import ImageSize

@@ -11,7 +11,7 @@ import tyro
 from ..core.files import ConceptFileError, describe, describe_network
 
 if TYPE_CHECKING:
-    from ..core.inspection.diagnosis import Diagnosis
+    from ..core.inspection.diagnosis.diagnose import Diagnosis
 
 
 def main(
@@ -80,8 +80,8 @@ def write_diagnosis(diagnosis: Diagnosis, plot: Path | None, table: Path | None)
     from PIL import Image
 
     from ..core.files.atomic import atomic_write_verified
-    from ..core.inspection.diagnosis_report import markdown
-    from ..core.inspection.diagnosis_report import plot as drawn
+    from ..core.inspection.diagnosis.report import markdown
+    from ..core.inspection.diagnosis.report import plot as drawn
     from .places import write_picture
 
     text = markdown(diagnosis)

@@ -10,7 +10,7 @@ import comfy.samplers
 import torch
 from comfy_api.latest import io
 
-from ..core.inspection.attention import AttentionRecorder
+from ..core.inspection.attention.recorder import AttentionRecorder
 from .comfy.attention_recording import digest, recording
 from .schema.sockets import CATEGORY, PREFIX
 

@@ -18,7 +18,17 @@ from ..core.prompts.captions import REAL_SHARE, captions_from
 from ..core.training.contextualizer.pretraining import Pretrained, PretrainSettings, pretrain_contextualizer
 from ..core.training.contextualizer.recipes import recommended_pretraining
 from .comfy.clip_session import content_of, encoder_session, encoders_of
-from .comfy.folders import CONTEXTUALIZERS, NONE, first_folder, input_files, input_path, name_in, path_of, told, version
+from .comfy.folders import (
+    CONTEXTUALIZERS,
+    NONE,
+    first_folder,
+    input_files,
+    input_path,
+    name_in,
+    path_of,
+    told,
+    version,
+)
 from .comfy.saving import checked_word, free_name, written_as
 from .page.interrupted import Resumable
 from .page.live_view import OUTPUT

@@ -9,10 +9,10 @@ from comfy_api.latest import io
 
 from ..core.concept import Concept
 from ..core.files import check_widths
-from ..core.inspection.diagnosis import diagnose
-from ..core.inspection.diagnosis_report import markdown, plot
-from ..core.inspection.diagnostics import ContextProbe
-from ..core.inspection.probes import parse_probes, place_probes
+from ..core.inspection.diagnosis.context_similarity import ContextProbe
+from ..core.inspection.diagnosis.diagnose import diagnose
+from ..core.inspection.diagnosis.probes import parse_probes, place_probes
+from ..core.inspection.diagnosis.report import markdown, plot
 from ..core.inspection.world.world_evaluation import context_probes
 from ..core.models.protocol import ImageSize
 from .comfy.model import ComfyModel

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..core.inspection.attention_maps import AttentionMaps, normalised, stretched, word_maps
-from ..core.inspection.heat_pictures import mask_of, word_pictures
+from ..core.inspection.attention.heat_pictures import mask_of, word_pictures
+from ..core.inspection.attention.maps import AttentionMaps, normalised, stretched, word_maps
 from ..core.prompts.words import PromptWord, chosen
 from .attention import AttentionSocket, RecordedAttention
 from .comfy.prompt_words import words_in

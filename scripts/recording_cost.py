@@ -45,7 +45,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
     from contextual_inversion.cli.bench.attention import require_same
     from contextual_inversion.cli.bench.interleaved import sampling_figures
-    from contextual_inversion.core.inspection.attention import AttentionRecorder
+    from contextual_inversion.core.inspection.attention.recorder import AttentionRecorder
     from contextual_inversion.nodes.comfy.attention_recording import recording
 
     model, clip = loaded(options.checkpoint)

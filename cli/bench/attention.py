@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...core.inspection.attention import AttentionRecorder
+from ...core.inspection.attention.recorder import AttentionRecorder
 from ...core.models.protocol import ImageSize, TextToImageModel
 from ...core.models.sampling import sample
 from ...core.models.text import encode_prompts

@@ -17,7 +17,7 @@ def main(n: int = 100, concept: str | None = None, file: Path | None = None, see
         seed: Of the scenes and of the noise.
     """
     from ...core.files import load_concept
-    from ...core.inspection.attention_report import attention_report
+    from ...core.inspection.world.attention_report import attention_report
     from ...core.models.diffusers_adapter import DiffusersModel
     from ...core.models.tiny import load_tiny
     from ...core.models.words import layer_vectors_of

@@ -14,7 +14,15 @@ from typing import Any
 
 from ...core.models.diffusers_adapter import DiffusersModel
 from .paper_tables import Parts, gathered, methods_table, papers_table, provenance
-from .tables import has_tables, require_marks, rewrite_in_one, rewrite_tables, table_figure, table_header, table_row
+from .tables import (
+    has_tables,
+    require_marks,
+    rewrite_in_one,
+    rewrite_tables,
+    table_figure,
+    table_header,
+    table_row,
+)
 from .trials import Arm, Comparison, Trial, arm_key, cached_trial, demo_model, run_trial
 
 DEVELOPMENT = ("crested-bird", "goblet")

@@ -11,7 +11,7 @@ import torch
 
 from ...core.concept import Concept
 from ...core.files import load_concept, save_embedding
-from ...core.inspection.attention_report import interval, scene_shares, summary
+from ...core.inspection.world.attention_report import interval, scene_shares, summary
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.world import concepts as world
 from ...core.world.render import concept_images

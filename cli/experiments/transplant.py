@@ -15,7 +15,7 @@ def main(concepts: tuple[str, ...] = ("goblet", "crested-bird", "castle"), seed:
         concepts: Held-out concepts of ConceptWorld.
         seed: Of training and pictures.
     """
-    from ...core.inspection.transplant import CHOICES
+    from ...core.inspection.diagnosis.transplant import CHOICES
     from ...core.world import concepts as world
     from ...core.world.render import concept_images
     from .trials import demo_model, held_out_prompts, learn, plain_inversion
@@ -45,7 +45,7 @@ def drawn_with(model: Any, templates: list[str], word: Any, kinds: tuple[str, ..
     """A picture a template (N, 128, 128, 3), as `world_evaluation.draw` makes them, from transplanted encodings."""
     import torch
 
-    from ...core.inspection.transplant import transplanted
+    from ...core.inspection.diagnosis.transplant import transplanted
     from ...core.inspection.world.world_evaluation import SIZE, sampled
 
     with model.session(), torch.no_grad():

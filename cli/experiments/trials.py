@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ...core.concept import Concept
-from ...core.inspection.diagnostics import context_similarity
-from ...core.inspection.symmetric_kl import Filling, Sampling, skl
+from ...core.inspection.diagnosis.context_similarity import context_similarity
+from ...core.inspection.diagnosis.symmetric_kl import Filling, Sampling, skl
 from ...core.inspection.world.world_evaluation import as_training_images, context_probes, draw, score, with_lora
 from ...core.maths.mlm import RHO
 from ...core.models.diffusers_adapter import DiffusersModel

@@ -22,7 +22,13 @@ from .learner import Learner
 from .pictures import LatentBank
 from .preparation import Prepared, latent_bank_of, prepare
 from .regularizers.seam import Regularizer
-from .run.checkpoint import Checkpoint, CheckpointMismatchError, load_checkpoint, require_same_run, save_checkpoint
+from .run.checkpoint import (
+    Checkpoint,
+    CheckpointMismatchError,
+    load_checkpoint,
+    require_same_run,
+    save_checkpoint,
+)
 from .run.events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from .run.history import History
 from .run.stream import EventStream

@@ -17,7 +17,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 
-from ...core.inspection.attention import AttentionRecorder, Rows
+from ...core.inspection.attention.recorder import AttentionRecorder, Rows
 from ...core.models.attention import split_heads
 from ...core.models.protocol import AttentionObserver
 from .attention import BlockKey, CrossAttentionLayer, cross_attention_layers, diffusers_names

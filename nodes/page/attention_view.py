@@ -10,8 +10,8 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ...core.inspection.attention_atlas import atlas, description
-from ...core.inspection.attention_maps import AttentionMaps
+from ...core.inspection.attention.atlas import atlas, description
+from ...core.inspection.attention.maps import AttentionMaps
 from ...core.prompts.words import PromptWord
 
 UI_KEY = "contextual_inversion_attention"

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from contextual_inversion.core.inspection.attention import AttentionRecorder
-from contextual_inversion.core.inspection.attention_atlas import atlas, description
+from contextual_inversion.core.inspection.attention.atlas import atlas, description
+from contextual_inversion.core.inspection.attention.recorder import AttentionRecorder
 from contextual_inversion.core.prompts.words import PromptWord
 
 WORDS = ["a", "red", "castle", "on", "grass"]

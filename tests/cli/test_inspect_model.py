@@ -10,7 +10,7 @@ from PIL import Image
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.concept import Concept
 from contextual_inversion.core.files import load_concept, save_bundle, save_embedding
-from contextual_inversion.core.inspection.attention_report import attention_report
+from contextual_inversion.core.inspection.world.attention_report import attention_report
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.lora import to_lora
 from contextual_inversion.core.models.low_rank import LowRankDelta

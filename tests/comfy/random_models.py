@@ -21,7 +21,11 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from contextual_inversion.core.models.diffusers_adapter import DiffusersModel, DiffusersTextEncoder, noise_schedule
+from contextual_inversion.core.models.diffusers_adapter import (
+    DiffusersModel,
+    DiffusersTextEncoder,
+    noise_schedule,
+)
 
 LAYERS = 3
 """Of every text encoder."""

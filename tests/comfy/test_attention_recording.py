@@ -13,7 +13,7 @@ from rounding import equal_but_for_rounding
 pytest.importorskip("diffusers")
 pytest.importorskip("open_clip")
 
-from contextual_inversion.core.inspection.attention import AttentionRecorder
+from contextual_inversion.core.inspection.attention.recorder import AttentionRecorder
 from contextual_inversion.core.models.attention import attention_probabilities, merge_heads, split_heads
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.protocol import ImageSize

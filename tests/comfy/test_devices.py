@@ -19,7 +19,11 @@ from simulated_cuda import CPU, CUDA, simulated_cuda
 
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.text import encode_prompts
-from contextual_inversion.core.networks.contextualizer import Contextualizer, ContextualizerShape, EncoderIdentity
+from contextual_inversion.core.networks.contextualizer import (
+    Contextualizer,
+    ContextualizerShape,
+    EncoderIdentity,
+)
 from contextual_inversion.core.prompts.rich import ListedPrompts
 from contextual_inversion.core.training.regularizers.context import CoReRegularizer
 from contextual_inversion.core.training.regularizers.mlm import MLMRegularizer

@@ -283,7 +283,7 @@ def test_a_stock_lora_of_others_stays_in_force(world: World) -> None:
 
 @torch.inference_mode()
 def test_with_the_attention_recorded_the_picture_is_the_same(world: World) -> None:
-    from contextual_inversion.core.inspection.attention import AttentionRecorder
+    from contextual_inversion.core.inspection.attention.recorder import AttentionRecorder
     from contextual_inversion.nodes.comfy.attention_recording import recording
 
     model, conditioning = world.node(alpha=0.5)

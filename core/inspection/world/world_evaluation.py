@@ -20,7 +20,7 @@ from ...world.captions import BACKGROUND_PHRASES
 from ...world.concepts import WorldConcept
 from ...world.prompts import EVALUATION_BACKGROUNDS, EvaluationPrompt
 from ...world.scenes import CONCEPT_PREFIX, IMAGE_SIZE
-from ..diagnostics import ContextProbe
+from ..diagnosis.context_similarity import ContextProbe
 from .checks import Judge, Verdict, default_judge
 
 SAMPLING_STEPS, GUIDANCE = 25, 4.0

@@ -11,7 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from contextual_inversion.core.files.contextualizer import load_contextualizer, save_contextualizer
 from contextual_inversion.core.files.errors import ConceptFileError
-from contextual_inversion.core.networks.contextualizer import PRESETS, Contextualizer, EncoderIdentity, initialise
+from contextual_inversion.core.networks.contextualizer import (
+    PRESETS,
+    Contextualizer,
+    EncoderIdentity,
+    initialise,
+)
 
 TABLE = torch.randn(50, 32, generator=torch.Generator().manual_seed(9))
 

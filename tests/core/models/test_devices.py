@@ -14,7 +14,7 @@ from small_pipelines import pipeline
 from training_child import TINY_METHODS
 from tuning_parts import pictures, settings, source, vision_tower
 
-from contextual_inversion.core.inspection.attention import AttentionRecorder
+from contextual_inversion.core.inspection.attention.recorder import AttentionRecorder
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.dual_path import DualPath, DualPathModel
 from contextual_inversion.core.models.image_encoder import ImageEncoder
@@ -22,9 +22,16 @@ from contextual_inversion.core.models.low_rank import LowRankDelta
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.sampling import sample
 from contextual_inversion.core.models.text import encode_prompts
-from contextual_inversion.core.networks.contextualizer import Contextualizer, ContextualizerShape, EncoderIdentity
+from contextual_inversion.core.networks.contextualizer import (
+    Contextualizer,
+    ContextualizerShape,
+    EncoderIdentity,
+)
 from contextual_inversion.core.prompts.rich import ListedPrompts
-from contextual_inversion.core.training.contextualizer.pretraining import PretrainSettings, pretrain_contextualizer
+from contextual_inversion.core.training.contextualizer.pretraining import (
+    PretrainSettings,
+    pretrain_contextualizer,
+)
 from contextual_inversion.core.training.one_picture.predict import predict_concept
 from contextual_inversion.core.training.one_picture.pretraining import pretrain_encoder
 from contextual_inversion.core.training.one_picture.tuning import TuneSettings, tune

@@ -9,7 +9,11 @@ import torch._dynamo  # noqa: F401 - the first optimizer of a process imports it
 from stub_model import StubModel, pictures
 from training_child import TINY_METHODS, core
 
-from contextual_inversion.core.networks.contextualizer import Contextualizer, ContextualizerShape, EncoderIdentity
+from contextual_inversion.core.networks.contextualizer import (
+    Contextualizer,
+    ContextualizerShape,
+    EncoderIdentity,
+)
 from contextual_inversion.core.prompts.rich import ListedPrompts
 from contextual_inversion.core.training.regularizers.mlm import MLMRegularizer
 from contextual_inversion.core.training.settings import TrainSettings

@@ -15,7 +15,11 @@ from safetensors.torch import load_file
 from stub_model import StubEncoder
 
 from contextual_inversion.core.prompts.captions import ListedCaptions, SplitCaptions, is_held_out
-from contextual_inversion.core.training.contextualizer.held_out import Questions, held_out_accuracy, shuffled_context
+from contextual_inversion.core.training.contextualizer.held_out import (
+    Questions,
+    held_out_accuracy,
+    shuffled_context,
+)
 from contextual_inversion.core.training.contextualizer.masking import caption_row, mask_rows, nameable_ids
 from contextual_inversion.core.training.contextualizer.pretraining import (
     Pretrained,

@@ -9,7 +9,12 @@ from contextual_inversion.core.maths import context as maths
 from contextual_inversion.core.maths.schedule import add_noise
 from contextual_inversion.core.models.protocol import TokenMeans
 from contextual_inversion.core.prompts.tokens import tokenize_prompt
-from contextual_inversion.core.training.regularizers.context import NARROW, PAPER, CoReRegularizer, recommended_weights
+from contextual_inversion.core.training.regularizers.context import (
+    NARROW,
+    PAPER,
+    CoReRegularizer,
+    recommended_weights,
+)
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import train
 

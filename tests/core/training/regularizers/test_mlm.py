@@ -32,7 +32,11 @@ from contextual_inversion.core.training.contextualizer.masking import (
 from contextual_inversion.core.training.methods import METHODS
 from contextual_inversion.core.training.prompts import PromptEncoder, StepView
 from contextual_inversion.core.training.regularizers.context import CoReRegularizer
-from contextual_inversion.core.training.regularizers.mlm import MLMRegularizer, recommended_lambda, recommended_mlm
+from contextual_inversion.core.training.regularizers.mlm import (
+    MLMRegularizer,
+    recommended_lambda,
+    recommended_mlm,
+)
 from contextual_inversion.core.training.word import Word
 from contextual_inversion.core.world.captions import BACKGROUND_PHRASES
 from contextual_inversion.core.world.prompts import EVALUATION_BACKGROUNDS

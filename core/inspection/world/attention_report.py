@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from ..maths.statistics import paired_bootstrap
-from ..models.lora import from_lora
-from ..models.low_rank import apply_deltas
-from ..models.protocol import Conditioning, ImageSize, TextToImageModel
-from ..models.text import encode_prompts
-from ..world.captions import BACKGROUND_PHRASES
-from ..world.concepts import CONCEPTS, RESERVED
-from ..world.render import render
-from ..world.scenes import Scene, sample_scene
-from .attention import AttentionRecorder
-from .attention_maps import AttentionMaps, word_maps
-from .diagnostics import ContextProbe
-from .symmetric_kl import SIDE, word_pair
+from ...maths.statistics import paired_bootstrap
+from ...models.lora import from_lora
+from ...models.low_rank import apply_deltas
+from ...models.protocol import Conditioning, ImageSize, TextToImageModel
+from ...models.text import encode_prompts
+from ...world.captions import BACKGROUND_PHRASES
+from ...world.concepts import CONCEPTS, RESERVED
+from ...world.render import render
+from ...world.scenes import Scene, sample_scene
+from ..attention.maps import AttentionMaps, word_maps
+from ..attention.recorder import AttentionRecorder
+from ..diagnosis.context_similarity import ContextProbe
+from ..diagnosis.symmetric_kl import SIDE, word_pair
 
 TIMESTEPS = (800, 600, 400, 200)
 BATCH = 20

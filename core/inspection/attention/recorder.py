@@ -13,9 +13,9 @@ import torch
 from einops import rearrange
 from torch.nn import functional
 
-from ..models.attention import attention_probabilities
-from .attention_maps import AttentionMaps, LayerGroup
+from ...models.attention import attention_probabilities
 from .layer_groups import LayerPlan, layer_plan
+from .maps import AttentionMaps, LayerGroup
 
 BINS, CELLS = 8, 32
 """Stretches of the sampling that are kept apart, and the side to which larger maps are pooled."""

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..maths.similarity import sim1, sim2
-from ..models.protocol import TextEncoder, TextToImageModel
-from ..prompts.tokens import TokenizedPrompt, input_embeddings, tokenize_prompt
+from ...maths.similarity import sim1, sim2
+from ...models.protocol import TextEncoder, TextToImageModel
+from ...prompts.tokens import TokenizedPrompt, input_embeddings, tokenize_prompt
 
 NO_PROBES = "no probes: give at least one prompt with a context word"
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from contextual_inversion.core.inspection.transplant import KINDS, transplanted
+from contextual_inversion.core.inspection.diagnosis.transplant import KINDS, transplanted
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.text import encode_prompts
 from contextual_inversion.core.models.tiny import load_tiny

@@ -11,9 +11,9 @@ import torch
 from einops import rearrange
 from torch.nn import functional
 
-from ..prompts.words import PromptWord
-from .attention import pooled
-from .attention_maps import AttentionMaps
+from ...prompts.words import PromptWord
+from .maps import AttentionMaps
+from .recorder import pooled
 
 VERSION = 1
 MOST_PIXELS = 2**24

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..models.protocol import Encoding, TextToImageModel
-from ..models.text import encode_prompts
-from ..models.words import starting_vectors
-from ..prompts.tokens import tokenize_prompt
+from ...models.protocol import Encoding, TextToImageModel
+from ...models.text import encode_prompts
+from ...models.words import starting_vectors
+from ...prompts.tokens import tokenize_prompt
 
 KINDS = ("word", "context", "eot", "padding")
 """The concept's own positions, the other words (with BOS), the first EOT, and what comes after it."""

@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from contextual_inversion.core.inspection.diagnostics import ContextProbe, context_similarity, word_position
+from contextual_inversion.core.inspection.diagnosis.context_similarity import (
+    ContextProbe,
+    context_similarity,
+    word_position,
+)
 from contextual_inversion.core.inspection.world.world_evaluation import context_probes
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.tiny import load_tiny

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from einops import rearrange
 
-from ..concept import Concept
-from ..maths.similarity import cosine, nearest_rows
-from ..models.lora import from_lora
-from ..models.low_rank import apply_deltas
-from ..models.protocol import ImageSize, TextEncoder, TextToImageModel
-from ..models.words import layer_vectors_of
-from ..prompts.tokens import input_embeddings, tokenize_prompt
-from .diagnostics import ContextProbe, context_similarity, require_words, seen_vectors
+from ...concept import Concept
+from ...maths.similarity import cosine, nearest_rows
+from ...models.lora import from_lora
+from ...models.low_rank import apply_deltas
+from ...models.protocol import ImageSize, TextEncoder, TextToImageModel
+from ...models.words import layer_vectors_of
+from ...prompts.tokens import input_embeddings, tokenize_prompt
+from .context_similarity import ContextProbe, context_similarity, require_words, seen_vectors
 from .symmetric_kl import Filling, Sampling, skl_of_each
 
 NEIGHBOURS = 5

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .diagnosis import Diagnosis, SubjectFigures
+from .diagnose import Diagnosis, SubjectFigures
 
 MEASURES = {
     "sim1": "sim1: speaks for the context (lower is better)",

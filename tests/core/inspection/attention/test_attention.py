@@ -5,17 +5,23 @@ import pytest
 import torch
 from rounding import equal_but_for_rounding
 
-from contextual_inversion.core.inspection.attention import AttentionRecorder, folded, head_means, map_size, pooled
-from contextual_inversion.core.inspection.attention_atlas import atlas, description
-from contextual_inversion.core.inspection.attention_maps import (
+from contextual_inversion.core.inspection.attention.atlas import atlas, description
+from contextual_inversion.core.inspection.attention.heat_pictures import mask_of
+from contextual_inversion.core.inspection.attention.layer_groups import MOST, layer_plan
+from contextual_inversion.core.inspection.attention.maps import (
     AttentionMaps,
     LayerGroup,
     normalised,
     stretched,
     word_maps,
 )
-from contextual_inversion.core.inspection.heat_pictures import mask_of
-from contextual_inversion.core.inspection.layer_groups import MOST, layer_plan
+from contextual_inversion.core.inspection.attention.recorder import (
+    AttentionRecorder,
+    folded,
+    head_means,
+    map_size,
+    pooled,
+)
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.protocol import AttentionObserver, ImageSize
 from contextual_inversion.core.models.sampling import sample
@@ -68,7 +74,7 @@ def test_maps_are_the_softmax_by_hand_averaged_over_heads_and_passes() -> None:
 def test_a_batch_too_large_to_hold_is_taken_picture_by_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key = normal(0, 3, 2, 4, 5), normal(1, 3, 2, 7, 5)
     at_once = head_means(query, key)
-    monkeypatch.setattr("contextual_inversion.core.inspection.attention.CHUNK", 10)
+    monkeypatch.setattr("contextual_inversion.core.inspection.attention.recorder.CHUNK", 10)
     torch.testing.assert_close(head_means(query, key), at_once)
 
 
@@ -234,8 +240,8 @@ def test_a_mask_lies_between_the_least_and_the_most_of_a_map() -> None:
 
 @pytest.mark.parametrize("limit", [2**24, 200])
 def test_the_atlas_holds_every_map(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr("contextual_inversion.core.inspection.attention_atlas.MOST_PIXELS", limit)
-    monkeypatch.setattr("contextual_inversion.core.inspection.attention_atlas.SMALLEST", 1)
+    monkeypatch.setattr("contextual_inversion.core.inspection.attention.atlas.MOST_PIXELS", limit)
+    monkeypatch.setattr("contextual_inversion.core.inspection.attention.atlas.SMALLEST", 1)
     maps, words = example(), [PromptWord("one", "word", (1,)), PromptWord("two", "word", (2, 3))]
     sheet = atlas(maps, words)
     told = description(maps, words, sheet, "one two", [0])

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 
-from ..maths.similarity import pixel_symmetric_kl, symmetric_kl
-from ..models.protocol import Conditioning, ImageSize, TextToImageModel
-from ..models.sampling import sample
-from ..models.text import encode_prompts
-from ..prompts.tokens import tokenize_prompt
-from .attention import AttentionRecorder
-from .attention_maps import AttentionMaps, word_maps
-from .diagnostics import ContextProbe, word_position
+from ...maths.similarity import pixel_symmetric_kl, symmetric_kl
+from ...models.protocol import Conditioning, ImageSize, TextToImageModel
+from ...models.sampling import sample
+from ...models.text import encode_prompts
+from ...prompts.tokens import tokenize_prompt
+from ..attention.maps import AttentionMaps, word_maps
+from ..attention.recorder import AttentionRecorder
+from .context_similarity import ContextProbe, word_position
 
 SIDE = 16
 """The MLM paper's layers are those with maps of 16 x 16."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..concept import PLACEHOLDER
-from ..prompts.parse import strip_comment
-from .diagnostics import ContextProbe
+from ...concept import PLACEHOLDER
+from ...prompts.parse import strip_comment
+from .context_similarity import ContextProbe
 
 PLACES = (
     "beach", "forest", "mountain", "desert", "river", "lake", "street", "market", "bridge", "castle", "garden",

@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from contextual_inversion.core.concept import Concept
-from contextual_inversion.core.inspection.attention_report import (
+from contextual_inversion.core.inspection.diagnosis.context_similarity import ContextProbe, context_similarity
+from contextual_inversion.core.inspection.diagnosis.diagnose import DiagnosedWord, context_cosines, diagnose
+from contextual_inversion.core.inspection.diagnosis.probes import parse_probes, place_probes
+from contextual_inversion.core.inspection.diagnosis.report import markdown, plot
+from contextual_inversion.core.inspection.diagnosis.symmetric_kl import Filling, Sampling, skl, word_pair
+from contextual_inversion.core.inspection.world.attention_report import (
     attended,
     attention_report,
     over_chance,
     questions,
     share,
 )
-from contextual_inversion.core.inspection.diagnosis import DiagnosedWord, context_cosines, diagnose
-from contextual_inversion.core.inspection.diagnosis_report import markdown, plot
-from contextual_inversion.core.inspection.diagnostics import ContextProbe, context_similarity
-from contextual_inversion.core.inspection.probes import parse_probes, place_probes
-from contextual_inversion.core.inspection.symmetric_kl import Filling, Sampling, skl, word_pair
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.lora import to_lora
 from contextual_inversion.core.models.low_rank import LowRankDelta, text_layers
