@@ -29,7 +29,7 @@ from contextual_inversion.core.training.presets import (
 from contextual_inversion.core.training.regularizers.registry import REGULARIZERS, Added, Kind
 from contextual_inversion.core.training.regularizers.seam import LossTerm, Terms
 from contextual_inversion.core.training.run.events import Finished
-from contextual_inversion.core.world.concepts import concept_images
+from contextual_inversion.core.world.render import concept_images
 
 WIDE, NARROW = (SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=width)}) for width in (768, 128))
 PROMPTS = ("a {} in the snow",)
