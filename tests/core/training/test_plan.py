@@ -144,7 +144,7 @@ def test_the_window_stays_where_a_regularizer_keeps_it(recipe, added, chosen, ru
 
 
 def test_a_word_that_is_gone_on_with_keeps_its_length():
-    start = Concept("thing", {"clip_l": torch.ones(3, 32)}, class_word="dog")
+    start = Concept("thing", "dog", {"clip_l": torch.ones(3, 32)})
     assert settings_of(Choices(DEMO, "dog", start=start)).vectors == 3
     assert settings_of(Choices(DEMO, "dog", {"vectors": 2}, start=start)).vectors == 2
     assert settings_of(Choices(DEMO, "dog")).vectors == DEMO.values["vectors"]
