@@ -25,10 +25,6 @@ class LossTerm:
     value: torch.Tensor
     weight: float
 
-    @property
-    def weighted(self) -> torch.Tensor:
-        return self.weight * self.value
-
 
 @dataclass(frozen=True)
 class AttentionPass:
