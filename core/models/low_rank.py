@@ -35,6 +35,11 @@ class Delta(Protocol):
         """What it adds to `module(x)`."""
 
 
+def is_linear(part: torch.nn.Module) -> bool:
+    """Also ComfyUI's quantised layers are, by what they do and not by their class."""
+    return isinstance(part, torch.nn.Linear) or (hasattr(part, "in_features") and hasattr(part, "out_features"))
+
+
 @dataclass(frozen=True)
 class LowRankDelta:
     """METHODS.md D1: y = x W + `scale` (x A) B on a linear layer.
@@ -183,7 +188,20 @@ def _of_encoders(layers: Mapping[str, Mapping[str, torch.nn.Module]]) -> dict[st
 
 class Replayable:
     """Marks a hook, or an attention's processor, that is there for one pass only and must be there again when a
-    checkpointed layer is recomputed."""
+    checkpointed layer is recomputed. A hook takes the keywords that the layer was called with."""
+
+
+def output_scale(keywords: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor | float:
+    """What a layer has multiplied its product with. ComfyUI's linear layers, since 0.39, may add a residual to it and
+    apply an activation before it. Raises RuntimeError for the latter: the product is then not that of the input."""
+    act = keywords.get("input_act")
+    if act is not None:
+        raise RuntimeError(
+            f"this ComfyUI has folded the activation {act!r} into a layer that a LoRA or a second path changes, which "
+            "cannot be followed there: choose layers of the attention, or use ComfyUI 0.33"
+        )
+    scale = keywords.get("residual_scale")
+    return scale.expand_as(output) if isinstance(scale, torch.Tensor) else 1.0 if scale is None else scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,21 +211,33 @@ class DeltaHook(Replayable):
     delta: Delta
     rows: Rows | None = None
 
-    def __call__(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        (x, *_) = inputs
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        inputs: tuple[torch.Tensor, ...],
+        keywords: Mapping[str, Any],
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        (x, *_), scale = inputs, output_scale(keywords, output)
         if self.rows is None:
-            return output + self.delta(module, x)
+            return output + scale * self.delta(module, x)
         if isinstance(self.rows, slice):
             start, stop, _ = self.rows.indices(len(x))
-            return torch.cat([output[:start], output[start:stop] + self.delta(module, x[start:stop]), output[stop:]])
+            share = scale[start:stop] if isinstance(scale, torch.Tensor) else scale
+            changed = output[start:stop] + share * self.delta(module, x[start:stop])
+            return torch.cat([output[:start], changed, output[stop:]])
         factors = self.rows.to(output.device, output.dtype)
-        return output + factors.view(-1, *[1] * (output.ndim - 1)) * self.delta(module, x)
+        return output + factors.view(-1, *[1] * (output.ndim - 1)) * scale * self.delta(module, x)
 
 
 @contextmanager
 def hooked(module: torch.nn.Module, hook: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
     """`module` with a forward hook inside, or with one `before` it, which then goes before those already there."""
-    handle = module.register_forward_pre_hook(hook, prepend=True) if before else module.register_forward_hook(hook)
+    keywords = isinstance(hook, Replayable)
+    if before:
+        handle = module.register_forward_pre_hook(hook, prepend=True, with_kwargs=keywords)
+    else:
+        handle = module.register_forward_hook(hook, with_kwargs=keywords)
     try:
         yield
     finally:
@@ -243,7 +273,7 @@ def with_deltas(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     output = module.forward(x)
     for hook in list(module._forward_hooks.values()):
         if isinstance(hook, DeltaHook) and hook.rows is None:
-            output = hook(module, (x,), output)
+            output = hook(module, (x,), {}, output)
     return output
 
 
@@ -262,27 +292,31 @@ def replayed(run: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-Slots = list[tuple[dict[Any, Any], dict[Any, Any]]]
-"""The hook dictionaries of modules, each with its entries that are `Replayable`."""
+Slots = list[tuple[dict[Any, Any], dict[Any, bool], dict[Any, Any]]]
+"""The hook dictionaries of modules, torch's marks of those hooks that take keywords, and the entries that are
+`Replayable`."""
 
 
 def _replayable(module: torch.nn.Module) -> Slots:
     found = []
     for part in module.modules():
-        for slots in (part._forward_hooks, part._forward_pre_hooks):
+        before = (part._forward_pre_hooks, part._forward_pre_hooks_with_kwargs)
+        for slots, marks in ((part._forward_hooks, part._forward_hooks_with_kwargs), before):
             ours = {key: hook for key, hook in slots.items() if isinstance(hook, Replayable)}
             if ours:
-                found.append((slots, ours))
+                found.append((slots, marks, ours))
     return found
 
 
 def _exchange(out: Slots, into: Slots) -> None:
     # Under their own keys, so that the handle that removes a hook still finds it.
-    for slots, hooks in out:
+    for slots, marks, hooks in out:
         for key in hooks:
             slots.pop(key, None)
-    for slots, hooks in into:
+            marks.pop(key, None)
+    for slots, marks, hooks in into:
         slots.update(hooks)
+        marks.update(dict.fromkeys(hooks, True))
 
 
 def _set_processors(parts: Sequence[Any], processors: Sequence[Any]) -> None:
