@@ -143,9 +143,15 @@ def paths_in(linear: Mapping[str, torch.nn.Module], layers: Sequence[str], path:
             block = layer.removesuffix(".attn2")
             for attention, context in (("attn1", None), ("attn2", path.soft.context)):
                 names = [f"{block}.{attention}.{part}" for part in PROJECTIONS]
-                if names[0] in linear:
-                    found = [(linear[name], path.deltas.get(name)) for name in names]
-                    stack.enter_context(_two_paths(found, context, alpha, path))
+                lost = [name for name in names if name not in linear]
+                if attention == "attn1" and len(lost) == len(names):
+                    continue  # a block without self-attention
+                if lost:
+                    raise ValueError(
+                        f"the model has no layer {lost[0]!r} of its own, so it cannot take two paths there"
+                    )
+                found = [(linear[name], path.deltas.get(name)) for name in names]
+                stack.enter_context(_two_paths(found, context, alpha, path))
         yield
 
 

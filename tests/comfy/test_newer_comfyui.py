@@ -307,6 +307,50 @@ def test_a_recording_and_a_training_with_them(linear_keywords: None, sockets: An
     assert bool(gradient_of(ComfyModel(sockets.model, sockets.clip, None))[1].abs().sum() > 0)
 
 
+# Text encoders
+
+
+def text_gradient(sockets: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the text encoder says of a prompt, and the gradient of its square in the input embeddings."""
+    from contextual_inversion.nodes.comfy.model import ComfyModel
+
+    model = ComfyModel(sockets.model, sockets.clip, None)
+    encoder = model.text_encoders["clip_l"]
+    ids = torch.tensor([[encoder.bos, *encoder.tokenize("a red cat"), encoder.eos]])
+    with model.session():
+        inputs = encoder.table()[ids].detach().clone().requires_grad_()
+        tokens = encoder.encode(inputs, ids).tokens
+        tokens.square().mean().backward()
+    return tokens.detach(), inputs.grad
+
+
+def test_a_text_layer_may_be_called_in_another_way(sockets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its layers still add in place, which autograd must not see; their signature is ComfyUI's own business."""
+    import comfy.clip_model
+    from comfy.ldm.modules.attention import optimized_attention_for_device
+
+    expected = text_gradient(sockets)
+
+    def layer(self: Any, x: Any, *, causal: Any, options: Any) -> Any:
+        x += self.self_attn(self.layer_norm1(x), causal, options["attention"])
+        x += self.mlp(self.layer_norm2(x))
+        return x
+
+    def encoder(self: Any, x: Any, mask: Any = None, intermediate_output: Any = None) -> Any:
+        attention = optimized_attention_for_device(x.device, mask=mask is not None, small_input=True)
+        hidden = None
+        for index, part in enumerate(self.layers):
+            x = part(x, causal=mask, options={"attention": attention})
+            if intermediate_output is not None and index == intermediate_output % len(self.layers):
+                hidden = x.clone()
+        return x, hidden
+
+    monkeypatch.setattr(comfy.clip_model.CLIPLayer, "forward", layer)
+    monkeypatch.setattr(comfy.clip_model.CLIPEncoder, "forward", encoder)
+    for one, two in zip(text_gradient(sockets), expected, strict=True):
+        assert torch.equal(one, two)
+
+
 # Projections that are joined into one layer (0.45, "Combine Parallel Linear Weights")
 
 
