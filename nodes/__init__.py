@@ -9,6 +9,10 @@ def extension() -> Any:
     """The ComfyExtension that lists this pack's nodes; only ComfyUI can import what it needs."""
     from comfy_api.latest import ComfyExtension, io
 
+    from .comfy import touched
+
+    touched.report()  # before the imports, which may fail over what it names
+
     from . import (
         attention,
         concepts,

@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 
 from ..core.inspection.attention.recorder import AttentionRecorder
-from .comfy.attention_recording import digest, recording
+from .comfy.attention_recording import digest, layer_names, recording, recording_at
 from .schema.sockets import CATEGORY, PREFIX
 
 AttentionSocket = io.Custom("ATTENTION")
@@ -141,15 +141,13 @@ def attend(
     """One pass over `latents` noised to each timestep, through ComfyUI's own sampling (a single step without
     guidance), so that whatever patches, hooks and conditioning a sampler would honour are in force."""
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
-    now = 0.0
-    watched = recording(model, recorder, progress=lambda options: now)
-    schedule = watched.get_model_object("model_sampling")
+    schedule = model.get_model_object("model_sampling")
     last = len(getattr(schedule, "sigmas", range(1000))) - 1
-    for timestep in sorted(timesteps, reverse=True):
-        now = 1 - (min(timestep, last) + 1) / (last + 1)
-        sigma = schedule.sigma(torch.tensor(float(min(timestep, last))))
+    recorder.begin(layer_names(model))
+    for timestep in sorted((min(timestep, last) for timestep in timesteps), reverse=True):
+        sigma = schedule.sigma(torch.tensor(float(timestep)))
         comfy.sample.sample_custom(
-            watched,
+            recording_at(model, recorder, progress=1 - (timestep + 1) / (last + 1)),
             comfy.sample.prepare_noise(latents, seed),
             1.0,
             comfy.samplers.sampler_object("euler"),

@@ -17,7 +17,7 @@ import torch
 from einops import repeat
 
 from ..maths.dual_path import ALPHA, blend, check_alpha
-from .low_rank import Delta, hooked, with_deltas
+from .low_rank import Delta, hooked, output_scale, with_deltas
 from .protocol import AttentionObserver, AttentionWatcher, Conditioning, TextToImageModel
 from .replay import Replayable
 
@@ -144,9 +144,15 @@ def paths_in(linear: Mapping[str, torch.nn.Module], layers: Sequence[str], path:
             block = layer.removesuffix(".attn2")
             for attention, context in (("attn1", None), ("attn2", path.soft.context)):
                 names = [f"{block}.{attention}.{part}" for part in PROJECTIONS]
-                if names[0] in linear:
-                    found = [(linear[name], path.deltas.get(name)) for name in names]
-                    stack.enter_context(_two_paths(found, context, alpha, path))
+                lost = [name for name in names if name not in linear]
+                if attention == "attn1" and len(lost) == len(names):
+                    continue  # a block without self-attention
+                if lost:
+                    raise ValueError(
+                        f"the model has no layer {lost[0]!r} of its own, so it cannot take two paths there"
+                    )
+                found = [(linear[name], path.deltas.get(name)) for name in names]
+                stack.enter_context(_two_paths(found, context, alpha, path))
         yield
 
 
@@ -200,8 +206,15 @@ class _Projection(Replayable):
     delta: Delta | None
     context: torch.Tensor | None
 
-    def __call__(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        inputs: tuple[torch.Tensor, ...],
+        keywords: Mapping[str, Any],
+        output: torch.Tensor,
+    ) -> Any:
         layer, x = self.layer, inputs[0]
+        output_scale(keywords, output)
         layer.batch = len(output)
         start, stop, _ = layer.rows.indices(layer.batch)
         hard = output[start:stop]
@@ -229,13 +242,15 @@ class _Blend(Replayable):
 
     layer: _Layer
 
-    def __call__(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def __call__(
+        self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], keywords: Mapping[str, Any]
+    ) -> tuple[tuple[torch.Tensor, ...], Mapping[str, Any]]:
         layer, both = self.layer, inputs[0]
         start, stop, _ = layer.rows.indices(layer.batch)
         hard, soft = both[start:stop], both[layer.batch :]
         layer.modulated = soft if layer.soft else hard
         mixed = blend(soft, hard, layer.alpha)
-        return (torch.cat([both[:start], mixed, both[stop : layer.batch]]), *inputs[1:])
+        return (torch.cat([both[:start], mixed, both[stop : layer.batch]]), *inputs[1:]), keywords
 
 
 @dataclass(eq=False)
@@ -245,15 +260,22 @@ class _Output(Replayable):
     layer: _Layer
     delta: Delta
 
-    def __call__(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
-        layer = self.layer
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        inputs: tuple[torch.Tensor, ...],
+        keywords: Mapping[str, Any],
+        output: torch.Tensor,
+    ) -> Any:
+        layer, scale = self.layer, output_scale(keywords, output)
         start, stop, _ = layer.rows.indices(len(output))
         x = inputs[0][start:stop] if layer.modulated is None else layer.modulated
         layer.modulated = None
         share = layer.alpha if layer.soft else 1 - layer.alpha
         if share == 0:
             return None
-        changed = output[start:stop] + share * self.delta(module, x)
+        scale = scale[start:stop] if isinstance(scale, torch.Tensor) else scale
+        changed = output[start:stop] + share * scale * self.delta(module, x)
         return torch.cat([output[:start], changed, output[stop:]])
 
 

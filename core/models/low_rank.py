@@ -36,6 +36,11 @@ class Delta(Protocol):
         """What it adds to `module(x)`."""
 
 
+def is_linear(part: torch.nn.Module) -> bool:
+    """Also ComfyUI's quantised layers are, by what they do and not by their class."""
+    return isinstance(part, torch.nn.Linear) or (hasattr(part, "in_features") and hasattr(part, "out_features"))
+
+
 @dataclass(frozen=True)
 class LowRankDelta:
     """METHODS.md D1: y = x W + `scale` (x A) B on a linear layer.
@@ -182,6 +187,19 @@ def _of_encoders(layers: Mapping[str, Mapping[str, torch.nn.Module]]) -> dict[st
     return {f"{name}.{layer}": module for name, found in layers.items() for layer, module in found.items()}
 
 
+def output_scale(keywords: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor | float:
+    """What a layer has multiplied its product with. ComfyUI's linear layers, since 0.39, may add a residual to it and
+    apply an activation before it. Raises RuntimeError for the latter: the product is then not that of the input."""
+    act = keywords.get("input_act")
+    if act is not None:
+        raise RuntimeError(
+            f"this ComfyUI has folded the activation {act!r} into a layer that a LoRA or a second path changes, which "
+            "cannot be followed there: choose layers of the attention, or use ComfyUI 0.33"
+        )
+    scale = keywords.get("residual_scale")
+    return scale.expand_as(output) if isinstance(scale, torch.Tensor) else 1.0 if scale is None else scale
+
+
 @dataclass(frozen=True, eq=False)
 class DeltaHook(Replayable):
     """A forward hook that adds a delta to what a layer gives."""
@@ -189,21 +207,33 @@ class DeltaHook(Replayable):
     delta: Delta
     rows: Rows | None = None
 
-    def __call__(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        (x, *_) = inputs
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        inputs: tuple[torch.Tensor, ...],
+        keywords: Mapping[str, Any],
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        (x, *_), scale = inputs, output_scale(keywords, output)
         if self.rows is None:
-            return output + self.delta(module, x)
+            return output + scale * self.delta(module, x)
         if isinstance(self.rows, slice):
             start, stop, _ = self.rows.indices(len(x))
-            return torch.cat([output[:start], output[start:stop] + self.delta(module, x[start:stop]), output[stop:]])
+            share = scale[start:stop] if isinstance(scale, torch.Tensor) else scale
+            changed = output[start:stop] + share * self.delta(module, x[start:stop])
+            return torch.cat([output[:start], changed, output[stop:]])
         factors = self.rows.to(output.device, output.dtype)
-        return output + factors.view(-1, *[1] * (output.ndim - 1)) * self.delta(module, x)
+        return output + factors.view(-1, *[1] * (output.ndim - 1)) * scale * self.delta(module, x)
 
 
 @contextmanager
 def hooked(module: torch.nn.Module, hook: Callable[..., Any], *, before: bool = False) -> Iterator[None]:
     """`module` with a forward hook inside, or with one `before` it, which then goes before those already there."""
-    handle = module.register_forward_pre_hook(hook, prepend=True) if before else module.register_forward_hook(hook)
+    keywords = isinstance(hook, Replayable)
+    if before:
+        handle = module.register_forward_pre_hook(hook, prepend=True, with_kwargs=keywords)
+    else:
+        handle = module.register_forward_hook(hook, with_kwargs=keywords)
     try:
         yield
     finally:
@@ -216,7 +246,7 @@ def with_deltas(module: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     output = module.forward(x)
     for hook in list(module._forward_hooks.values()):
         if isinstance(hook, DeltaHook) and hook.rows is None:
-            output = hook(module, (x,), output)
+            output = hook(module, (x,), {}, output)
     return output
 
 

@@ -10,14 +10,16 @@ import torch
 
 
 class Replayable:
-    """Marks a hook, or whatever an adapter puts in a `Place`, that is there for one pass only."""
+    """Marks a hook, or whatever an adapter puts in a `Place`, that is there for one pass only. A hook takes the
+    keywords that the layer was called with."""
 
 
 Place = tuple[Any, str]
 """An attribute of an object that may hold something `Replayable`."""
 
-Slots = list[tuple[dict[Any, Any], dict[Any, Any]]]
-"""The hook dictionaries of modules, each with its entries that are `Replayable`."""
+Slots = list[tuple[dict[Any, Any], dict[Any, bool], dict[Any, Any]]]
+"""The hook dictionaries of modules, torch's marks of those hooks that take keywords, and the entries that are
+`Replayable`."""
 
 
 def replayed(run: Callable[..., Any], places: Sequence[Place] = ()) -> Callable[..., Any]:
@@ -61,20 +63,23 @@ class Replay:
 def _replayable(module: torch.nn.Module) -> Slots:
     found = []
     for part in module.modules():
-        for slots in (part._forward_hooks, part._forward_pre_hooks):
+        before = (part._forward_pre_hooks, part._forward_pre_hooks_with_kwargs)
+        for slots, marks in ((part._forward_hooks, part._forward_hooks_with_kwargs), before):
             ours = {key: hook for key, hook in slots.items() if isinstance(hook, Replayable)}
             if ours:
-                found.append((slots, ours))
+                found.append((slots, marks, ours))
     return found
 
 
 def _exchange(out: Slots, into: Slots) -> None:
     # Under their own keys, so that the handle that removes a hook still finds it.
-    for slots, hooks in out:
+    for slots, marks, hooks in out:
         for key in hooks:
             slots.pop(key, None)
-    for slots, hooks in into:
+            marks.pop(key, None)
+    for slots, marks, hooks in into:
         slots.update(hooks)
+        marks.update(dict.fromkeys(hooks, True))
 
 
 def _values(places: Sequence[Place]) -> list[Any]:

@@ -1,25 +1,25 @@
-"""Watching the cross-attention of ComfyUI's UNet, and checkpointing its blocks, through the official patch seams."""
+"""The cross-attention of ComfyUI's UNet: finding it, watching it, and what each layer attends to."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.utils
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
 from ...core.models.attention import attention_probabilities, merge_heads, split_heads
-from ...core.models.protocol import AttentionProbe
-from ...core.models.replay import replayed
+from ...core.models.observing import observed
+from ...core.models.protocol import AttentionObserver, AttentionProbe
 
 BlockKey = tuple[str, int, int]
 """("input" | "middle" | "output", block number, transformer block), as ComfyUI's patches address one attention."""
 
 RECOMPUTING = "contextual_inversion_recomputing"
-"""Set in `transformer_options` while a checkpointed block runs a second time."""
+"""Set in `transformer_options` while a checkpointed block runs again in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class CrossAttentionLayer:
     """By diffusers' naming where ComfyUI knows it."""
     key: BlockKey
     module: torch.nn.Module
+    block: SpatialTransformer
+    """What the layer lies in: it takes and gives (B, c, h, w)."""
 
 
 def diffusers_names(unet_config: Mapping[str, Any]) -> dict[str, str]:
@@ -52,8 +54,36 @@ def cross_attention_layers(unet: Any, names: Mapping[str, str]) -> list[CrossAtt
                     continue
                 ours = f"{prefix}.{position}.transformer_blocks.{index}.attn2"
                 name = names.get(f"{ours}.to_q", f"{ours}.to_q").removesuffix(".to_q")
-                layers.append(CrossAttentionLayer(name, (block, number, index), transformer.attn2))
+                layers.append(CrossAttentionLayer(name, (block, number, index), transformer.attn2, part))
     return layers
+
+
+PROJECTIONS = (".to_q", ".to_k", ".to_v", ".to_out.0")
+
+
+def named_layers(unet: Any, names: Mapping[str, str]) -> dict[str, torch.nn.Module]:
+    """Every layer of a UNet with a weight, by diffusers' naming where ComfyUI knows it.
+
+    Raises ValueError where an attention's projections are not all there: whoever looks for them by name would train,
+    change or blend some of them only, without a word.
+    """
+    found = {
+        name: part for name, part in unet.named_modules() if isinstance(getattr(part, "weight", None), torch.Tensor)
+    }
+    blocks = [name for name, part in unet.named_modules() if isinstance(part, SpatialTransformer)]
+    missing = [
+        ours
+        for ours in names
+        if ours.endswith(PROJECTIONS) and ours not in found and ours.startswith(tuple(f"{name}." for name in blocks))
+    ]
+    if missing:
+        raise ValueError(
+            f"this model has no layer {missing[0]} of its own"
+            + (f", nor {len(missing) - 1} others" if len(missing) > 1 else "")
+            + ": this ComfyUI, or a node, has joined the projections of its attention, or gave them other names. Load "
+            "the model without joined (combined, fused) weights"
+        )
+    return {names.get(name, name): part for name, part in found.items()}
 
 
 def _blocks(unet: Any) -> Iterator[tuple[str, int, str, Any]]:
@@ -110,6 +140,11 @@ def with_contexts(
     # Before other nodes' patches, so that these see what the layer will attend to.
     ours = [own_context(layers), *patches.get("attn2_patch", [])]
     return {**options, "patches": {**patches, "attn2_patch": ours}, LAYERS: contexts.transpose(0, 1)}
+
+
+def observed_layers(layers: Sequence[CrossAttentionLayer], observer: AttentionObserver) -> AbstractContextManager[None]:
+    """Every cross-attention is shown to `observer` inside; whatever computes it goes on computing it."""
+    return observed([layer.module for layer in layers], observer, [layer.block for layer in layers])
 
 
 @dataclass(frozen=True)
@@ -171,35 +206,3 @@ def with_gradients(options: Mapping[str, Any]) -> dict[str, Any]:
         return function(query, *rest, **keywords)
 
     return {**options, "optimized_attention_override": attention}
-
-
-def with_checkpointing(options: Mapping[str, Any]) -> dict[str, Any]:
-    """`transformer_options` with every ResBlock and SpatialTransformer checkpointed; what came in is not changed.
-
-    ComfyUI takes the first patch that fits a layer, so those of other nodes come first and stay in force.
-    """
-    patches = options.get("patches", {})
-    existing = patches.get("forward_timestep_embed_patch", [])
-    ours = ((ResBlock, SpatialTransformer), checkpointed)
-    return {**options, "patches": {**patches, "forward_timestep_embed_patch": [*existing, ours]}}
-
-
-def checkpointed(
-    layer: Any, x: torch.Tensor, emb: torch.Tensor, context: Any, options: dict[str, Any], *_: Any
-) -> torch.Tensor:
-    """A `forward_timestep_embed_patch`: run one block without keeping its inner activations."""
-    if isinstance(layer, ResBlock):
-        return torch.utils.checkpoint.checkpoint(replayed(layer), x, emb, use_reentrant=False)
-    # The UNet overwrites `options["block"]` on its way; when the block runs again it must see what it saw at first.
-    seen, block = dict(options), replayed(layer)
-    again = False
-
-    def run(x: torch.Tensor, context: Any) -> torch.Tensor:
-        nonlocal again
-        recomputing, again = again, True
-        return block(x, context, {**seen, RECOMPUTING: recomputing})
-
-    out = torch.utils.checkpoint.checkpoint(run, x, context, use_reentrant=False)
-    if "transformer_index" in options:
-        options["transformer_index"] += 1
-    return out

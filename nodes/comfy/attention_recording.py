@@ -1,8 +1,7 @@
-"""Looking on at the cross-attention of a MODEL while any sampler runs it. The computation stays ComfyUI's own.
+"""Recording the cross-attention of a MODEL while any sampler runs it. The computation stays ComfyUI's own.
 
-What is put into `transformer_options` lives for one UNet pass: a patch before and one after each cross-attention say
-which layer is running, and in between the attention back end's own call, or another node's replacement of the layer, is
-watched on its way through. Nothing is set on the model's modules, so an error leaves nothing behind.
+Hooks are on the model's projections for the length of one UNet pass; no attention back end, override or replacement is
+put in the place of another, so that whichever computes goes on computing.
 """
 
 from __future__ import annotations
@@ -18,9 +17,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_execution.utils import get_executing_context
 
 from ...core.inspection.attention.recorder import AttentionRecorder, Rows
-from ...core.models.attention import split_heads
-from ...core.models.protocol import AttentionObserver
-from .attention import BlockKey, CrossAttentionLayer, cross_attention_layers, diffusers_names
+from .attention import cross_attention_layers, diffusers_names, observed_layers
 
 KEY = "contextual_inversion_attention"
 CHUNK_LENGTH = 77
@@ -29,60 +26,102 @@ CONDITIONAL = 0
 """ComfyUI's mark of the conditional part in `cond_or_uncond`."""
 
 
-def recording(
-    model: Any, recorder: AttentionRecorder, progress: Callable[[Mapping[str, Any]], float] | None = None
-) -> Any:
+def recording(model: Any, recorder: AttentionRecorder) -> Any:
     """A clone of `model` whose every sampling is recorded anew; it samples the same pictures, bit for bit.
-
-    `progress` tells from a pass's `transformer_options` how far the sampling is, 0 to 1; by default its sigma tells. A
-    caller with a `progress` of its own also finishes the recording, which then spans any number of samplings.
 
     Raises ValueError where the model is no UNet with cross-attention.
     """
-    unet = model.model.diffusion_model
-    if not isinstance(unet, UNetModel):
+    sampling, passes = _Sampling(recorder, layer_names(model)), _Passes(recorder, unet_names(model), of_a_sampler)
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sampling)
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, passes)
+    return clone
+
+
+def recording_at(model: Any, recorder: AttentionRecorder, progress: float) -> Any:
+    """A clone of `model` whose passes are added to a recording that the caller begins and finishes: all of them as of
+    `progress`, in [0, 1), however many samplings they belong to."""
+
+    def now(options: Mapping[str, Any], batch: int) -> tuple[float, Rows]:
+        # Every sampling gives its conditionings new ids; their places stay.
+        return progress, dict(enumerate(conditional_rows(options, batch).values()))
+
+    clone = model.clone()
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _Passes(recorder, unet_names(model), now))
+    return clone
+
+
+def layer_names(model: Any) -> list[str]:
+    """What a recording of `model` begins with. Raises ValueError where it is no UNet with cross-attention."""
+    return [layer.name for layer in cross_attention_layers(model.model.diffusion_model, unet_names(model))]
+
+
+def unet_names(model: Any) -> dict[str, str]:
+    """`diffusers_names` of a MODEL. Raises ValueError where it is no UNet with cross-attention."""
+    if not isinstance(model.model.diffusion_model, UNetModel):
         raise ValueError(
             f"{type(model.model).__name__} is not a Stable Diffusion UNet and has no cross-attention to record; "
             "SD 1.x, SD 2.x and SDXL are supported"
         )
-    layers = cross_attention_layers(unet, diffusers_names(model.model.model_config.unet_config))
-    names = [layer.name for layer in layers]
+    return diffusers_names(model.model.model_config.unet_config)
 
-    def sampling(executor: Any, *arguments: Any, **keywords: Any) -> Any:
-        recorder.begin(names)
+
+@dataclass(frozen=True)
+class _Sampling:
+    """Around one sampling: a recording of its own, or none at all where it fails."""
+
+    recorder: AttentionRecorder
+    layers: Sequence[str]
+
+    def __call__(self, run: Any, *arguments: Any, **keywords: Any) -> Any:
+        self.recorder.begin(self.layers)
         try:
-            result = executor(*arguments, **keywords)
+            result = run(*arguments, **keywords)
         except BaseException:
-            recorder.forget()
+            self.recorder.forget()
             raise
         context = get_executing_context()
-        recorder.finish(digest(result), context and context.prompt_id)
+        self.recorder.finish(digest(result), context and context.prompt_id)
         return result
 
-    def one_pass(
-        executor: Any, x: torch.Tensor, timesteps: Any = None, context: Any = None, y: Any = None, control: Any = None,
-        transformer_options: Mapping[str, Any] | None = None, **keywords: Any
-    ) -> Any:  # fmt: skip
-        options = dict(transformer_options or {})
-        # Without a sampler's sigmas this is no sampling: a training on the same model, for instance.
-        rows = conditional_rows(options, x.shape[0]) if progress or "sample_sigmas" in options else {}
-        if progress:
-            # Several samplings, each of which gives its conditionings new ids.
-            rows = dict(enumerate(rows.values()))
-        if rows:
-            size = (int(x.shape[-2]), int(x.shape[-1]))
-            periods = {name: period_of(context, slices) for name, slices in rows.items()}
-            watch = recorder.watch((progress or sampling_progress)(options), rows, size, periods)
-            options = observing(options, layers, watch)
-        return executor(x, timesteps, context, y, control, options, **keywords)
 
-    clone = model.clone()
-    if progress is None:
-        clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sampling)
-    else:
-        recorder.begin(names)
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, one_pass)
-    return clone
+@dataclass(frozen=True)
+class _Passes:
+    """Around one pass of the UNet, whose layers have diffusers' `names` by ComfyUI's. `when` says how far the sampling
+    is and which rows of the batch are looked at."""
+
+    recorder: AttentionRecorder
+    names: Mapping[str, str]
+    when: Callable[[Mapping[str, Any], int], tuple[float, Rows]]
+
+    def __call__(
+        self,
+        run: Any,
+        x: torch.Tensor,
+        timesteps: Any = None,
+        context: Any = None,
+        y: Any = None,
+        control: Any = None,
+        transformer_options: Mapping[str, Any] | None = None,
+        **conditions: Any,
+    ) -> Any:
+        options = transformer_options or {}
+        progress, rows = self.when(options, x.shape[0])
+        if not rows:
+            return run(x, timesteps, context, y, control, options, **conditions)
+        periods = {name: period_of(context, slices) for name, slices in rows.items()}
+        watch = self.recorder.watch(progress, rows, (int(x.shape[-2]), int(x.shape[-1])), periods)
+        # Copies of a model have modules of their own.
+        with observed_layers(cross_attention_layers(run.class_obj, self.names), watch):
+            return run(x, timesteps, context, y, control, options, **conditions)
+
+
+def of_a_sampler(options: Mapping[str, Any], batch: int) -> tuple[float, Rows]:
+    """How far the sampling of this pass is, and the rows of its conditionals. None are in a pass without a sampler's
+    sigmas: it is of a training on the same model, for instance."""
+    if "sample_sigmas" not in options:
+        return 0.0, {}
+    return sampling_progress(options), conditional_rows(options, batch)
 
 
 def digest(tensor: torch.Tensor) -> str:
@@ -127,84 +166,3 @@ def sampling_progress(options: Mapping[str, Any]) -> float:
     # A sampler may come to a sigma through its logarithm and miss it by a rounding.
     passed = int((sigma.to(sigmas) <= sigmas[:-1] * (1 + 1e-4)).sum())
     return max(0, passed - 1) / max(1, len(sigmas) - 1)
-
-
-@dataclass
-class _Open:
-    """The cross-attention that is running, or none."""
-
-    layer: int | None = None
-    tokens: int = 0
-    size: tuple[int, int] | None = None
-
-
-def observing(
-    options: Mapping[str, Any], layers: Sequence[CrossAttentionLayer], observer: AttentionObserver
-) -> dict[str, Any]:
-    """`transformer_options` for one pass with every cross-attention watched; what came in is not changed."""
-    numbers: dict[BlockKey, int] = {layer.key: index for index, layer in enumerate(layers)}
-    now = _Open()
-
-    def before(query: Any, context: Any, value: Any, extra: Mapping[str, Any]) -> tuple[Any, Any, Any]:
-        now.layer, now.size, now.tokens = numbers.get(_key(extra)), _size(extra), int(context.shape[1])
-        return query, context, value
-
-    def after(out: torch.Tensor, extra: Mapping[str, Any]) -> torch.Tensor:
-        now.layer = None
-        return out
-
-    def look(query: torch.Tensor, key: torch.Tensor) -> None:
-        # Keys of another number are not those of the prompt, but of somebody's image tokens.
-        if now.layer is None or key.shape[2] != now.tokens:
-            return
-        observer.observe(now.layer, query, key, None, now.size)
-
-    patches = dict(options.get("patches", {}))
-    patches["attn2_patch"] = [*patches.get("attn2_patch", []), before]
-    patches["attn2_output_patch"] = [after, *patches.get("attn2_output_patch", [])]
-    replace = dict(options.get("patches_replace", {}))
-    replace["attn2"] = {key: _seen(theirs, now, look) for key, theirs in replace.get("attn2", {}).items()}
-    override = _override(options.get("optimized_attention_override"), now, look)
-    return {**options, "patches": patches, "patches_replace": replace, "optimized_attention_override": override}
-
-
-Look = Callable[[torch.Tensor, torch.Tensor], None]
-
-
-def _override(previous: Any, now: _Open, look: Look) -> Callable[..., Any]:
-    """Passes every attention on, to the override that was there or to the back end; those of an open layer are seen."""
-
-    def attention(function: Any, query: torch.Tensor, key: torch.Tensor, *rest: Any, **keywords: Any) -> Any:
-        if now.layer is not None:
-            heads = rest[1] if len(rest) > 1 else keywords["heads"]
-            split = not keywords.get("skip_reshape", False)
-            look(*(split_heads(x, heads) if split else x for x in (query, key)))
-        if previous is not None:
-            return previous(function, query, key, *rest, **keywords)
-        return function(query, key, *rest, **keywords)
-
-    if hasattr(previous, "container_function"):
-        attention.container_function = previous.container_function  # type: ignore[attr-defined]
-    return attention
-
-
-def _seen(theirs: Any, now: _Open, look: Look) -> Callable[..., Any]:
-    """Another node's replacement of a cross-attention, called as it was, after its queries and keys have been seen."""
-
-    def replacement(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, extra: Mapping[str, Any]) -> Any:
-        heads = extra["n_heads"]
-        look(split_heads(query, heads), split_heads(key, heads))
-        now.layer = None  # what it calls inside would be seen a second time
-        return theirs(query, key, value, extra)
-
-    return replacement
-
-
-def _key(extra: Mapping[str, Any]) -> BlockKey | None:
-    block = extra.get("block")
-    return None if block is None else (block[0], block[1], extra.get("block_index", 0))
-
-
-def _size(extra: Mapping[str, Any]) -> tuple[int, int] | None:
-    shape = extra.get("activations_shape")
-    return None if shape is None else (int(shape[2]), int(shape[3]))

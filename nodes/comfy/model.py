@@ -16,6 +16,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...core.models.frozen import autograd, frozen
 from ...core.models.gaussian import draw
+from ...core.models.low_rank import is_linear
 from ...core.models.protocol import (
     AttentionObserver,
     AttentionWatcher,
@@ -28,13 +29,15 @@ from ...core.models.protocol import (
 from .attention import (
     cross_attention_layers,
     diffusers_names,
-    with_checkpointing,
+    named_layers,
+    observed_layers,
     with_contexts,
     with_gradients,
     with_probe,
 )
-from .attention_recording import observing
+from .checkpointing import with_checkpointing
 from .features import encoder_features
+from .other_nodes import blamed, refused_in_words, with_exact_gradients
 from .text import differentiable_layers, text_encoders
 from .weights import base_weight, load, loaded, normal_tensors, patches_digest, plain_patcher
 
@@ -150,14 +153,18 @@ class ComfyModel:
         self._ready()
         timesteps = timesteps.to(self.device)
         y = None if conditioning.y is None else conditioning.y.to(self.device, self.dtype)
+        observer = probe if isinstance(probe, AttentionObserver) else None
+        options = self._transformer_options(self._sigmas[timesteps], None if observer else probe, conditioning.layers)
+        watched = nullcontext() if observer is None else observed_layers(self._layers, observer)
         # The variance-preserving z_t is what `calculate_input` makes of ComfyUI's own latents.
-        output = self._unet(
-            latents.to(self.device, self.dtype),
-            self._ticks[timesteps],
-            context=conditioning.context.to(self.device, self.dtype),
-            y=y,
-            transformer_options=self._transformer_options(self._sigmas[timesteps], probe, conditioning.layers),
-        )
+        with watched, blamed(options) as options:
+            output = self._unet(
+                latents.to(self.device, self.dtype),
+                self._ticks[timesteps],
+                context=conditioning.context.to(self.device, self.dtype),
+                y=y,
+                transformer_options=options,
+            )
         return output.float()
 
     @torch.no_grad()
@@ -174,15 +181,10 @@ class ComfyModel:
         return [layer.name for layer in self._layers]
 
     def linear_layers(self) -> Mapping[str, torch.nn.Module]:
-        return {name: part for name, part in self.weight_layers().items() if isinstance(part, torch.nn.Linear)}
+        return {name: part for name, part in self.weight_layers().items() if is_linear(part)}
 
     def weight_layers(self) -> Mapping[str, torch.nn.Module]:
-        modules = self._unet.named_modules()
-        return {
-            self._names.get(name, name): part
-            for name, part in modules
-            if isinstance(getattr(part, "weight", None), torch.Tensor)
-        }
+        return named_layers(self._unet, self._names)
 
     @contextmanager
     def session(self, *, gradient_checkpointing: bool = False) -> Iterator[None]:
@@ -190,7 +192,13 @@ class ComfyModel:
             raise RuntimeError("this model is in a training session already")
         modules = [self.patcher.model, self.clip_patcher.model]
         patchers = [self.patcher, self.clip_patcher]
-        with frozen(modules), loaded(patchers), differentiable_layers(modules[1:]), autograd():
+        with (
+            refused_in_words(self.patcher),
+            frozen(modules),
+            loaded(patchers),
+            differentiable_layers(modules[1:]),
+            autograd(),
+        ):
             self._checkpointing = gradient_checkpointing
             self._hold()
             try:
@@ -234,11 +242,11 @@ class ComfyModel:
             "sigmas": sigmas,
             "cond_or_uncond": [0],
         }
+        if torch.is_grad_enabled():
+            options = with_exact_gradients(options)
         if contexts is not None:
             options = with_contexts(options, self._layers, contexts.to(self.device, self.dtype))
-        if isinstance(probe, AttentionObserver):
-            options = observing(options, self._layers, probe)
-        elif probe is not None:
+        if probe is not None:
             options = with_probe(options, self._layers, probe)
         if self._held is not None:
             options = with_gradients(options)

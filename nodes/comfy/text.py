@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from types import MethodType
 from typing import Any
 
-import comfy.clip_model
 import comfy.sd1_clip
 import torch
 
+from ...core.models.low_rank import hooked, is_linear
 from ...core.models.protocol import Encoding, fingerprint
 from .weights import base_weight
 
 ENCODERS = ("clip_l", "clip_g", "clip_h")
 """ComfyUI's names, in the order in which SDXL joins them; also the keys of embedding files."""
+LINEAR = (*(f"self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj", "out_proj")), "mlp.fc1", "mlp.fc2")
+"""The linear layers of one transformer layer."""
 
 
 class ComfyTextEncoder:
@@ -79,11 +80,19 @@ class ComfyTextEncoder:
         return self._text_model.embeddings.token_embedding.weight
 
     def linear_layers(self) -> dict[str, torch.nn.Module]:
-        return {name: part for name, part in self.weight_layers().items() if isinstance(part, torch.nn.Linear)}
+        return {name: part for name, part in self.weight_layers().items() if is_linear(part)}
 
     def weight_layers(self) -> dict[str, torch.nn.Module]:
         modules = self._text_model.named_modules(prefix="text_model")
-        return {name: part for name, part in modules if isinstance(part, torch.nn.Linear | torch.nn.LayerNorm)}
+        found = {name: part for name, part in modules if is_linear(part) or isinstance(part, torch.nn.LayerNorm)}
+        stems = [f"text_model.encoder.layers.{index}." for index in range(self.clip.num_layers)]
+        missing = [stem + part for stem in stems for part in LINEAR if stem + part not in found]
+        if missing:
+            raise ValueError(
+                f"{self.name} has no layer {missing[0]} of its own: this ComfyUI, or a node, has joined the "
+                "projections of its attention, or gave them other names. Load the CLIP without joined weights"
+            )
+        return found
 
     def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
         self._ready()
@@ -143,26 +152,20 @@ def text_encoders(
     ]
 
 
-def _out_of_place(layer: Any, x: torch.Tensor, mask: Any = None, optimized_attention: Any = None) -> torch.Tensor:
-    # The stock layer adds in place, into what the layer norm before it has to remember for the backward pass.
-    x = x + layer.self_attn(layer.layer_norm1(x), mask, optimized_attention)
-    return x + layer.mlp(layer.layer_norm2(x))
-
-
 @contextmanager
 def differentiable_layers(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """CLIP layers that autograd can go through, in these instances only; results are bit-equal to the stock ones."""
-    layers: list[Any] = [
-        part for module in modules for part in module.modules() if type(part) is comfy.clip_model.CLIPLayer
-    ]
-    before = [vars(layer).get("forward") for layer in layers]
-    try:
-        for layer in layers:
-            layer.forward = MethodType(_out_of_place, layer)
+    """Text encoders that autograd can go through, in these instances only; results are bit-equal to the stock ones.
+
+    ComfyUI's layers add in place to what the layer norm before has to keep for the backward pass. So each norm gets a
+    copy to keep, as many as a sum that is not in place would have made, and how a layer calls its parts is its own
+    business.
+    """
+    norms = [part for module in modules for part in module.modules() if isinstance(part, torch.nn.LayerNorm)]
+    with ExitStack() as stack:
+        for norm in norms:
+            stack.enter_context(hooked(norm, _on_a_copy, before=True))
         yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            if forward is None:
-                vars(layer).pop("forward", None)
-            else:
-                layer.forward = forward
+
+
+def _on_a_copy(norm: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+    return (inputs[0].clone(), *inputs[1:]) if torch.is_grad_enabled() and inputs else None

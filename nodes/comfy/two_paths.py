@@ -19,8 +19,9 @@ from comfy.patcher_extension import WrappersMP
 
 from ...core.maths.dual_path import blend
 from ...core.models.dual_path import DualPath, paths_in
+from ...core.models.low_rank import is_linear
 from ...core.models.protocol import Conditioning
-from .attention import cross_attention_layers, diffusers_names
+from .attention import cross_attention_layers, diffusers_names, named_layers
 
 KEY = "contextual_inversion_dual_path"
 
@@ -82,7 +83,9 @@ def with_two_paths(model: Any) -> Any:
     if KEY not in clone.wrappers.get(WrappersMP.DIFFUSION_MODEL, {}):
         clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _mark_the_others)
         names = diffusers_names(model.model.model_config.unet_config)
-        clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _TwoPaths(names))
+        # Before the others, so that whatever looks on at the projections sees what the paths have made of them.
+        others = clone.wrappers.get(WrappersMP.DIFFUSION_MODEL, {})
+        clone.wrappers[WrappersMP.DIFFUSION_MODEL] = {KEY: [_TwoPaths(names)], **others}
     return clone
 
 
@@ -134,8 +137,7 @@ class _TwoPaths:
     def _layers(self, unet: Any) -> tuple[dict[str, torch.nn.Module], list[str]]:
         """The UNet's linear layers and its cross-attentions, by name; copies of a model have modules of their own."""
         if unet not in self.found:
-            parts = {self.names.get(name, name): part for name, part in unet.named_modules()}
-            linear = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Linear)}
+            linear = {name: part for name, part in named_layers(unet, self.names).items() if is_linear(part)}
             self.found[unet] = linear, [layer.name for layer in cross_attention_layers(unet, self.names)]
         return self.found[unet]
 

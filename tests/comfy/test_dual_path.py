@@ -293,6 +293,21 @@ def test_with_the_attention_recorded_the_picture_is_the_same(world: World) -> No
     assert torch.equal(world.sample(*world.node(model=recorded, alpha=0.5)), plain)
 
 
+@pytest.mark.parametrize("modulated", ["soft", "hard"])
+@torch.inference_mode()
+def test_the_attention_recorded_does_not_depend_on_the_order_of_the_nodes(world: World, modulated: str) -> None:
+    """Also where the hard path, which is the one recorded, has the deltas."""
+    from contextual_inversion.core.inspection.attention.recorder import AttentionRecorder
+    from contextual_inversion.nodes.comfy.attention_recording import recording
+
+    before, after = AttentionRecorder(), AttentionRecorder()
+    model, conditioning = world.node(modulated_path=modulated)
+    world.sample(recording(model, after), conditioning, steps=1)
+    world.sample(*world.node(model=recording(world.sockets.model, before), modulated_path=modulated), steps=1)
+    for one, two in zip(before.maps().values, after.maps().values, strict=True):
+        assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
 @torch.inference_mode()
 def test_any_sampler_and_nothing_is_left_on_the_model(world: World, sampler: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -117,6 +118,8 @@ def running_server(comfyui_path, repository, base):
         port = free.getsockname()[1]
     command = [sys.executable, "main.py", "--cpu", "--port", str(port), "--base-directory", str(base)]
     command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
+    if front_end := os.environ.get("COMFYUI_FRONT_END"):  # the files of another one than is pinned
+        command += ["--front-end-root", front_end]
     log = base / "log.txt"
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=comfyui_path, stdout=output, stderr=subprocess.STDOUT)
