@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-from rounding import equal_but_for_rounding
 
 PREFIX = "ContextualInversion"
 STEPS = 6
@@ -333,5 +332,5 @@ def test_memory_is_saved_without_another_word_and_the_resolution_is_what_is_aske
         return vectors(run)
 
     whole = word()
-    equal_but_for_rounding(word(gradient_checkpointing=True), whole)
+    torch.testing.assert_close(word(gradient_checkpointing=True), whole, rtol=1e-4, atol=1e-5)
     assert (word(resolution=64) - whole).abs().max() > 1e-3

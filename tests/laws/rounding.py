@@ -14,8 +14,9 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """The largest difference as a share of the largest number of `theirs`."""
     ours, theirs = ours.detach().double().cpu(), theirs.detach().double().cpu()
     assert ours.shape == theirs.shape, f"{tuple(ours.shape)} and {tuple(theirs.shape)}"
-    assert bool(theirs.abs().max() > 0), "zeros say nothing of rounding: ask for equality"
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+    largest = theirs.abs().max()
+    assert bool(largest > 0), "zeros say nothing of rounding: ask for equality"
+    return float((ours - theirs).abs().max() / largest)
 
 
 def equal_but_for_rounding(ours: torch.Tensor, theirs: torch.Tensor, share: float = SHARE, what: str = "it") -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from pretrain_child import main as pretrain_alone
-from rounding import equal_but_for_rounding
 from safetensors.torch import load_file
 from stub_model import StubEncoder
 
@@ -241,7 +240,7 @@ def test_two_processes_of_accelerate_do_what_one_does(tmp_path):
         ranks = [load_file(tmp_path / f"{mode}_rank{rank}_of_2.safetensors") for rank in range(2)]
         for name, value in one.items():
             assert torch.equal(ranks[0][name], ranks[1][name])
-            equal_but_for_rounding(ranks[0][name], value)
+            torch.testing.assert_close(ranks[0][name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_a_sparse_vocabulary_has_the_tokens_of_the_captions_and_guesses_only_them(encoder):
