@@ -83,7 +83,7 @@ def require_finite_difference(sockets: Any, patcher: Any, found: torch.Tensor) -
     from contextual_inversion.nodes.comfy.model import ComfyModel
 
     model = ComfyModel(patcher, sockets.clip, None)
-    way, step = found / found.norm(), 0.002  # so small that ToMe merges the same tokens
+    way, step = found / found.norm(), 0.002
     with model.session(), torch.no_grad():
         size = ImageSize(8 * HEIGHT, 8 * WIDTH)
         context = model.conditioning(encode_prompts(model, ["a photo of a cat"]), size).expand(BATCH).context
@@ -98,7 +98,8 @@ def test_comfyuis_own_patches_have_one_gradient(comfyui: Any, sockets: Any, node
     again, checkpointed = gradient(sockets, model, checkpointing=True)
     assert again == loss
     torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-9)
-    require_finite_difference(sockets, model, plain)
+    if node != "TomePatchModel":  # which tokens that merges, and with it the loss, jumps within any finite difference
+        require_finite_difference(sockets, model, plain)
 
 
 def test_every_node_of_the_kind_is_tried(comfyui: Any) -> None:
