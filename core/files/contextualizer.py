@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -12,11 +13,14 @@ from ..networks.contextualizer import Contextualizer, ContextualizerShape, Encod
 from .atomic import IfExists
 from .errors import ConceptFileError
 from .metadata import read_network_facts, write_network_facts
+from .networks import DAMAGE, damaged, require_built_of, require_number
 from .reading import read_tensors
 from .writing import narrowed, write_concept_file
 
 KIND = "contextualizer"
 TOKEN_IDS = "token_ids"
+MOST_TOKENS = 1_000_000
+"""Of a vocabulary, whose size no tensor shows where only some tokens have an output row. CLIP's has 49,408."""
 
 
 def save_contextualizer(
@@ -57,13 +61,31 @@ def load_contextualizer(path: Path | str, encoder: TextEncoder | None = None) ->
         identity = EncoderIdentity(**facts["encoder"])
         shape = ContextualizerShape(**facts["shape"])
         ids = tensors.pop(TOKEN_IDS, None)
+        _require_plausible(identity, shape, ids, tensors)
         contextualizer = Contextualizer(identity, shape, ids, facts["provenance"])
         contextualizer.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise ConceptFileError(f"{path.name} is a damaged contextualizer: {str(error)[:300]}") from error
+    except DAMAGE as error:
+        raise damaged(path, KIND, error) from error
     if encoder is not None:
         try:
             identity.require(encoder)
         except ValueError as error:
             raise ConceptFileError(f"{path.name}: {error}") from error
     return contextualizer.requires_grad_(False).eval()
+
+
+def _require_plausible(
+    identity: EncoderIdentity,
+    shape: ContextualizerShape,
+    ids: torch.Tensor | None,
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Raises ValueError where the header speaks of another network than the tensors are, before one is built."""
+    require_number("number of attentions", shape.attentions, 1, len(tensors))
+    require_number("vocabulary", identity.vocabulary, 1, MOST_TOKENS)
+    require_number("width", identity.width, 1, max((value.numel() for value in tensors.values()), default=1))
+    if identity.width % shape.heads:
+        raise ValueError(f"{shape.heads} heads do not share a width of {identity.width}")
+    # As many output rows as ids, in place of looking the ids up: nothing but shapes is compared here.
+    rows = identity.vocabulary if ids is None else ids.numel()
+    require_built_of(tensors, lambda: Contextualizer(replace(identity, vocabulary=rows), shape))
