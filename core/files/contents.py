@@ -15,6 +15,8 @@ from .embedding import FAMILY_OF_WIDTH, check_widths, embedding_from_tensors
 from .errors import ConceptFileError
 from .kinds import BUNDLE_PREFIX, LAYER_PREFIX, XTI_LAYERS, Kind, is_lora_key, kind_of_tensors, stem_of
 from .metadata import read_facts
+from .portable import not_everywhere
+from .programs import readers
 from .reading import read_header, read_tensors
 
 DOWN = re.compile(r"[._]lora[._](?:down|A)\b|\.hada_w1_b$|\.lokr_w[12]_b$")
@@ -64,7 +66,7 @@ def describe(path: Path | str) -> dict[str, Any]:
     kind = kind_of(path)
     tensors, metadata = read_tensors(path)
     facts = read_facts(path, metadata)
-    return {
+    contents = {
         "file": path.name,
         "bytes": path.stat().st_size,
         "kind": kind,
@@ -81,6 +83,7 @@ def describe(path: Path | str) -> dict[str, Any]:
         "provenance": facts.provenance,
         "other_metadata": {key: value for key, value in metadata.items() if key != "contextual_inversion"},
     }
+    return {**contents, "programs": readers(contents)}
 
 
 def describe_lora(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
@@ -94,6 +97,7 @@ def describe_lora(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
         "ranks": sorted({int(value.shape[0]) for value in down if value.ndim}),
         "types": sorted({str(value.dtype)[6:] for value in lora.values()}),
         "numbers": sum(value.numel() for value in lora.values()),
+        "not everywhere": not_everywhere(lora),
     }
 
 

@@ -45,7 +45,7 @@ CHANGE_OF_A_LAYER = re.compile(
     re.VERBOSE,
 )
 OF_A_LORA = re.compile(r"(?:lora_unet|lora_te\d?|lora_transformer|lycoris)_.*\.")
-"""How the keys of kohya's and LyCORIS' files begin, whatever they end in. An embedding may be called so, without dot."""
+"""How the keys of kohya's and LyCORIS' files begin, whatever they end in. A word called so has no dot."""
 OF_A_MODEL = (".weight", ".bias")
 """How the names of a model's own tensors end; no program calls a word so."""
 
