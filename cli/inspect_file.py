@@ -132,7 +132,7 @@ def network_report(contents: dict[str, Any]) -> list[str]:
     told = contents["provenance"] or {}
     if not isinstance(told, dict):  # a header may say anything
         told = {"provenance": told}
-    return [*lines, *(f"  {key}: {shortened(json.dumps(value))}" for key, value in told.items())]
+    return [*lines, *(f"  {key}: {json.dumps(value)}" for key, value in told.items())]
 
 
 def program_report(contents: dict[str, Any]) -> list[str]:

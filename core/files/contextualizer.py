@@ -19,8 +19,8 @@ from .writing import narrowed, write_concept_file
 
 KIND = "contextualizer"
 TOKEN_IDS = "token_ids"
-MOST_TOKENS = 1_000_000
-"""Of a vocabulary, whose size no tensor shows where only some tokens have an output row. CLIP's has 49,408."""
+MOST_TOKENS, MOST_POSITIONS = 500_000, 10_000
+"""Of a vocabulary and of a prompt, which no tensor shows where only some have rows. CLIP's have 49,408 and 77."""
 
 
 def save_contextualizer(
@@ -83,6 +83,7 @@ def _require_plausible(
     """Raises ValueError where the header speaks of another network than the tensors are, before one is built."""
     require_number("number of attentions", shape.attentions, 1, len(tensors))
     require_number("vocabulary", identity.vocabulary, 1, MOST_TOKENS)
+    require_number("number of positions", identity.max_length, 1, MOST_POSITIONS)
     require_number("width", identity.width, 1, max((value.numel() for value in tensors.values()), default=1))
     if identity.width % shape.heads:
         raise ValueError(f"{shape.heads} heads do not share a width of {identity.width}")

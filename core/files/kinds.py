@@ -27,8 +27,10 @@ XTI_LAYERS = (
 """Kohya's names of the cross-attentions of SD 1 and 2, in forward order."""
 
 ENCODERS = frozenset(
-    ("clip_l", "clip_g", "clip_h", "t5", "t5xxl", "llama", "gemma2_2b", "qwen25_7b", "qwen3_4b", "qwen3_8b")
-    + ("mistral3_24b",)
+    {
+        *("clip_l", "clip_g", "clip_h", "t5", "t5xxl", "llama", "gemma2_2b", "mistral3_24b"),
+        *("qwen25_7b", "qwen3_4b", "qwen3_8b"),
+    }
 )
 """Names of text encoders that ComfyUI and OneTrainer give to the tensors of embedding files."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from .errors import ConceptFileError
 from .metadata import network_facts
@@ -32,7 +33,7 @@ def require_built_of(tensors: Mapping[str, torch.Tensor], build: Callable[[], to
     It is built without memory first, so a header that announces more than its file holds costs nothing. Before this,
     bound by the tensors whatever says how many modules are made.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         wanted = {name: tuple(value.shape) for name, value in build().state_dict().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
@@ -41,6 +42,18 @@ def require_built_of(tensors: Mapping[str, torch.Tensor], build: Callable[[], to
         raise ValueError(
             f"its header speaks of {_shape(wanted.get(name))} for {name!r} and the file holds {_shape(found.get(name))}"
         )
+
+
+class _Unfilled(TorchFunctionMode):
+    """Tensors that are made here keep no values: drawing "random" numbers without memory would import all of sympy."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.arange:
+            return torch.empty(*args, dtype=torch.long)
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def damaged(path: Path, kind: str, error: Exception) -> ConceptFileError:

@@ -16,6 +16,7 @@ from .errors import ConceptFileError
 DOWN, UP, ALPHA, DIFF = ".lora_down.weight", ".lora_up.weight", ".alpha", ".diff"
 ENDINGS = (DOWN, UP, ALPHA, DIFF)
 PARTS = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
+ONE = torch.ones(())
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
@@ -66,6 +67,9 @@ def _factors(stem: str, part: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor,
     if set(part) - {ALPHA} != {DOWN, UP}:
         raise ConceptFileError(f"the change of {stem[:120]} is not whole: it has {', '.join(sorted(part))}")
     down, up = part[DOWN].float(), part[UP].float()
+    if down.ndim not in (2, 4) or up.ndim != down.ndim or up.shape[1] != len(down) or part.get(ALPHA, ONE).numel() != 1:
+        shapes = ", ".join(f"{ending[1:]} {tuple(value.shape)}" for ending, value in sorted(part.items()))
+        raise ConceptFileError(f"the parts of the change of {stem[:120]} do not fit together: {shapes}")
     scale = float(part[ALPHA]) / len(down) if ALPHA in part else 1.0
     return down, up * scale
 
@@ -96,7 +100,7 @@ def _filled(value: torch.Tensor, rank: int, side: int) -> torch.Tensor:
 
 
 def not_everywhere(lora: Mapping[str, torch.Tensor]) -> str | None:
-    """Why not every program reads these tensors as they are; None where each does. `portable_lora` mends what it can."""
+    """Why not every program reads these tensors as they are; None where each does. `portable_lora` mends most."""
     try:
         portable = portable_lora(lora)
     except ConceptFileError as error:
