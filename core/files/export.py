@@ -13,11 +13,11 @@ from .atomic import IfExists
 from .embedding import save_embedding, save_xti
 from .errors import ConceptFileError
 from .metadata import write_facts
-from .names import safe_name
+from .names import inside, safe_name
 from .portable import portable_lora
-from .programs import PROGRAMS, ProgramKey, typed
+from .programs import MISREAD, PROGRAMS, ProgramKey, typed
 from .typed_names import advice
-from .writing import narrowed, write_concept_file
+from .writing import ENDING, narrowed, write_concept_file
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,12 @@ def export(
     if program not in PROGRAMS:
         raise ValueError(f"there is no program {program!r} here but {', '.join(PROGRAMS)}")
     name = safe_name(name or concept.name.rpartition("/")[2])
+    if dtype != torch.float32 and not PROGRAMS[program].float16:
+        raise ConceptFileError(f"{PROGRAMS[program].title} cannot be given float16: {MISREAD}")
     change, left_out = _change(concept, program)
+    change = change and {key: narrowed(value, dtype, key) for key, value in change.items()}
+    if if_exists == "error":
+        _require_free(root, [name, *([f"{name}_lora"] if change else []), f"{name}_xti"])
     left_out += _layers_lost(concept, program)
     concept = concept.renamed(name)
     how = {"dtype": dtype, "if_exists": if_exists}
@@ -95,6 +100,13 @@ CALLED: Mapping[ProgramKey, tuple[str, ...]] = {
     "stable-diffusion-cpp": ("stable-diffusion.cpp",),
 }
 """What `typed_names` calls those who take a name apart."""
+
+
+def _require_free(root: Path | str, names: list[str]) -> None:
+    """Raises FileExistsError where one of them is taken: before anything is written."""
+    for path in (inside(root, name, ENDING) for name in names):
+        if path.exists():
+            raise FileExistsError(f"{path} exists; choose another name or folder, or allow it to be replaced")
 
 
 def _change(concept: Concept, program: ProgramKey) -> tuple[dict[str, torch.Tensor] | None, list[str]]:

@@ -29,6 +29,8 @@ class Program:
     lora_word: str = ""
     own_form: bool = False
     """Whether it applies every kind of change that this pack learns; others get `portable_lora`."""
+    float16: bool = True
+    """Whether it reads a word in float16."""
 
 
 PROGRAMS: Mapping[ProgramKey, Program] = {
@@ -84,12 +86,14 @@ PROGRAMS: Mapping[ProgramKey, Program] = {
         ["put {file} into the folder of --embd-dir"],
         ["put {file} into the folder of --lora-model-dir"],
         lora_word="<lora:{lora}:1>",
+        float16=False,
     ),
 }
 
 ONE_LAYER = "it takes one layer's vectors for the word, in silence"
 BY_HAND = "its pipeline refuses two text encoders in one file: each is loaded by hand"
 NO_WORD = "it finds no word in a bundle"
+MISREAD = "it takes numbers in float16 for others, in silence: write float32"
 UNREAD: Mapping[FileLayout, Mapping[ProgramKey, str]] = {
     "emb_params": {},
     "one encoder": {
@@ -159,6 +163,8 @@ def readers(contents: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         why = UNREAD[layout].get(key)
         if layout == "LoRA" and not program.own_form and contents["lora"]:
             why = contents["lora"]["not everywhere"]
+        if not program.float16 and any(entry["type"] != "float32" for entry in contents["vectors"]):
+            why = why or MISREAD
         word = program.lora_word or "(chosen by its file)" if layout == "LoRA" else program.word
         found[key] = {"reads": why is None, "type": word.format(name=name, lora=name), "why": why}
     return found
