@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ..core.files import ConceptFileError, describe, describe_network
+from ..core.files import ConceptFileError, describe, describe_network, printable
+from ..core.files.programs import PROGRAMS
+from ..core.files.typed_names import advice
 
 if TYPE_CHECKING:
     from ..core.inspection.diagnosis.diagnose import Diagnosis
@@ -58,10 +60,10 @@ def main(
     if network is not None:
         if model is not None:
             raise ConceptFileError(f"{file.name} is a {network['kind']}: no word is in it for --model to look at")
-        print("\n".join(network_report(network)))
+        show(network_report(network))
         return network
     contents = describe(file)
-    print("\n".join(report(contents)))
+    show([*report(contents), *program_report(contents)])
     if model is None:
         return contents
     from .diagnose import diagnosis_of
@@ -75,6 +77,11 @@ def main(
     return {**contents, "diagnosis": write_diagnosis(found, plot, table)}
 
 
+def show(lines: list[str]) -> None:
+    """Print lines of which parts come from a file that nobody vouches for."""
+    print("\n".join(printable(line) for line in lines))
+
+
 def write_diagnosis(diagnosis: Diagnosis, plot: Path | None, table: Path | None) -> dict[str, Any]:
     """Print a diagnosis, draw it and write it where asked to; its figures."""
     from PIL import Image
@@ -85,7 +92,7 @@ def write_diagnosis(diagnosis: Diagnosis, plot: Path | None, table: Path | None)
     from .places import write_picture
 
     text = markdown(diagnosis)
-    print("\n" + text)
+    print("\n" + printable(text, lines=True))
     if plot is not None:
         write_picture(Image.fromarray(drawn(diagnosis)), plot)
     if table is not None:
@@ -113,8 +120,7 @@ def report(contents: dict[str, Any]) -> list[str]:
     if contents["lora"]:
         lines += _lora_report(contents["lora"])
     for key, value in {**contents["provenance"], **contents["other_metadata"]}.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        lines.append(f"  {key}: {text if len(text) <= 100 else text[:97] + '...'}")
+        lines.append(f"  {key}: {shortened(value if isinstance(value, str) else json.dumps(value))}")
     return lines
 
 
@@ -123,8 +129,26 @@ def network_report(contents: dict[str, Any]) -> list[str]:
     lines = [f"{contents['file']}: {contents['kind']}, {contents['numbers']:,} numbers, {contents['bytes']:,} bytes"]
     for label, key in (("belongs to", "belongs_to"), ("shape", "shape")):
         lines.append(f"  {label}: {json.dumps(contents[key])}")
-    lines += [f"  {key}: {json.dumps(value)}" for key, value in (contents["provenance"] or {}).items()]
+    told = contents["provenance"] or {}
+    if not isinstance(told, dict):  # a header may say anything
+        told = {"provenance": told}
+    return [*lines, *(f"  {key}: {json.dumps(value)}" for key, value in told.items())]
+
+
+def program_report(contents: dict[str, Any]) -> list[str]:
+    """How the file is used in each program, or why it cannot be, as lines for people."""
+    lines = ["  in other programs, and what is typed there (`export` writes what one of them reads):"]
+    for key, found in contents["programs"].items():
+        lines.append(f"    {PROGRAMS[key].title}: {found['type'] if found['reads'] else 'no, ' + found['why']}")
+    if contents["vectors"]:
+        count = max(entry["count"] for entry in contents["vectors"])
+        lines += [f"  {line}" for line in advice(contents["file"].rpartition(".")[0], count)]
     return lines
+
+
+def shortened(text: str) -> str:
+    """Its first hundred characters."""
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _lora_report(lora: dict[str, Any]) -> list[str]:

@@ -34,6 +34,7 @@ COMMANDS = {
     ),
     "evaluate": ("evaluate", "measure pictures with CLIP-T, CLIP-I and DINO, on the DreamBench protocol"),
     "inspect": ("inspect_file", "say what is in a file, and with --model what its word does to a prompt"),
+    "export": ("export", "write the files that another program reads of a word, and say what to type there"),
     "learned-attention": ("experiments.learned_attention", "measure where words learned by TI, CoRe and MLM look"),
     "attention-report": (
         "experiments.attention_report",
@@ -100,7 +101,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def failed(why: str) -> int:
     """Says why, and gives the exit code."""
-    print(f"contextual-inversion {why}", file=sys.stderr)
+    from ..core.files.printable import printable
+
+    print(printable(f"contextual-inversion {why}", lines=True), file=sys.stderr)
     return 1
 
 

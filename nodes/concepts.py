@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,20 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..core.concept import Concept
-from ..core.files import check_widths, load_concept, save_bundle, save_embedding
+from ..core.files import check_widths, layout_of, load_concept, save_bundle, save_embedding
+from ..core.files.embedding import LEFT_OUT
+from ..core.files.typed_names import advice
 from .comfy.concept_lora import with_weights
 from .comfy.concept_tokenizer import encoder_widths, with_concept
 from .comfy.folders import BUNDLES, EMBEDDINGS, ENDING, LORAS, files_of, first_folder, not_there, told, version
 from .comfy.layer_contexts import reading_layers, writing_layers
-from .comfy.saving import checked_word, free_name, written_as
+from .comfy.saving import checked_word, clip_vocabulary, free_name, written_as
 from .schema import inputs
 from .schema.sockets import CATEGORY, PREFIX, ConceptSocket
 
 NOTHING_SAVED = "(nothing saved yet)"
+LAYOUTS = {"auto": "auto", "clip_l, clip_g": "encoders", "emb_params": "emb_params"}
+"""What SaveConcept offers -> what `save_embedding` takes."""
 
 
 class ApplyConcept(io.ComfyNode):
@@ -87,7 +92,7 @@ class SaveConcept(io.ComfyNode):
             display_name="Save Concept",
             category=CATEGORY,
             description="Writes a small bundle (everything that was learned, and how) and an embedding file that "
-            "every Stable Diffusion program reads. Files are written whole, read back and compared.",
+            "other Stable Diffusion programs read too. Files are written whole, read back and compared.",
             inputs=[
                 ConceptSocket.Input("concept", tooltip="From TrainConcept; what was learned."),
                 io.String.Input(
@@ -111,6 +116,15 @@ class SaveConcept(io.ComfyNode):
                     tooltip="Where the concept changed the model (Custom Diffusion, DreamBooth, a second stage): write "
                     "the bundle into models/loras too, for the stock Load LoRA node and other programs.",
                 ),
+                io.Combo.Input(
+                    "layout",
+                    options=list(LAYOUTS),
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the tensors of the embedding file are called. auto: as most programs read it, "
+                    "emb_params for a model with one text encoder and clip_l, clip_g for SDXL.",
+                ),
             ],
             outputs=[typed()],
             is_output_node=True,
@@ -125,10 +139,12 @@ class SaveConcept(io.ComfyNode):
         embedding_file: bool,
         half_precision: bool,
         lora_file: bool = False,
+        layout: str = "auto",
     ) -> io.NodeOutput:
         places = [(save_bundle, first_folder(BUNDLES))]
         if embedding_file:
-            places.append((save_embedding, first_folder(EMBEDDINGS)))
+            chosen = layout_of(concept, LAYOUTS[layout])  # what cannot be written is refused before anything is
+            places.append((partial(save_embedding, layout=chosen), first_folder(EMBEDDINGS)))
         if lora_file and concept.lora:
             places.append((save_bundle, first_folder(LORAS)))
         name = free_name(name.strip() or concept.name, [folder for _, folder in places], if_taken)
@@ -138,6 +154,8 @@ class SaveConcept(io.ComfyNode):
         written = [save(concept, folder, name, **how) for save, folder in places]
         text = f"embedding:{name}"
         lines = [f"Type {text} in a prompt.", *more_than_a_word(concept), *(f"Saved {told(path)}" for path in written)]
+        if embedding_file:
+            lines += advice(name, concept.length, clip_vocabulary())
         return io.NodeOutput(text, ui=ui.PreviewText("\n".join(lines)))
 
 
@@ -195,7 +213,11 @@ class LoadConcept(io.ComfyNode):
         _, _, inner = file.partition("/")
         concept = concept.renamed(typeable(chosen.strip("<>") if chosen else inner.removesuffix(ENDING)))
         concept = replace(concept, class_word=class_word.strip() or concept.class_word)
-        return io.NodeOutput(concept, f"embedding:{concept.name}")
+        text, unused = f"embedding:{concept.name}", concept.provenance.get(LEFT_OUT)
+        if not unused:
+            return io.NodeOutput(concept, text)
+        said = f"Left out of {path.name}: {', '.join(map(str, unused))}. No model of this kind uses them."
+        return io.NodeOutput(concept, text, ui=ui.PreviewText(f"Type {text} in a prompt.\n{said}"))
 
 
 def more_than_a_word(concept: Concept) -> list[str]:

@@ -3,11 +3,12 @@
 from .atomic import atomic_write_verified
 from .bundle import load_bundle, save_bundle
 from .contents import describe, kind_of, load_concept
-from .embedding import check_widths, load_embedding, save_embedding
+from .embedding import check_widths, layout_of, load_embedding, save_embedding, save_xti
 from .errors import ConceptFileError, LearnedNothingError
 from .learned import check_learned
 from .names import inside, nameable, safe_name
 from .networks import describe_network
+from .printable import printable
 
 __all__ = [
     "ConceptFileError",
@@ -19,11 +20,14 @@ __all__ = [
     "describe_network",
     "inside",
     "kind_of",
+    "layout_of",
     "load_bundle",
     "load_concept",
     "load_embedding",
     "nameable",
+    "printable",
     "safe_name",
     "save_bundle",
     "save_embedding",
+    "save_xti",
 ]

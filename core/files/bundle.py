@@ -14,17 +14,13 @@ import torch
 
 from ..concept import Concept
 from .atomic import IfExists
-from .embedding import check_widths, embedding_from_tensors, encoder_of_width
+from .embedding import check_widths, concept_of_vectors, encoder_of_width
 from .errors import ConceptFileError
+from .kinds import BUNDLE_PREFIX, LATENTS, LAYER_PREFIX, has_lora, is_lora_key
 from .metadata import Facts, read_facts, write_facts
 from .reading import read_tensors
 from .writing import narrowed, write_concept_file
 
-BUNDLE_PREFIX = "bundle_emb."
-LAYER_PREFIX = "layer_vectors."
-LATENTS = "training_latents"
-"""The key of what a concept keeps of its training pictures, float16."""
-LORA_MARKS = (".lora_", "_lora.", ".alpha", ".hada_", ".lokr_", ".oft_", ".dora_scale", ".diff")
 NAMELESS = "string_to_param.*"
 
 
@@ -47,8 +43,7 @@ def save_bundle(
         FileExistsError, OSError: as `atomic_write_verified`.
     """
     name = name or concept.name
-    # Readers split these keys at dots, so the name in them has none; the true name is in the metadata.
-    label = name.rsplit("/", 1)[-1].replace(".", "_")
+    label = _label(name)
     tensors = {
         f"{BUNDLE_PREFIX}{label}.{encoder}": narrowed(value, dtype, encoder)
         for encoder, value in concept.vectors.items()
@@ -102,13 +97,23 @@ def bundle_from_tensors(
     vectors = {_encoder(path, key, value, widths): value for key, value in bundled[label].items()}
     if not facts.ours or len(bundled) > 1:
         facts = replace(facts, name=label)
-    concept = embedding_from_tensors(path, vectors, facts, _names(vectors))
+    # Inside a bundle the key says which encoder is meant, also one that this version does not know.
+    concept = concept_of_vectors(path, vectors, facts, widths, named=True)
     return replace(
         concept,
         layer_vectors=_layer_vectors(path, tensors, concept),
         lora=_lora(path, tensors),
         latents=_latents(path, tensors.get(LATENTS)),
     )
+
+
+def _label(name: str) -> str:
+    """The word's name inside a bundle's keys; the true one is in the metadata.
+
+    Readers split these keys at dots, so it has none. Diffusers takes a file of keys that all hold "lora" for a LoRA of
+    its own, finds no layer in it and only warns: in capitals it refuses the file.
+    """
+    return name.rsplit("/", 1)[-1].replace(".", "_").replace("lora", "LoRA")
 
 
 def bundled_embeddings(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -125,23 +130,8 @@ def bundled_embeddings(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[
     return bundled
 
 
-def is_lora_key(key: str) -> bool:
-    """Whether a LoRA loader would look at this key."""
-    return not key.startswith((BUNDLE_PREFIX, LAYER_PREFIX)) and any(mark in key for mark in LORA_MARKS)
-
-
-def has_lora(tensors: Mapping[str, object]) -> bool:
-    """Whether any key is a LoRA's."""
-    return any(is_lora_key(key) for key in tensors)
-
-
 def _encoder(path: Path, key: str, value: torch.Tensor, widths: Mapping[str, int] | None) -> str:
     return encoder_of_width(path, value.shape[-1] if value.ndim else 0, widths) if key == NAMELESS else key
-
-
-def _names(vectors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    # Inside a bundle the key says which encoder is meant, also one that this version does not know.
-    return {encoder: value.shape[-1] if value.ndim else 0 for encoder, value in vectors.items()}
 
 
 def _layer_vectors(path: Path, tensors: Mapping[str, torch.Tensor], concept: Concept) -> dict[str, torch.Tensor] | None:

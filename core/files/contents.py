@@ -5,36 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..concept import Concept
-from .bundle import BUNDLE_PREFIX, LAYER_PREFIX, bundle_from_tensors, has_lora, is_lora_key
+from .bundle import bundle_from_tensors
 from .embedding import FAMILY_OF_WIDTH, check_widths, embedding_from_tensors
 from .errors import ConceptFileError
+from .kinds import BUNDLE_PREFIX, LAYER_PREFIX, XTI_LAYERS, Kind, is_lora_key, kind_of_tensors, stem_of
 from .metadata import read_facts
+from .portable import not_everywhere
+from .programs import readers
 from .reading import read_header, read_tensors
 
-Kind = Literal["embedding", "bundle", "LoRA"]
-
-MAX_EMBEDDING_TENSORS = 4
-OWN_DOTS = re.compile(r"\.(?:lora|alpha|diff)")
-"""Where the name of a layer that is written with dots ends in a LoRA's key."""
+DOWN = re.compile(r"[._]lora[._](?:down|A)\b|\.hada_w1_b$|\.lokr_w[12]_b$")
+"""The part of a low-rank change whose first side is its rank."""
 
 
 def kind_of(path: Path | str) -> Kind:
     """The kind of a file, from its header alone.
 
     Raises:
-        ConceptFileError: damaged, a pickle, or none of the three.
+        ConceptFileError: damaged, a pickle, or none of the kinds.
     """
     path = Path(path)
-    return _kind(path, read_header(path).tensors)
+    return kind_of_tensors(path, read_header(path).tensors)
 
 
 def load_concept(path: Path | str, *, widths: Mapping[str, int] | None = None, embedding: str | None = None) -> Concept:
-    """Read an embedding or a bundle, whichever the file is; arguments as in `load_bundle`.
+    """Read an embedding, an XTI file or a bundle, whichever the file is; arguments as in `load_bundle`.
 
     Raises:
         ConceptFileError: also for a LoRA, which holds no word.
@@ -66,7 +66,7 @@ def describe(path: Path | str) -> dict[str, Any]:
     kind = kind_of(path)
     tensors, metadata = read_tensors(path)
     facts = read_facts(path, metadata)
-    return {
+    contents = {
         "file": path.name,
         "bytes": path.stat().st_size,
         "kind": kind,
@@ -74,19 +74,16 @@ def describe(path: Path | str) -> dict[str, Any]:
         "class_word": facts.class_word,
         "hard_token": facts.hard_token,
         "vectors": [
-            _describe_vectors(path, key, value, facts.encoder)
+            _describe_vectors(path, key, value, None if kind == "XTI" else facts.encoder)
             for key, value in tensors.items()
-            if kind == "embedding" or key.startswith(BUNDLE_PREFIX)
+            if kind in ("embedding", "XTI") or key.startswith(BUNDLE_PREFIX)
         ],
-        "layer_vectors": {
-            key.removeprefix(LAYER_PREFIX): list(value.shape)
-            for key, value in tensors.items()
-            if key.startswith(LAYER_PREFIX)
-        },
+        "layer_vectors": _describe_layers(kind, tensors),
         "lora": describe_lora(tensors),
         "provenance": facts.provenance,
         "other_metadata": {key: value for key, value in metadata.items() if key != "contextual_inversion"},
     }
+    return {**contents, "programs": readers(contents)}
 
 
 def describe_lora(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
@@ -94,30 +91,25 @@ def describe_lora(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
     lora = {key: value for key, value in tensors.items() if is_lora_key(key)}
     if not lora:
         return None
-    layers = sorted({key.split(".")[0] if key.startswith("lora_") else OWN_DOTS.split(key)[0] for key in lora})
-    down = [value for key, value in lora.items() if ".lora_down." in key or ".lora_A." in key or "lora.down" in key]
+    down = [value for key, value in lora.items() if DOWN.search(key)]
     return {
-        "layers": layers,
+        "layers": sorted({stem_of(key) for key in lora}),
         "ranks": sorted({int(value.shape[0]) for value in down if value.ndim}),
         "types": sorted({str(value.dtype)[6:] for value in lora.values()}),
         "numbers": sum(value.numel() for value in lora.values()),
+        "not everywhere": not_everywhere(lora),
     }
 
 
-def _kind(path: Path, tensors: Mapping[str, Any]) -> Kind:
-    if not tensors:
-        raise ConceptFileError(f"{path.name} holds no tensor")
-    if any(key.startswith(BUNDLE_PREFIX) for key in tensors):
-        return "bundle"
-    if has_lora(tensors):
-        return "LoRA"
-    shapes = [entry.shape for entry in tensors.values()]
-    if len(tensors) <= MAX_EMBEDDING_TENSORS and all(len(shape) in (1, 2) for shape in shapes):
-        return "embedding"
-    some = next(iter(tensors))
-    raise ConceptFileError(
-        f"{path.name} is no embedding, LoRA or bundle: it holds {len(tensors)} tensors such as {some!r}"
-    )
+def _describe_layers(kind: Kind, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    """Encoder -> (layers, vectors, width) of what has vectors for each layer."""
+    if kind == "XTI":
+        return {"every layer": [len(XTI_LAYERS), *tensors[XTI_LAYERS[0]].shape]}
+    return {
+        key.removeprefix(LAYER_PREFIX): list(value.shape)
+        for key, value in tensors.items()
+        if key.startswith(LAYER_PREFIX)
+    }
 
 
 def _describe_vectors(path: Path, key: str, value: torch.Tensor, encoder: str | None) -> dict[str, Any]:

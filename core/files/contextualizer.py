@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from ..models.protocol import TextEncoder
 from ..networks.contextualizer import Contextualizer, ContextualizerShape, EncoderIdentity
 from .atomic import IfExists
 from .errors import ConceptFileError
-from .networks import load_network, save_network
+from .networks import load_network, require_built_of, require_number, save_network
 
 KIND = "contextualizer"
 TOKEN_IDS = "token_ids"
+MOST_TOKENS, MOST_POSITIONS = 500_000, 10_000
+"""Of a vocabulary and of a prompt, which no tensor shows where only some have rows. CLIP's have 49,408 and 77."""
 
 
 def save_contextualizer(
@@ -58,4 +60,24 @@ def load_contextualizer(path: Path | str, encoder: TextEncoder | None = None) ->
 
 def _built(facts: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Contextualizer:
     identity, shape = EncoderIdentity(**facts["encoder"]), ContextualizerShape(**facts["shape"])
-    return Contextualizer(identity, shape, tensors.pop(TOKEN_IDS, None), facts["provenance"])
+    ids = tensors.pop(TOKEN_IDS, None)
+    _require_plausible(identity, shape, ids, tensors)
+    return Contextualizer(identity, shape, ids, facts["provenance"])
+
+
+def _require_plausible(
+    identity: EncoderIdentity,
+    shape: ContextualizerShape,
+    ids: torch.Tensor | None,
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """Raises ValueError where the header speaks of another network than the tensors are, before one is built."""
+    require_number("number of attentions", shape.attentions, 1, len(tensors))
+    require_number("vocabulary", identity.vocabulary, 1, MOST_TOKENS)
+    require_number("number of positions", identity.max_length, 1, MOST_POSITIONS)
+    require_number("width", identity.width, 1, max((value.numel() for value in tensors.values()), default=1))
+    if identity.width % shape.heads:
+        raise ValueError(f"{shape.heads} heads do not share a width of {identity.width}")
+    # As many output rows as ids, in place of looking the ids up: nothing but shapes is compared here.
+    rows = identity.vocabulary if ids is None else ids.numel()
+    require_built_of(tensors, lambda: Contextualizer(replace(identity, vocabulary=rows), shape))

@@ -1,22 +1,22 @@
-"""Embedding files: a few kilobytes that every Stable Diffusion program reads."""
+"""Embedding files: a few kilobytes that every Stable Diffusion program reads (docs/interop.md)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
 from ..concept import Concept
 from .atomic import IfExists
 from .errors import ConceptFileError
+from .kinds import EMB_PARAMS, ENCODERS, NUMBERED, OUTPUT_ENDING, XTI_LAYERS, kind_of_tensors
 from .metadata import Facts, read_facts, write_facts
 from .reading import read_tensors
 from .writing import narrowed, write_concept_file
 
-Layout = Literal["encoders", "emb_params"]
+Layout = Literal["auto", "encoders", "emb_params"]
 
 ENCODER_OF_WIDTH: Mapping[int, str] = {128: "clip_l", 768: "clip_l", 1024: "clip_h", 1280: "clip_g"}
 FAMILY_OF_WIDTH: Mapping[int, str] = {
@@ -25,9 +25,11 @@ FAMILY_OF_WIDTH: Mapping[int, str] = {
     1024: "SD 2.x",
     1280: "clip_g of SDXL",
 }
-EMB_PARAMS = "emb_params"
-OF_AN_ENCODER = re.compile(r"text_encoders_\d+")
-"""Diffusers' scripts for SDXL number the text encoders."""
+OTHER_NAMES: Mapping[str, str] = {"t5": "t5xxl"}
+"""OneTrainer's name of a text encoder -> ComfyUI's."""
+OTHER_ENCODERS = ENCODERS - set(ENCODER_OF_WIDTH.values())
+LEFT_OUT = "left out"
+"""The key of a concept's provenance that names what its file held and no model at hand can use."""
 
 
 def save_embedding(
@@ -35,14 +37,15 @@ def save_embedding(
     root: Path | str,
     name: str | None = None,
     *,
-    layout: Layout = "encoders",
+    layout: Layout = "auto",
     dtype: torch.dtype = torch.float32,
     if_exists: IfExists = "error",
 ) -> Path:
     """Write the concept's vectors to `root/name.safetensors` (by default under its own name) and return the path.
 
-    Layout "encoders" holds one tensor (n, d) per text encoder under its name and no other: programs that do not know
-    a name take the first tensor they find. "emb_params" holds one tensor of that name, for programs that expect it.
+    Layout "emb_params" holds one tensor (n, d) of that name; "encoders" one per text encoder under the encoder's name
+    and no other, since programs that do not know a name take the first tensor they find. "auto" is the first for a word
+    with one text encoder, which every program of docs/interop.md reads, and the second for several.
     The file is written atomically and read back.
 
     Raises:
@@ -50,18 +53,54 @@ def save_embedding(
         ConceptFileError: the layout has no place for a second encoder, or float16 cannot hold a value.
         FileExistsError, OSError: as `atomic_write_verified`.
     """
-    if layout not in get_args(Layout):
-        raise ValueError(f"the layout is one of {get_args(Layout)}, not {layout!r}")
+    layout = layout_of(concept, layout)
     vectors = {encoder: narrowed(value, dtype, encoder) for encoder, value in concept.vectors.items()}
     only = None
     if layout == "emb_params":
-        if len(vectors) != 1:
-            raise ConceptFileError(
-                f"an emb_params file holds one text encoder; {concept.name} has {' and '.join(sorted(vectors))}"
-            )
         only, value = next(iter(vectors.items()))
         vectors = {EMB_PARAMS: value}
     return write_concept_file(vectors, write_facts(concept, "embedding", only), root, name or concept.name, if_exists)
+
+
+def layout_of(concept: Concept, layout: Layout = "auto") -> Layout:
+    """The layout that "auto" means for this concept, or the one that was chosen.
+
+    Raises ValueError for another one, ConceptFileError where the concept does not fit into it.
+    """
+    if layout not in get_args(Layout):
+        raise ValueError(f"the layout is one of {get_args(Layout)}, not {layout!r}")
+    if layout == "auto":
+        return "emb_params" if len(concept.vectors) == 1 else "encoders"
+    if layout == "emb_params" and len(concept.vectors) != 1:
+        raise ConceptFileError(
+            f"an emb_params file holds one text encoder; {concept.name} has {' and '.join(sorted(concept.vectors))}"
+        )
+    return layout
+
+
+def save_xti(
+    concept: Concept,
+    root: Path | str,
+    name: str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    if_exists: IfExists = "error",
+) -> Path:
+    """Write the vectors of each layer as Kohya's XTI file (16 tensors IN01 ... OUT11) and return the path.
+
+    Raises:
+        ConceptFileError: the concept has no vectors for each layer, or not 16 layers of one text encoder.
+        Else as `save_embedding`.
+    """
+    layers = concept.layer_vectors or {}
+    if len(layers) != 1 or any(len(value) != len(XTI_LAYERS) for value in layers.values()):
+        had = " and ".join(f"{len(value)} of {encoder}" for encoder, value in layers.items()) or "none"
+        raise ConceptFileError(
+            f"Kohya's XTI files hold the {len(XTI_LAYERS)} layers of SD 1 and 2; {concept.name} has {had}"
+        )
+    ((encoder, value),) = layers.items()
+    tensors = {key: narrowed(rows, dtype, key) for key, rows in zip(XTI_LAYERS, value, strict=True)}
+    return write_concept_file(tensors, write_facts(concept, "XTI", encoder), root, name or concept.name, if_exists)
 
 
 def load_embedding(path: Path | str, *, widths: Mapping[str, int] | None = None) -> Concept:
@@ -84,35 +123,96 @@ def load_embedding(path: Path | str, *, widths: Mapping[str, int] | None = None)
 def embedding_from_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], facts: Facts, widths: Mapping[str, int] | None
 ) -> Concept:
-    """The concept in an embedding file's tensors. Raises ConceptFileError as `load_embedding`."""
-    if not tensors:
-        raise ConceptFileError(f"{path.name} holds no tensor")
-    known = set(ENCODER_OF_WIDTH.values()) | set(widths or ())
-    if len(tensors) == 1 and not set(tensors) <= known:
-        key, value = next(iter(tensors.items()))
-        rows = as_vectors(path, key, value)
-        tensors = {facts.encoder or encoder_of_width(path, rows.shape[1], widths): rows}
-    elif all(OF_AN_ENCODER.fullmatch(key) for key in tensors):
-        rows = [as_vectors(path, key, value) for key, value in tensors.items()]
-        tensors = {encoder_of_width(path, value.shape[1], widths): value for value in rows}
-        if len(tensors) < len(rows):
-            raise ConceptFileError(f"{path.name} holds vectors of one width for several text encoders")
-    elif not set(tensors) <= known:
-        strange = sorted(set(tensors) - known)
-        raise ConceptFileError(
-            f"{path.name} is no embedding: it holds {len(strange)} other tensors such as {strange[0]!r}"
-        )
-    vectors = {encoder: as_vectors(path, encoder, value) for encoder, value in tensors.items()}
+    """The concept in the tensors of an embedding or XTI file. Raises ConceptFileError as `load_embedding`."""
+    kind = kind_of_tensors(path, tensors)
+    if kind == "XTI":
+        return _xti_from_tensors(path, tensors, facts, widths)
+    if kind != "embedding":
+        raise ConceptFileError(f"{path.name} is no embedding but a {kind}")
+    return concept_of_vectors(path, tensors, facts, widths)
+
+
+def concept_of_vectors(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    facts: Facts,
+    widths: Mapping[str, int] | None,
+    *,
+    named: bool = False,
+) -> Concept:
+    """The concept whose vectors these are; `named` where every key is known to be a text encoder's.
+
+    Raises ConceptFileError as `load_embedding`.
+    """
+    given = {key: as_vectors(path, key, value) for key, value in tensors.items()}
+    usable, unused = _usable(path, given, widths)
+    vectors = usable if named else _by_encoder(path, usable, facts, widths)
+    provenance = {**facts.provenance, LEFT_OUT: unused} if unused else facts.provenance
+    return _concept(path, facts, vectors, provenance)
+
+
+def _concept(
+    path: Path, facts: Facts, vectors: Mapping[str, torch.Tensor], provenance: Mapping[str, Any], **parts: Any
+) -> Concept:
     try:
-        return Concept(
-            name=facts.name,
-            class_word=facts.class_word,
-            vectors=vectors,
-            hard_token=facts.hard_token,
-            provenance=facts.provenance,
-        )
+        known = {"name": facts.name, "class_word": facts.class_word, "hard_token": facts.hard_token}
+        return Concept(**known, vectors=vectors, provenance=provenance, **parts)
     except ValueError as error:
         raise ConceptFileError(f"{path.name}: {error}") from error
+
+
+def _usable(
+    path: Path, tensors: Mapping[str, torch.Tensor], widths: Mapping[str, int] | None
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """What a model of these `widths` can use of OneTrainer's tensors, under ComfyUI's names, and the names of the rest.
+
+    Vectors that are added behind a text encoder are never of use; those of a text encoder other than CLIP are only to a
+    model that has it.
+    """
+    used, unused = {}, []
+    for key, value in tensors.items():
+        name = OTHER_NAMES.get(key, key)
+        output = key.endswith(OUTPUT_ENDING) and len(tensors) > 1
+        if output or (name in OTHER_ENCODERS and widths is not None and name not in widths):
+            unused.append(key)
+        else:
+            used[name] = value
+    if not used:
+        raise ConceptFileError(f"{path.name} holds nothing that this model can use, only {' and '.join(unused)}")
+    return used, unused
+
+
+def _by_encoder(
+    path: Path, tensors: Mapping[str, torch.Tensor], facts: Facts, widths: Mapping[str, int] | None
+) -> dict[str, torch.Tensor]:
+    """Text encoder -> its vectors, where the file names them, numbers them, or holds a single tensor."""
+    known = ENCODERS | set(ENCODER_OF_WIDTH.values()) | set(widths or ())
+    if len(tensors) == 1 and not set(tensors) <= known:
+        ((_, rows),) = tensors.items()
+        return {facts.encoder or encoder_of_width(path, rows.shape[1], widths): rows}
+    if all(NUMBERED.fullmatch(key) for key in tensors):
+        found = {encoder_of_width(path, value.shape[1], widths): value for value in tensors.values()}
+        if len(found) < len(tensors):
+            raise ConceptFileError(f"{path.name} holds vectors of one width for several text encoders")
+        return found
+    strange = sorted(set(tensors) - known)
+    if strange:
+        raise ConceptFileError(
+            f"{path.name} is no embedding: it holds {len(strange)} other tensors such as {strange[0][:80]!r}"
+        )
+    return dict(tensors)
+
+
+def _xti_from_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], facts: Facts, widths: Mapping[str, int] | None
+) -> Concept:
+    """A word with vectors for each of 16 layers; the word itself, for all that wants one, is their mean."""
+    rows = [as_vectors(path, key, tensors[key]) for key in XTI_LAYERS]
+    if len({value.shape for value in rows}) != 1:
+        raise ConceptFileError(f"{path.name} holds vectors of several shapes; the 16 of an XTI file have one")
+    encoder = facts.encoder or encoder_of_width(path, rows[0].shape[1], widths)
+    layers = torch.stack(rows)
+    return _concept(path, facts, {encoder: layers.mean(0)}, facts.provenance, layer_vectors={encoder: layers})
 
 
 def check_widths(concept: Concept, widths: Mapping[str, int]) -> None:

@@ -14,7 +14,11 @@ import torch
 
 from .errors import ConceptFileError
 
-MAX_HEADER = 100_000_000  # the limit of the format
+MAX_HEADER = 16_777_216
+"""Bytes. The largest known headers, of checkpoints with a caption list in their metadata, have a few million; the
+format itself allows 100 million, which six million empty entries fill and a Python reader chews for half a minute."""
+MAX_ENTRIES = 100_000
+"""Tables in a header. Whole checkpoints of large models have a few thousand tensors."""
 MAX_DIMENSIONS = 8
 METADATA = "__metadata__"
 PICKLE_STARTS = (b"PK\x03\x04", b"PK\x05\x06", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
@@ -96,12 +100,12 @@ def _header(path: Path, file: BinaryIO) -> Header:
     (length,) = struct.unpack("<Q", start[:8])
     if length > MAX_HEADER or length > size - 8:
         raise ConceptFileError(
-            f"{path.name} announces a header of {length} bytes in a file of {size}; "
+            f"{path.name} announces a header of {length} bytes in a file of {size} (at most {MAX_HEADER} are read); "
             "it is truncated, damaged, or not a safetensors file"
         )
     file.seek(8)
     try:
-        content = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_without_duplicates)
+        content = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_Tables())
     except (ValueError, RecursionError) as error:
         raise ConceptFileError(f"{path.name} has a damaged header: {str(error)[:200]}") from error
     if not isinstance(content, dict):
@@ -126,13 +130,22 @@ def _refuse_pickle(path: Path, start: bytes) -> None:
         )
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in table:
-            raise ValueError(f"{name!r} occurs twice")
-        table[name] = value
-    return table
+class _Tables:
+    """Makes the tables of a JSON text: no name twice in one, and no more of them than a file of tensors can need."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        self.made += 1
+        if max(self.made, len(pairs)) > MAX_ENTRIES:
+            raise ValueError(f"it has more than {MAX_ENTRIES} entries")
+        table: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in table:
+                raise ValueError(f"{name!r} occurs twice")
+            table[name] = value
+        return table
 
 
 def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import comfy.sd1_clip
 import torch
 
 from ...core.files import inside, safe_name
@@ -42,3 +45,13 @@ def written_as(if_taken: str, half_precision: bool) -> dict[str, Any]:
         "dtype": torch.float16 if half_precision else torch.float32,
         "if_exists": "replace" if if_taken == REPLACE else "error",
     }
+
+
+@lru_cache(maxsize=1)
+def clip_vocabulary() -> frozenset[str] | None:
+    """The pieces that ComfyUI's CLIP tokenizer knows, by its vocabulary file; None where that is not to be found."""
+    try:
+        file = Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer" / "vocab.json"
+        return frozenset(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from contextual_inversion.core.files.contents import describe, load_concept
 from contextual_inversion.core.files.errors import ConceptFileError
-from contextual_inversion.core.files.reading import DTYPES, read_header, read_tensors
+from contextual_inversion.core.files.reading import DTYPES, MAX_ENTRIES, MAX_HEADER, read_header, read_tensors
 
 from .conftest import concept, raw_file
 
@@ -124,6 +124,34 @@ def test_a_header_that_lies_is_found_out(tmp_path, lie):
     for read in (read_tensors, load_concept, describe):
         with pytest.raises(ConceptFileError, match=r"liar\.safetensors"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "length"),
+    [
+        ({str(number): {} for number in range(MAX_ENTRIES + 1)}, None),
+        ({"a": {**ENTRY, "x": {str(number): 0 for number in range(MAX_ENTRIES + 1)}}}, None),
+        ({"__metadata__": {"x": "y" * MAX_HEADER}, "a": ENTRY}, None),
+        (b'{"a": 1', MAX_HEADER + 1),
+    ],
+    ids=["more tables than a file has tensors", "one large table", "long metadata", "a long header that is announced"],
+)
+def test_a_header_of_any_size_is_not_chewed(tmp_path, header, length):
+    path = tmp_path / "large.safetensors"
+    path.write_bytes(raw_file(header, bytes(8), length))
+    for read in (read_header, read_tensors, load_concept, describe):
+        with pytest.raises(ConceptFileError, match=r"large\.safetensors") as error:
+            read(path)
+        assert len(str(error.value)) < 400
+
+
+def test_headers_as_large_as_those_of_real_files_are_read(tmp_path):
+    """A checkpoint's number of tensors, and captions by the megabyte in the metadata."""
+    tensors = {f"model.layer_{number}.weight": torch.ones(1) for number in range(5000)}
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save(tensors, {"ss_tag_frequency": json.dumps({f"tag {number}": 1 for number in range(100_000)})}))
+    assert len(read_header(path).tensors) == 5000
+    assert len(read_tensors(path)[0]) == 5000
 
 
 def test_the_same_file_without_a_lie_is_read(tmp_path):
