@@ -9,7 +9,7 @@ MOST = 400
 GAP = " ... "
 
 
-def quoted(value: object, most: int = 60) -> str:
+def quoted(value: object, most: int = 100) -> str:
     """`repr`, cut in the middle where it is long; what cannot be encoded is escaped."""
     return shortened(repr(value).encode("utf-8", "backslashreplace").decode(), most)
 

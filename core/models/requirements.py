@@ -42,17 +42,27 @@ def require_trainable(facts: ModelFacts) -> None:
     """Raises ValueError for a model that none of the methods can be trained on; the message says what it is and what
     to use instead."""
     if facts.refiner:
-        raise ValueError(f"{facts.name} is the SDXL refiner, which only finishes pictures: use SDXL's base model")
+        refuse_refiner(facts.name)
     if facts.purpose:
         raise ValueError(f"{facts.name} {facts.purpose} and draws nothing from text alone; {SUPPORTED}")
     require_channels(facts)
-    if facts.schedule:
-        raise ValueError(
-            f"the noise of {facts.name} is {facts.schedule}, not that of Stable Diffusion (discrete, predicting "
-            f"epsilon, v or x0), and the loss would be another one; {SUPPORTED}"
-        )
+    require_discrete(facts.name, facts.schedule)
     require_text(facts)
     facts.require_vae()
+
+
+def refuse_refiner(name: str) -> None:
+    """Raises ValueError: it has half of SDXL's text encoders and draws no picture of its own."""
+    raise ValueError(f"{name} is the SDXL refiner, which only finishes pictures; use SDXL's base model")
+
+
+def require_discrete(name: str, schedule: str) -> None:
+    """Raises ValueError where the `schedule` of `name` is of another family than Stable Diffusion's, which is ""."""
+    if schedule:
+        raise ValueError(
+            f"the noise of {name} is {schedule}, not that of Stable Diffusion (discrete; epsilon, v or x0), and the "
+            f"loss would be another one; {SUPPORTED}"
+        )
 
 
 def require_channels(facts: ModelFacts) -> None:

@@ -25,6 +25,7 @@ from ...core.models.protocol import (
     NoiseSchedule,
     fingerprint,
 )
+from ...core.models.requirements import require_discrete
 from .attention import (
     cross_attention_layers,
     diffusers_names,
@@ -34,6 +35,7 @@ from .attention import (
     with_gradients,
     with_probe,
 )
+from .cancelling import hear_cancel
 from .checkpointing import with_checkpointing
 from .features import encoder_features
 from .fitting import require_trainable_model, schedule_family, warn_never_loaded
@@ -125,12 +127,14 @@ class ComfyModel:
         return self.patcher.model.get_dtype_inference()
 
     def to_latents(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        hear_cancel()
         pixels = ((images.float() + 1) / 2).movedim(1, -1)
         with self.weights_given_back(), _posterior(self.vae, generator) as finish:
             latents = finish(self.vae.encode(pixels))
         return self.patcher.model.process_latent_in(latents.float()).to(self.device)
 
     def to_images(self, latents: torch.Tensor) -> torch.Tensor:
+        hear_cancel()
         with self.weights_given_back():
             pixels = self.vae.decode(self.patcher.model.process_latent_out(latents.detach().float()))
         return (pixels.movedim(-1, 1).float() * 2 - 1).to(self.device)
@@ -155,6 +159,7 @@ class ComfyModel:
     ) -> torch.Tensor:
         self._ready()
         timesteps = timesteps.to(self.device)
+        hear_cancel()
         y = None if conditioning.y is None else conditioning.y.to(self.device, self.dtype)
         observer = probe if isinstance(probe, AttentionObserver) else None
         options = self._transformer_options(self._sigmas[timesteps], None if observer else probe, conditioning.layers)
@@ -280,8 +285,7 @@ def noise_schedule(model_sampling: Any) -> NoiseSchedule:
     Raises ValueError for flow matching, EDM and other families, to which the DDPM loss does not apply.
     """
     kinds = {sampling.V_PREDICTION: "v_prediction", sampling.X0: "sample", sampling.EPS: "epsilon"}
-    if family := schedule_family(model_sampling):
-        raise ValueError(f"the model's noise is {family}, not that of Stable Diffusion (discrete; epsilon, v or x0)")
+    require_discrete("the model", schedule_family(model_sampling))
     kind = next(name for family, name in kinds.items() if isinstance(model_sampling, family))
     return NoiseSchedule(1 / (1 + model_sampling.sigmas.detach().cpu().double() ** 2), kind)
 

@@ -12,6 +12,7 @@ import torch
 
 from ...core.models.low_rank import hooked, is_linear
 from ...core.models.protocol import Encoding, fingerprint
+from .cancelling import hear_cancel
 from .weights import base_weight
 
 ENCODERS = ("clip_l", "clip_g", "clip_h")
@@ -95,6 +96,7 @@ class ComfyTextEncoder:
         return found
 
     def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
+        hear_cancel()
         self._ready()
         device = self.patcher.load_device
         length, intermediate = inputs.shape[1], self._intermediate()

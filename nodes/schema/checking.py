@@ -15,36 +15,29 @@ import torch
 from comfy_api.latest import io
 from server import PromptServer
 
-from ...core.concept import Concept
 from ...core.maths.finite import require_finite
-from ...core.networks.contextualizer import Contextualizer
-from ...core.networks.tuning_encoder import TuningEncoder
 from ...core.prompts.phrases import checked_phrase, checked_text
-from ...core.prompts.sets import PromptSet
 from ...core.wording import MOST, listed, quoted, shortened
 from ..comfy import fitting
 from .lists import gathered
-from .sockets import Regularization
 
 LONGEST_TEXT = 5_000_000
 """Characters of an input of many lines: tens of thousands of prompts."""
 FILE_INPUTS = ("file", "clip", "dino")
 """Choices that are names of files: the nodes themselves say which file goes where."""
-OURS = {
-    "PROMPTS": PromptSet,
-    "REGULARIZER": Regularization,
-    "CONCEPT": Concept,
-    "CONTEXTUALIZER": Contextualizer,
-    "TUNING_ENCODER": TuningEncoder,
-}
 MEMBERS = {
+    "PROMPTS": ("prompts", "drawn"),
+    "REGULARIZER": ("added", "chosen_norm_mode"),
+    "CONCEPT": ("vectors", "class_word", "lora"),
+    "CONTEXTUALIZER": ("encoder", "positions", "rows"),
+    "TUNING_ENCODER": ("identity", "negatives"),
     "MODEL": ("model", "model_options", "clone"),
     "CLIP": ("cond_stage_model", "tokenizer", "patcher"),
     "VAE": ("first_stage_model", "encode", "decode"),
     "CLIP_VISION": ("model", "patcher", "image_size"),
     "ATTENTION": ("recorder", "while_sampling"),
 }
-"""What ComfyUI's own values are known by, and those of other packs that stand in for them."""
+"""What values are known by: those of other packs may stand in for ComfyUI's and for ours."""
 SOURCES = {
     "MODEL": "a node that loads a model",
     "CLIP": "Load CLIP, or a checkpoint that has one",
@@ -185,13 +178,7 @@ def _latent(one: Any, value: Any) -> Any:
     return value
 
 
-def _own(one: Any, value: Any) -> Any:
-    if not isinstance(value, OURS[one.io_type]):
-        raise _no_such(one, value)
-    return value
-
-
-def _theirs(one: Any, value: Any) -> Any:
+def _known(one: Any, value: Any) -> Any:
     if not all(hasattr(value, name) for name in MEMBERS[one.io_type]):
         raise _no_such(one, value)
     if one.io_type == "VAE" and value.first_stage_model is None:
@@ -212,6 +199,5 @@ CHECKS: dict[str, Callable[[Any, Any], Any]] = {
     "IMAGE": _pictures,
     "MASK": _masks,
     "LATENT": _latent,
-    **dict.fromkeys(OURS, _own),
-    **dict.fromkeys(MEMBERS, _theirs),
+    **dict.fromkeys(MEMBERS, _known),
 }
