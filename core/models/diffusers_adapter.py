@@ -94,7 +94,8 @@ class DiffusersModel:
             pipeline.unet,
             pipeline.vae,
             _text_encoders(pipeline),
-            noise_schedule(pipeline.scheduler.config),
+            # A configuration says its scheduler's name only where it comes from a file.
+            noise_schedule({**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}),
             name=Path(str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__)).name,
             device=device,
         )

@@ -39,10 +39,21 @@ MEMBERS = {
 }
 """What values are known by: those of other packs may stand in for ComfyUI's and for ours."""
 SOURCES = {
+    "PROMPTS": "Context Prompts",
+    "REGULARIZER": "CoRe, MLM or Nearest Word Regularizer",
+    "CONCEPT": "Train Concept or Load Concept",
+    "CONTEXTUALIZER": "Load Contextualizer",
+    "TUNING_ENCODER": "Load Tuning Encoder",
+    "ATTENTION": "Record Attention or Attend Image",
     "MODEL": "a node that loads a model",
     "CLIP": "Load CLIP, or a checkpoint that has one",
     "VAE": "Load VAE, or a checkpoint that has one",
+    "CLIP_VISION": "Load CLIP Vision",
+    "IMAGE": "a node that gives pictures",
+    "MASK": "a node that gives masks",
+    "LATENT": "a node that gives latents",
 }
+"""Kinds of sockets, and what gives such values; every other kind is typed into the node."""
 
 
 def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
@@ -111,8 +122,11 @@ def check_inputs(schema: io.Schema, given: Mapping[str, Any]) -> dict[str, Any]:
 def checked_value(one: Any, value: Any) -> Any:
     """`value` as the input `one` takes it. Raises ValueError that names both."""
     if value is None:
-        what = SOURCES.get(one.io_type, f"an output of the kind {one.io_type}")
-        raise ValueError(f"{one.id} is empty: what is connected to it has no {one.io_type}; connect {what}")
+        if one.io_type not in SOURCES:
+            raise ValueError(f"{one.id} is empty; give it a value")
+        raise ValueError(
+            f"{one.id} is empty: what is connected to it has no {one.io_type}; connect {SOURCES[one.io_type]}"
+        )
     check = CHECKS.get(one.io_type)
     return value if check is None else check(one, value)
 
@@ -126,6 +140,10 @@ def _number(one: Any, value: Any) -> Any:
     low, high = one.min, one.max
     if (low is not None and value < low) or (high is not None and value > high):
         raise ValueError(f"{one.id} is {value}, outside of {low} .. {high}; give it a value within")
+    step = one.step if one.io_type == "INT" else None
+    if step is not None and value % step:
+        below = int(value // step * step)
+        raise ValueError(f"{one.id} is {value} and no multiple of {step}; give it {below} or {below + step}")
     return int(value) if one.io_type == "INT" else float(value)
 
 
@@ -165,16 +183,18 @@ def _masks(one: Any, value: Any) -> Any:
 
 def _tensor(one: Any, value: Any) -> None:
     if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{one.id} is {quoted(value)} and no {one.io_type}; connect an output of that kind")
+        raise _no_such(one, value)
     if not value.dtype.is_floating_point:
         raise ValueError(f"{one.id} holds {value.dtype}; pictures and masks hold floats from 0 to 1")
     if not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{one.id} holds numbers that are not finite: the node it comes from made an empty picture")
+        raise ValueError(
+            f"{one.id} holds numbers that are not finite, which no picture shows: look at the node that they come from"
+        )
 
 
 def _latent(one: Any, value: Any) -> Any:
     if not isinstance(value, Mapping) or not isinstance(value.get("samples"), torch.Tensor):
-        raise ValueError(f"{one.id} is {quoted(value)} and no LATENT; connect an output of that kind")
+        raise _no_such(one, value)
     return value
 
 
@@ -188,7 +208,7 @@ def _known(one: Any, value: Any) -> Any:
 
 def _no_such(one: Any, value: Any) -> ValueError:
     what = quoted(value) if isinstance(value, str | int | float | list | dict) else f"a {type(value).__name__}"
-    return ValueError(f"{one.id} is {what} and no {one.io_type}; connect {SOURCES.get(one.io_type, 'such an output')}")
+    return ValueError(f"{one.id} is {what} and no {one.io_type}; connect {SOURCES[one.io_type]}")
 
 
 CHECKS: dict[str, Callable[[Any, Any], Any]] = {

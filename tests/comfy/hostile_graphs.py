@@ -122,7 +122,9 @@ def _of_node(class_type: str, inputs: dict[str, Any], info: Any, values: dict[st
     small = {name: value for name, value in SMALL.get(class_type, {}).items() if name in declared}
     plain = {name: value for name, value in {**inputs, **small}.items() if not isinstance(value, list)}
     links = {name: kind_of(declared[name]) for name, value in inputs.items() if isinstance(value, list)}
-    sources = {name: (kind, values[kind]) for name, kind in links.items() if kind in values}
+    known = {**values, **values["by_name"]}
+    sources = {name: (kind, known.get(name, values[kind])) for name, kind in links.items() if kind in values}
+    plain |= {name: value for name, value in values["by_name"].items() if name in plain}
     for name, declaration in declared.items():
         kind, options = kind_of(declaration), declaration[1] if len(declaration) > 1 else {}
         if name in plain:
@@ -146,6 +148,11 @@ def kind_of(declaration: Any) -> str:
     return "COMBO" if isinstance(declaration[0], list | tuple) else str(declaration[0])
 
 
+def _is_zero(value: Any) -> bool:
+    """As "steps" 0 is the recipe's number, and would train for minutes."""
+    return isinstance(value, int | float) and math.isfinite(value) and int(value) == 0
+
+
 def strange_literals(name: str, kind: str, options: dict[str, Any]) -> list[Any]:
     """What a graph file may hold in the place of this input."""
     low, high = options.get("min"), options.get("max")
@@ -156,7 +163,7 @@ def strange_literals(name: str, kind: str, options: dict[str, Any]) -> list[Any]
             [math.nan, math.inf, -math.inf, 1e-30] if kind == "FLOAT" else []
         )
         odd += [65] if name in ("width", "height", "resolution") else []
-        return [*edges, *beyond, *odd]
+        return [one for one in (*edges, *beyond, *odd) if not (name == "steps" and _is_zero(one))]
     if kind == "STRING":
         return [*TEXTS, None, 5, {}]
     if kind == "COMBO":
