@@ -63,7 +63,7 @@ def facts_of(model: Any, clip: Any = None, vae: Any = None) -> ModelFacts:
         latent_channels=int(base.latent_format.latent_channels),
         context_width=context_width(unet),
         text_widths=None if clip is None else text_widths(clip),
-        vae_channels=None if vae is None else int(vae.latent_channels),
+        vae_channels=getattr(vae, "latent_channels", None),
         schedule=schedule_family(model.get_model_object("model_sampling")),
         purpose=PURPOSES.get(family, "takes another condition beside text" if other else ""),
         refiner=isinstance(base, comfy.model_base.SDXLRefiner),

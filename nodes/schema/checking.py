@@ -114,8 +114,9 @@ def check_inputs(schema: io.Schema, given: Mapping[str, Any]) -> dict[str, Any]:
         clip, vae = (next(iter(by_kind[kind]), None) for kind in ("CLIP", "VAE"))
         fitting.require_fit(by_kind["MODEL"][0], clip, vae, by_kind["CONCEPT"])
     for clip in by_kind["CLIP"]:
-        if said := fitting.warn_never_loaded(clip):
-            PromptServer.instance.send_progress_text(said, PromptServer.instance.last_node_id)
+        said, running = fitting.warn_never_loaded(clip), PromptServer.instance.last_node_id
+        if said and running:
+            PromptServer.instance.send_progress_text(said, running)
     return values
 
 

@@ -27,6 +27,8 @@ SMALL = {
     f"{PREFIX}PretrainContextualizer": {"steps": 1, "batch": 2, "held_out": 10},
     f"{PREFIX}AttendImage": {"timesteps": "500"},
     f"{PREFIX}ShowAttention": {"words": ""},
+    f"{PREFIX}EvaluateConcept": {"clip": "bundled", "dino": "none", "prompts": "a cat"},
+    f"{PREFIX}PretrainTuningEncoder": {"steps": 1, "batch": 2, "world_pictures": 2, "size": "tiny"},
 }
 DEAR = (
     *("steps", "batch", "held_out", "images", "most_prompts", "prior_pictures", "world_pictures", "count"),

@@ -108,6 +108,21 @@ def shipped_nodes(comfyui, repository):
     return list(found.values())
 
 
+def other_nodes(comfyui, shipped):
+    """(class type, inputs) of the nodes that no shipped graph has, with the values that they have on the page."""
+    there = {class_type for class_type, _ in shipped}
+    ours = (name for name in comfyui.nodes.NODE_CLASS_MAPPINGS if name.startswith(PREFIX) and name not in there)
+    found = []
+    for name in sorted(ours):
+        node = comfyui.nodes.NODE_CLASS_MAPPINGS[name]
+        if hasattr(node, "define_schema") and name.removeprefix(PREFIX) not in NOT_NODES:
+            declared = {one.id: one for one in node.define_schema().inputs}
+            typed = {key: one.default for key, one in declared.items() if getattr(one, "default", None) is not None}
+            links = {key: ["x", 0] for key, one in declared.items() if key not in typed and not one.optional}
+            found.append((name, links | typed))
+    return found
+
+
 def graph_of(mutation: Mutation, store: dict) -> dict:
     """The node and its sources as a prompt; what the sources give is put into `store`."""
     store.clear()
@@ -159,6 +174,7 @@ def hostile(comfyui, repository, values):
     store: dict = {}
     comfyui.nodes.NODE_CLASS_MAPPINGS[SOURCE] = source_node(store)
     nodes = shipped_nodes(comfyui, repository)
+    nodes += other_nodes(comfyui, nodes)
     info = comfyui.object_info({class_type for class_type, _ in nodes})
     yield mutations(nodes, info, values, SEED), store, info
     del comfyui.nodes.NODE_CLASS_MAPPINGS[SOURCE]

@@ -53,8 +53,14 @@ def ask(comfyui, run_graph):
 
 IMAGE = torch.full((1, 64, 64, 3), 0.5)
 TRAINING = {
-    **{"recipe": "auto (for this model)", "steps": 1, "learning_rate": 0.01, "batch": 1, "seed": 0},
-    **{"preview_every": 0, "preview_prompt": "a {}", "continue_interrupted": False},
+    "recipe": "auto (for this model)",
+    "steps": 1,
+    "learning_rate": 0.01,
+    "batch": 1,
+    "seed": 0,
+    "preview_every": 0,
+    "preview_prompt": "a {}",
+    "continue_interrupted": False,
 }
 EVERY: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "TrainConcept": (("vae", "images"), {**TRAINING, "class_word": "cat", "name": "ptn", "vectors": 1,
@@ -381,3 +387,31 @@ def test_cancel_is_heard_at_every_pass_of_a_model(families, work):
         with pytest.raises(management.InterruptProcessingException):
             passes[work]()
         passes[work]()  # it is heard once
+
+
+def test_what_a_node_that_takes_lists_asks_beforehand_gets_single_values(comfyui):
+    import inspect
+
+    from comfy_api.latest import io
+
+    from contextual_inversion.nodes.schema.checking import checked
+
+    class Takes(io.ComfyNode):
+        @classmethod
+        def define_schema(cls):
+            return io.Schema(node_id="Takes", inputs=[io.String.Input("name")], outputs=[], is_input_list=True)
+
+        @classmethod
+        def validate_inputs(cls, name: str = "x") -> bool | str:
+            return True if name == "fine" else f"not {name}"
+
+        @classmethod
+        def execute(cls, name: str) -> str:
+            return name
+
+    node = checked(checked(Takes))
+    assert node is Takes
+    assert inspect.getfullargspec(node.validate_inputs).args == ["cls", "name"]  # ComfyUI looks here
+    assert node.validate_inputs(name=["fine"]) is True
+    assert node.validate_inputs(name="odd") == "not odd"
+    assert node.execute(name=["fine", "fine"]) == "fine"
