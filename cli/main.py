@@ -11,6 +11,8 @@ import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ..core.wording import shortened
+
 # name: (module under this folder, one line for --help)
 COMMANDS = {
     "demo": (
@@ -93,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         broken = broken_import(error)
         if os.environ.get("CONTEXTUAL_INVERSION_TRACEBACK") or (isinstance(error, ImportError) and broken is None):
             raise
-        failed(f"{name}: {broken or error}")
+        failed(shortened(f"{name}: {broken or error}"))
         print("(CONTEXTUAL_INVERSION_TRACEBACK=1 shows where)", file=sys.stderr)
         return 1
     return 0

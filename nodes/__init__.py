@@ -31,12 +31,13 @@ def extension() -> Any:
         tuning_encoders,
     )
     from .page import running
+    from .schema.checking import checked
 
     running.add_routes()
 
     class ContextualInversionExtension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
-            return [
+            every = [
                 demo.LoadDemoModel,
                 demo.DemoImages,
                 prompts.ContextPrompts,
@@ -64,5 +65,6 @@ def extension() -> Any:
                 show_attention.ShowAttention,
                 diagnosis.DiagnoseConcept,
             ]
+            return [checked(node) for node in every]
 
     return ContextualInversionExtension()

@@ -11,7 +11,9 @@ import torch
 from comfy_api.latest import io
 
 from ..core.inspection.attention.recorder import AttentionRecorder
+from ..core.wording import quoted
 from .comfy.attention_recording import digest, layer_names, recording, recording_at
+from .comfy.cancelling import hear_cancel
 from .schema.sockets import CATEGORY, PREFIX
 
 AttentionSocket = io.Custom("ATTENTION")
@@ -145,6 +147,7 @@ def attend(
     last = len(getattr(schedule, "sigmas", range(1000))) - 1
     recorder.begin(layer_names(model))
     for timestep in sorted((min(timestep, last) for timestep in timesteps), reverse=True):
+        hear_cancel()
         sigma = schedule.sigma(torch.tensor(float(timestep)))
         comfy.sample.sample_custom(
             recording_at(model, recorder, progress=1 - (timestep + 1) / (last + 1)),
@@ -168,5 +171,5 @@ def parsed_timesteps(text: str) -> list[float]:
     except ValueError:
         found = []
     if not found or not all(0 <= one <= 999 for one in found):
-        raise ValueError(f"timesteps are numbers from 0 to 999 between commas, such as 800, 400, not {text!r}")
+        raise ValueError(f"timesteps are numbers from 0 to 999 between commas, such as 800, 400, not {quoted(text)}")
     return found

@@ -16,10 +16,11 @@ from ..core.files import check_widths, layout_of, load_concept, save_bundle, sav
 from ..core.files.embedding import LEFT_OUT
 from ..core.files.typed_names import advice
 from .comfy.concept_lora import with_weights
-from .comfy.concept_tokenizer import encoder_widths, with_concept
+from .comfy.concept_tokenizer import with_concept
 from .comfy.folders import BUNDLES, EMBEDDINGS, ENDING, LORAS, files_of, first_folder, not_there, told, version
 from .comfy.layer_contexts import reading_layers, writing_layers
 from .comfy.saving import checked_word, clip_vocabulary, free_name, written_as
+from .comfy.text import text_widths
 from .schema import inputs
 from .schema.sockets import CATEGORY, PREFIX, ConceptSocket
 
@@ -75,7 +76,7 @@ class ApplyConcept(io.ComfyNode):
         cls, model: Any, clip: Any, concept: Concept, strength_model: float, strength_clip: float, name: str
     ) -> io.NodeOutput:
         concept = concept.renamed(checked_word(name.strip() or concept.name))
-        check_widths(concept, encoder_widths(clip))
+        check_widths(concept, text_widths(clip))
         if concept.lora:
             model, clip = with_weights(model, clip, concept, strength_model, strength_clip)
         clip = with_concept(clip, concept)
@@ -209,7 +210,7 @@ class LoadConcept(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, clip: Any = None, class_word: str = "", embedding: str = "") -> io.NodeOutput:
         path, chosen = saved_path(file), embedding.strip() or None
-        concept = load_concept(path, widths=None if clip is None else encoder_widths(clip), embedding=chosen)
+        concept = load_concept(path, widths=None if clip is None else text_widths(clip), embedding=chosen)
         _, _, inner = file.partition("/")
         concept = concept.renamed(typeable(chosen.strip("<>") if chosen else inner.removesuffix(ENDING)))
         concept = replace(concept, class_word=class_word.strip() or concept.class_word)

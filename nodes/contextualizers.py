@@ -17,6 +17,7 @@ from ..core.prompt_sets import synthetic_captions
 from ..core.prompts.captions import REAL_SHARE, captions_from
 from ..core.training.contextualizer.pretraining import Pretrained, PretrainSettings, pretrain_contextualizer
 from ..core.training.contextualizer.recipes import recommended_pretraining
+from .comfy.cancelling import hear_cancel
 from .comfy.clip_session import content_of, encoder_session, encoders_of
 from .comfy.folders import (
     CONTEXTUALIZERS,
@@ -221,7 +222,8 @@ class PretrainContextualizer(io.ComfyNode):
                 "captions": source.state(),
                 "settings": settings.identity(),
             }
-            work = Resumable("contextualizer", partial(pretrain_contextualizer, encoder, source), settings, facts)
+            start = partial(pretrain_contextualizer, encoder, source, between=hear_cancel)
+            work = Resumable("contextualizer", start, settings, facts)
             reporter = Reporter(cls.hidden.unique_id, settings.steps, conclusion)
             finished = report_resumable(work, reporter, continue_interrupted)
         shown = {OUTPUT: [reporter.view.whole()]}

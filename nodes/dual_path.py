@@ -20,6 +20,7 @@ from ..core.models.lora import TEXT_STEMS, from_lora
 from ..core.models.low_rank import Delta
 from ..core.models.protocol import Conditioning
 from ..core.models.vocabulary import hard_words
+from ..core.wording import quoted
 from .comfy.attention import cross_attention_layers, diffusers_names
 from .comfy.concept_lora import stem_of
 from .comfy.concept_tokenizer import leading_name, with_concept
@@ -169,7 +170,9 @@ def blocks_of(listed: str, alpha: float, model: Any) -> float | tuple[float, ...
     try:
         values = tuple(float(part) for part in parts)
     except ValueError as error:
-        raise ValueError(f"alpha_per_block takes numbers separated by commas, not {listed!r}.") from error
+        raise ValueError(f"alpha_per_block takes numbers separated by commas, not {quoted(listed)}.") from error
+    if not all(0 <= value <= 1 for value in values):  # nor one that is not finite
+        raise ValueError(f"alpha_per_block holds numbers from 0 to 1, as alpha does, not {quoted(listed)}.")
     blocks = len(cross_attention_layers(model.model.diffusion_model, {}))
     if len(values) != blocks:
         raise ValueError(f"This model has {blocks} attention blocks; alpha_per_block has {len(values)} numbers.")

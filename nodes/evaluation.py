@@ -19,8 +19,10 @@ from ..core.inspection.evaluation.loading import DINO_FAMILIES
 from ..core.inspection.evaluation.pictures import as_bytes
 from ..core.inspection.evaluation.report import markdown_table, measure_means
 from ..core.inspection.evaluation.sheets import COLUMNS, evaluation_sheet
+from ..core.maths.masks import shows_something
 from .comfy.evaluation_encoders import AUTO, FOLDER, NONE, bytes_of, chosen_clip, chosen_dino, folders
 from .page.pictures import as_images, preview
+from .schema.lists import each_mask, each_picture
 from .schema.sockets import CATEGORY, PREFIX
 
 NAMED = re.compile(r"embedding:\S+|<[^<>\s]+>")
@@ -97,28 +99,30 @@ class EvaluateConcept(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
+            is_input_list=True,
         )
 
     @classmethod
     def execute(
         cls,
-        images: torch.Tensor,
-        references: torch.Tensor,
+        images: torch.Tensor | list[torch.Tensor],
+        references: torch.Tensor | list[torch.Tensor],
         prompts: str,
         class_word: str,
         clip: str,
         dino: str,
         background_fill: float,
         batch: int,
-        masks: torch.Tensor | None = None,
-        reference_masks: torch.Tensor | None = None,
+        masks: torch.Tensor | list[torch.Tensor] | None = None,
+        reference_masks: torch.Tensor | list[torch.Tensor] | None = None,
     ) -> io.NodeOutput:
-        pictures, real = as_bytes(images), as_bytes(references)
+        pictures, real = (as_bytes([one[..., :3] for one in each_picture(given)]) for given in (images, references))
         lines = prompt_lines(prompts, class_word)
         captions = captions_of(lines, len(pictures))
         if (masks is None) != (reference_masks is None):
             raise ValueError("Foregrounds are compared with foregrounds: connect both masks and reference_masks.")
-        shown, real_shown = checked_masks(masks, pictures, "images"), checked_masks(reference_masks, real, "references")
+        shown = checked_masks(each_mask(masks), pictures, "images")
+        real_shown = checked_masks(each_mask(reference_masks), real, "references")
         evaluator = Evaluator(chosen_clip(clip), chosen_dino(dino), background_fill, batch)
         versions = len(evaluator.encoders) * (1 if masks is None else 2)
         bar = ProgressBar(versions * (len(pictures) + len(real)), node_id=cls.hidden.unique_id)
@@ -160,7 +164,9 @@ def captions_of(lines: Sequence[str], pictures: int) -> list[str]:
     return [line for line in lines for _ in range(pictures // len(lines))]
 
 
-def checked_masks(masks: torch.Tensor | None, pictures: Sequence[np.ndarray], what: str) -> list[np.ndarray] | None:
+def checked_masks(
+    masks: Sequence[torch.Tensor] | None, pictures: Sequence[np.ndarray], what: str
+) -> list[np.ndarray] | None:
     """One (H, W) mask a picture. Raises ValueError that names the one which is missing, empty or of another size."""
     if masks is None:
         return None
@@ -171,7 +177,7 @@ def checked_masks(masks: torch.Tensor | None, pictures: Sequence[np.ndarray], wh
         if mask.shape != picture.shape[:2]:
             (h, w), (height, width) = mask.shape, picture.shape[:2]
             raise ValueError(f"Mask {number} of the {what} is {w} x {h} and its picture {width} x {height}.")
-        if not mask.any():
+        if not shows_something(mask):
             raise ValueError(f"Mask {number} of the {what} is empty: it says that the subject is nowhere.")
     return found
 

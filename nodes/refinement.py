@@ -11,7 +11,7 @@ from ..core.concept import Concept
 from ..core.training.methods import METHODS, second_stages
 from ..core.training.plan import Choices, Prior, plan
 from .comfy.model import ComfyModel
-from .page.concept_training import require_place, train_concept
+from .page.concept_training import require_place, rgb, train_concept
 from .schema import inputs
 from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
 
@@ -72,6 +72,7 @@ class RefineConcept(io.ComfyNode):
                     "where there is none, so that layout and background are learned less. The result is an ordinary "
                     "LoRA. 0: the whole rank learns everywhere.",
                 ),
+                *inputs.memory_savers(),
             ],
             outputs=[
                 ConceptSocket.Output(
@@ -80,6 +81,7 @@ class RefineConcept(io.ComfyNode):
                 inputs.losses(),
             ],
             hidden=[io.Hidden.unique_id],
+            is_input_list=True,
         )
 
     @classmethod
@@ -88,7 +90,7 @@ class RefineConcept(io.ComfyNode):
         model: Any,
         clip: Any,
         vae: Any,
-        images: torch.Tensor,
+        images: torch.Tensor | list[torch.Tensor],
         concept: Concept,
         train: str,
         recipe: str,
@@ -100,9 +102,11 @@ class RefineConcept(io.ComfyNode):
         preview_every: int,
         preview_prompt: str,
         continue_interrupted: bool,
-        masks: torch.Tensor | None = None,
+        masks: torch.Tensor | list[torch.Tensor] | None = None,
         regularizer: Regularization | None = None,
         least_rank: int = 0,
+        resolution: int = 0,
+        gradient_checkpointing: bool = False,
     ) -> io.NodeOutput:
         require_place(preview_every, preview_prompt, "the word")
         adapted, method = ComfyModel(model, clip, vae), second_stages()[train]
@@ -113,7 +117,7 @@ class RefineConcept(io.ComfyNode):
             inputs.chosen_recipe(recipe, adapted, method),
             concept.require_class_word(),
             {
-                **inputs.chosen(steps=steps, batch=batch),
+                **inputs.chosen(steps=steps, batch=batch, resolution=resolution),
                 **rates,
                 "name": concept.name.rpartition("/")[2],
                 "rank": rank if METHODS[method].rank else 0,
@@ -121,6 +125,7 @@ class RefineConcept(io.ComfyNode):
                 "seed": seed,
                 "preview_every": preview_every,
                 "preview_prompt": preview_prompt,
+                "gradient_checkpointing": gradient_checkpointing,
             },
             regularization.added,
             regularization.chosen_norm_mode,
@@ -130,7 +135,7 @@ class RefineConcept(io.ComfyNode):
         return train_concept(
             cls.hidden.unique_id,
             adapted,
-            plan(adapted, images[..., :3], choices),
+            plan(adapted, rgb(images), choices),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

@@ -16,7 +16,7 @@ from ..core.training.plan import CLASS_PICTURES, Choices, Prior, plan
 from ..core.training.regularizers.prior import Progress
 from .comfy.folders import checkpoints_root
 from .comfy.model import ComfyModel
-from .page.concept_training import require_place, train_concept
+from .page.concept_training import require_place, rgb, train_concept
 from .schema import inputs
 from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
 
@@ -148,30 +148,14 @@ class TrainConcept(io.ComfyNode):
                     tooltip="Keep the latents of up to six training pictures with the concept (about 30 kB each), for "
                     "Optimize for Prompt.",
                 ),
-                io.Int.Input(
-                    "resolution",
-                    default=0,
-                    optional=True,
-                    min=0,
-                    max=4096,
-                    step=64,
-                    advanced=True,
-                    tooltip="Side of the square that is cut from the middle of each picture, in pixels. 0: the model's "
-                    "own, 512 for Stable Diffusion 1, 1024 for SDXL. Fewer need less memory.",
-                ),
-                io.Boolean.Input(
-                    "gradient_checkpointing",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Save memory, take longer. The word is the same.",
-                ),
+                *inputs.memory_savers(),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept and SaveConcept."),
                 inputs.losses(),
             ],
             hidden=[io.Hidden.unique_id],
+            is_input_list=True,
         )
 
     @classmethod
@@ -180,7 +164,7 @@ class TrainConcept(io.ComfyNode):
         model: Any,
         clip: Any,
         vae: Any,
-        images: torch.Tensor,
+        images: torch.Tensor | list[torch.Tensor],
         class_word: str,
         name: str,
         train: str,
@@ -193,7 +177,7 @@ class TrainConcept(io.ComfyNode):
         preview_every: int,
         preview_prompt: str,
         continue_interrupted: bool,
-        masks: torch.Tensor | None = None,
+        masks: torch.Tensor | list[torch.Tensor] | None = None,
         regularizer: Regularization | None = None,
         concept: Concept | None = None,
         rank: int = -1,
@@ -241,7 +225,7 @@ class TrainConcept(io.ComfyNode):
         return train_concept(
             cls.hidden.unique_id,
             adapted,
-            plan(adapted, images[..., :3], choices),
+            plan(adapted, rgb(images), choices),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

@@ -26,6 +26,7 @@ from .page.interrupted import Resumable
 from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
 from .schema import inputs
+from .schema.lists import each_picture
 from .schema.sockets import CATEGORY, PREFIX, TuningEncoderSocket
 
 
@@ -109,6 +110,7 @@ class PretrainTuningEncoder(io.ComfyNode):
                 io.String.Output(display_name="file", tooltip="The file's name in models/tuning_encoders."),
             ],
             hidden=[io.Hidden.unique_id],
+            is_input_list=True,
         )
 
     @classmethod
@@ -127,7 +129,7 @@ class PretrainTuningEncoder(io.ComfyNode):
         seed: int,
         name: str,
         continue_interrupted: bool,
-        images: torch.Tensor | None = None,
+        images: torch.Tensor | list[torch.Tensor] | None = None,
         clip_vision: Any = None,
     ) -> io.NodeOutput:
         root = first_folder(TUNING_ENCODERS)
@@ -138,7 +140,11 @@ class PretrainTuningEncoder(io.ComfyNode):
                 "Connect images with one subject each: the drawn world that stands in for them is the demo model's, "
                 "and an encoder for Stable Diffusion would learn nothing else from it."
             )
-        source = GivenPictures(images) if images is not None else WorldPictures(world_pictures, seed, say_place=True)
+        source = (
+            GivenPictures(each_picture(images))
+            if images is not None
+            else WorldPictures(world_pictures, seed, say_place=True)
+        )
         settings = EncoderPretrainSettings(
             **{
                 **recommended_encoder(adapted),

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ..concept import Concept
+from ..wording import listed, quoted
 from .atomic import IfExists
 from .embedding import check_widths, concept_of_vectors, encoder_of_width
 from .errors import ConceptFileError
@@ -90,10 +91,10 @@ def bundle_from_tensors(
     if not bundled:
         raise ConceptFileError(f"{path.name} bundles no embedding" + (", it is a LoRA" if has_lora(tensors) else ""))
     if embedding is None and len(bundled) > 1:
-        raise ConceptFileError(f"{path.name} bundles several embeddings, choose one: {', '.join(sorted(bundled))}")
+        raise ConceptFileError(f"{path.name} bundles several embeddings, choose one: {listed(sorted(bundled))}")
     label = embedding or next(iter(bundled))
     if label not in bundled:
-        raise ConceptFileError(f"{path.name} bundles no {label!r} but {', '.join(sorted(bundled))}")
+        raise ConceptFileError(f"{path.name} bundles no {quoted(label)} but {listed(sorted(bundled))}")
     vectors = {_encoder(path, key, value, widths): value for key, value in bundled[label].items()}
     if not facts.ours or len(bundled) > 1:
         facts = replace(facts, name=label)

@@ -18,6 +18,14 @@ from .diffusers_text import DiffusersTextEncoder
 from .frozen import autograd, frozen, on_device
 from .gaussian import draw
 from .protocol import AttentionWatcher, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
+from .requirements import (
+    PREDICTIONS,
+    SUPPORTED,
+    ModelFacts,
+    refuse_refiner,
+    require_discrete,
+    require_trainable,
+)
 
 if TYPE_CHECKING:
     from .tiny import TinyStableDiffusion
@@ -51,11 +59,7 @@ class DiffusersModel:
         self.latent_channels = int(vae.config.latent_channels)
         self.latent_factor = 2 ** (len(_vae_levels(vae)) - 1)
         self._cross_attention = cross_attention_modules(unet)
-        widths = sum(encoder.width for encoder in text_encoders)
-        if widths != unet.config.cross_attention_dim:
-            raise ValueError(
-                f"the text encoders give {widths} numbers a token, the UNet takes {unet.config.cross_attention_dim}"
-            )
+        require_trainable(_facts(self))
 
     @classmethod
     def from_pipeline(
@@ -79,16 +83,19 @@ class DiffusersModel:
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
                 str(pipeline), torch_dtype=dtype or torch.float32, local_files_only=True
             )
+        if getattr(pipeline, "text_encoder_2", None) is not None and getattr(pipeline, "text_encoder", None) is None:
+            refuse_refiner(type(pipeline).__name__)
         missing = [
             part for part in ("unet", "vae", "text_encoder", "tokenizer") if getattr(pipeline, part, None) is None
         ]
         if missing:
-            raise ValueError(f"{type(pipeline).__name__} has no {', '.join(missing)}")
+            raise ValueError(f"{type(pipeline).__name__} has no {', '.join(missing)}; {SUPPORTED}")
         return cls(
             pipeline.unet,
             pipeline.vae,
             _text_encoders(pipeline),
-            noise_schedule(pipeline.scheduler.config),
+            # A configuration says its scheduler's name only where it comes from a file.
+            noise_schedule({**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}),
             name=Path(str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__)).name,
             device=device,
         )
@@ -120,12 +127,15 @@ class DiffusersModel:
             encoded = vae.encode(images.to(vae.device, vae.dtype))
         posterior = getattr(encoded, "latent_dist", None)
         latents = encoded.latents if posterior is None else draw(posterior.mean, posterior.std, generator)
-        return (latents.float() - self._shift) * vae.config.scaling_factor
+        mean, std = self._moments
+        return (latents.float() - mean.to(latents.device)) / std.to(latents.device) * vae.config.scaling_factor
 
     @torch.no_grad()
     def to_images(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._moments
         with self._exact_vae() as vae:
-            decoded = vae.decode((latents / vae.config.scaling_factor + self._shift).to(vae.device, vae.dtype)).sample
+            own = latents / vae.config.scaling_factor * std.to(latents.device) + mean.to(latents.device)
+            decoded = vae.decode(own.to(vae.device, vae.dtype)).sample
         return decoded.float().clamp(-1, 1)
 
     def conditioning(self, encodings: Mapping[str, Encoding], size: ImageSize) -> Conditioning:
@@ -219,9 +229,16 @@ class DiffusersModel:
             if upcast:
                 self.vae.to(dtype)
 
-    @property
-    def _shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
+    @cached_property
+    def _moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation of the autoencoder's latents, (1, C or 1, 1, 1) each, where its configuration says them:
+        by `latents_mean` and `latents_std`, or by `shift_factor`. Beside them `scaling_factor` counts as ever."""
+        config = self.vae.config
+        mean, std = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+        if mean is None or std is None:
+            mean, std = [getattr(config, "shift_factor", None) or 0.0], [1.0]
+        with torch.inference_mode(False):
+            return torch.tensor(mean).view(1, -1, 1, 1), torch.tensor(std).view(1, -1, 1, 1)
 
     @property
     def _is_xl(self) -> bool:
@@ -229,9 +246,41 @@ class DiffusersModel:
 
 
 def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
-    """The schedule a diffusers scheduler configuration describes, whichever sampler it belongs to."""
+    """The schedule a diffusers scheduler configuration describes, whichever sampler it belongs to.
+
+    Raises ValueError for flow matching, EDM and other families, to which the DDPM loss does not apply.
+    """
+    require_discrete(f"the scheduler {config.get('_class_name', 'of this model')}", schedule_family(config))
     scheduler = _diffusers().DDPMScheduler.from_config(config)
     return NoiseSchedule(scheduler.alphas_cumprod.double(), str(scheduler.config.prediction_type))
+
+
+def schedule_family(config: Mapping[str, Any]) -> str:
+    """The family of a scheduler's noise where that is not Stable Diffusion's, "" where it is."""
+    name, prediction = str(config.get("_class_name", "")), str(config.get("prediction_type", "epsilon"))
+    if "Flow" in name or config.get("use_flow_sigmas") or prediction.startswith("flow"):
+        return "flow matching"
+    if name.startswith("EDM") or "sigma_data" in config:
+        return "EDM"
+    if not any(key in config for key in ("beta_start", "beta_schedule", "trained_betas")):
+        return "one without betas"
+    return "" if prediction in PREDICTIONS else f"one for {prediction}"
+
+
+def _facts(model: DiffusersModel) -> ModelFacts:
+    config = model.unet.config
+    others = [getattr(config, name, None) for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")]
+    sizes = getattr(config, "addition_embed_type", None) in (None, "text_time")
+    usual = config.in_channels != model.latent_channels or (sizes and not any(one is not None for one in others))
+    return ModelFacts(
+        name=f"the UNet of {model.name}",
+        in_channels=int(config.in_channels),
+        latent_channels=int(config.out_channels),
+        context_width=int(config.cross_attention_dim),
+        text_widths={name: encoder.width for name, encoder in model.text_encoders.items()},
+        vae_channels=model.latent_channels,
+        purpose="" if usual else "takes another condition beside text",
+    )
 
 
 def _text_encoders(pipeline: Any) -> list[DiffusersTextEncoder]:

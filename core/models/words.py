@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..concept import Concept
+from ..wording import quoted
 from .protocol import TextEncoder, TextToImageModel
 
 
@@ -18,7 +19,7 @@ def starting_vectors(encoder: TextEncoder, class_word: str, length: int) -> torc
     """
     tokens = encoder.tokenize(class_word)
     if not tokens:
-        raise ValueError(f"the class word {class_word!r} holds no token of {encoder.name}")
+        raise ValueError(f"the class word {quoted(class_word)} holds no token of {encoder.name}")
     rows = [tokens[index % len(tokens)] for index in range(length)]
     return encoder.table()[rows].detach().float().clone()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ REAL_SHARE = 0.7
 """METHODS.md 2.4: of the training text, 70 % are captions of real pictures and 30 % synthetic."""
 HELD_OUT_SHARE = 0.05
 HELD_OUT_TRIES = 10_000
+AT_ONCE = 512
+"""Captions looked at together: a fraction of a second, so that whoever wants to stop is heard."""
 
 
 class CaptionSource(Protocol):
@@ -35,6 +37,11 @@ class CaptionSource(Protocol):
 
     def state(self) -> dict[str, object]:
         """Plain data for provenance; it differs where the text differs."""
+
+
+def is_one_by_one(source: CaptionSource) -> bool:
+    """Whether many captions drawn at once are those that come one after another, and leave the generator alike."""
+    return getattr(source, "one_by_one", False)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class ListedCaptions:
 
     captions: tuple[str, ...]
     name: str = "captions"
+    one_by_one: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.captions:
@@ -86,6 +94,8 @@ class ShardCaptions:
     """The `.txt` members of webdataset shards, which are plain tar files. Each shard is read once, so that a caption
     that is no text is found at the beginning; then a caption is read at its place, so nothing is unpacked and no shard
     is held in memory. Hidden files and empty captions are left out."""
+
+    one_by_one = True
 
     def __init__(self, paths: Sequence[Path | str], name: str = "shards", member: str = ".txt") -> None:
         self.name, self.paths, self.member = name, tuple(Path(path) for path in paths), member
@@ -152,18 +162,33 @@ class SplitCaptions:
         """Raises ValueError where the source seems to have no such caption."""
         found: list[str] = []
         missed = 0
+        tried = 1
         while len(found) < count:
-            text = self.source.draw(1, generator)[0]
-            if is_held_out(text) == self.held_out:
-                found.append(text)
-                missed = 0
-            elif (missed := missed + 1) == HELD_OUT_TRIES:
-                kind = "held out" if self.held_out else "to train on"
-                raise ValueError(
-                    f"{self.name} has too few different captions: none {kind} in {HELD_OUT_TRIES} draws; "
-                    "add others, or mix built-in ones in"
-                )
+            before = generator.get_state() if tried > 1 else None
+            for place, text in enumerate(self.source.draw(tried, generator), 1):
+                if is_held_out(text) == self.held_out:
+                    found.append(text)
+                    missed = 0
+                elif (missed := missed + 1) == HELD_OUT_TRIES:
+                    kind = "held out" if self.held_out else "to train on"
+                    raise ValueError(
+                        f"{self.name} has too few different captions: none {kind} in {HELD_OUT_TRIES} draws; "
+                        "add others, or mix built-in ones in"
+                    )
+                if len(found) == count and place < tried:
+                    # As if it had been drawn one by one: the generator stands behind the last caption that is used.
+                    generator.set_state(before)
+                    self.source.draw(place, generator)
+                    break
+            tried = self._at_once(count - len(found))
         return found
+
+    def _at_once(self, wanted: int) -> int:
+        """How many captions to look at next, for `wanted` more."""
+        if not is_one_by_one(self.source):
+            return 1
+        share = HELD_OUT_SHARE if self.held_out else 1 - HELD_OUT_SHARE
+        return max(1, min(AT_ONCE, int(wanted / share)))
 
     def state(self) -> dict[str, object]:
         return self.source.state()

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..concept import PLACEHOLDER
 from ..models.protocol import TextEncoder
+from ..wording import MOST, quoted
 from .tokens import tokenize_prompt
 
 COMMENT = re.compile(r"(?:^|\s)#")
@@ -21,8 +22,17 @@ class PromptFileError(ValueError):
     def __init__(self, source: str, problems: Mapping[int, str]) -> None:
         self.source = source
         self.problems = dict(sorted(problems.items()))
-        lines = [f"  line {line}: {problem}" for line, problem in self.problems.items()]
-        super().__init__("\n".join([f"{source} cannot be used:", *lines]))
+        super().__init__("\n".join([f"{source} cannot be used:", *self._lines(MOST - len(source) - 60)]))
+
+    def _lines(self, room: int) -> list[str]:
+        """The first problems, as many as fit into `room` characters, and how many more there are."""
+        every = [f"  line {line}: {problem}" for line, problem in self.problems.items()]
+        shown = every[:1]
+        for line in every[1:]:
+            if sum(map(len, shown)) + len(line) > room:
+                return [*shown, f"  and {len(every) - len(shown)} lines more"]
+            shown.append(line)
+        return shown
 
 
 def parse_prompts(
@@ -54,7 +64,7 @@ def parse_prompts(
         earlier = first_line.setdefault(same, line)
         problem = placeholder_problem(prompt)
         if problem is None and earlier != line:
-            problem = f"{prompt!r} repeats line {earlier}"
+            problem = f"{quoted(prompt)} repeats line {earlier}"
         if problem is None:
             problem = _length_problem(prompt, encoders, rows, class_word)
         if problem is not None:
@@ -114,8 +124,9 @@ def placeholder_problem(prompt: str) -> str | None:
     if count == 1:
         return None
     if count == 0:
-        return f"{prompt!r} has no {PLACEHOLDER}; write {PLACEHOLDER} where the new word belongs (not S* or <name>)"
-    return f"{prompt!r} has {PLACEHOLDER} {count} times; keep one"
+        where = f"write {PLACEHOLDER} where the new word belongs (not S* or <name>)"
+        return f"{quoted(prompt)} has no {PLACEHOLDER}; {where}"
+    return f"{quoted(prompt)} has {PLACEHOLDER} {count} times; keep one"
 
 
 def _length_problem(prompt: str, encoders: tuple[TextEncoder, ...], rows: int, class_word: str | None) -> str | None:

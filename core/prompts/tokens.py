@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import torch
 from einops import rearrange
@@ -12,6 +12,7 @@ from einops import rearrange
 from ..concept import PLACEHOLDER
 from ..maths.context import context_positions
 from ..models.protocol import TextEncoder
+from ..wording import quoted
 
 ConceptRows = int | tuple[range, ...]
 """What a concept fills the placeholders of a prompt with: its first n vectors, the same in each; or, where several
@@ -70,11 +71,13 @@ def tokenize_prompt(
         raise ValueError("fill a prompt with either the concept's rows or plain words, not both")
     pieces = template.split(PLACEHOLDER)
     if len(pieces) > 1 and rows is None and words is None:
-        raise ValueError(f"the prompt {template!r} has a {PLACEHOLDER} and nothing was given to fill it with")
+        raise ValueError(f"the prompt {quoted(template)} has a {PLACEHOLDER} and nothing was given to fill it with")
     given = rows if rows is not None else words
     several = given if isinstance(given, Sequence) and not isinstance(given, str) else None
     if several is not None and len(several) != len(pieces) - 1:
-        raise ValueError(f"the prompt {template!r} has {len(pieces) - 1} {PLACEHOLDER} for {len(several)} fillings")
+        raise ValueError(
+            f"the prompt {quoted(template)} has {len(pieces) - 1} {PLACEHOLDER} for {len(several)} fillings"
+        )
     fillings = [_filling(encoder, one) for one in several or [given] * (len(pieces) - 1)]
 
     ids, concept_rows, fill = [encoder.bos], [ORDINARY], []
@@ -90,7 +93,9 @@ def tokenize_prompt(
 
     limit, taken = encoder.max_length - 2, len(ids) - 1
     if taken > limit:
-        raise ValueError(f"the prompt {template!r} takes {taken} tokens of {encoder.name}, which has room for {limit}")
+        raise ValueError(
+            f"the prompt {quoted(template)} takes {taken} tokens of {encoder.name}, which has room for {limit}"
+        )
     eot = len(ids)
     padding = encoder.max_length - eot - 1
     return TokenizedPrompt(
@@ -119,13 +124,12 @@ def input_embeddings(
         raise ValueError("there are no prompts to embed")
     table = encoder.table()
     placement = _placement(tuple(prompts), table.device)
-    dtype = torch.promote_types(table.dtype, torch.float32 if vectors is None else vectors.dtype)
-    dtype = torch.promote_types(dtype, torch.float32)
+    dtype = computing_dtype(table.dtype, *([] if vectors is None else [vectors.dtype]))
     inputs = table.detach()[placement.ids].to(dtype)
     if placement.needed == 0:
         return inputs, placement.ids
     if vectors is None:
-        raise ValueError(f"the prompt {prompts[0].text!r} was tokenized for a concept, but no vectors were given")
+        raise ValueError(f"the prompt {quoted(prompts[0].text)} was tokenized for a concept, but no vectors were given")
     if vectors.ndim != 2 or vectors.shape[1] != encoder.width or vectors.shape[0] != placement.needed:
         raise ValueError(
             f"{encoder.name} needs {placement.needed} vectors here, of width {encoder.width}, "
@@ -134,6 +138,12 @@ def input_embeddings(
     rows = vectors.to(table.device, dtype).index_select(0, placement.rows)
     placed = rearrange(inputs, "b l d -> (b l) d").index_copy(0, placement.positions, rows)
     return placed.view_as(inputs), placement.ids
+
+
+def computing_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """The widest of `dtypes`, float32 at least. 8-bit floats only store: PyTorch promotes them to nothing."""
+    wide = [dtype for dtype in dtypes if dtype.itemsize > 1]
+    return reduce(torch.promote_types, wide, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -171,7 +181,7 @@ def _filling(encoder: TextEncoder, given: int | range | str) -> list[tuple[int, 
         return [(_meaningless_id(encoder), row) for row in rows]
     tokens = _plain_tokens(encoder, given)
     if not tokens:
-        raise ValueError(f"the words {given!r} hold no token of {encoder.name}")
+        raise ValueError(f"the words {quoted(given)} hold no token of {encoder.name}")
     return [(token, ORDINARY) for token in tokens]
 
 
@@ -185,5 +195,5 @@ def _plain_tokens(encoder: TextEncoder, text: str) -> list[int]:
         return []
     tokens = list(encoder.tokenize(text))
     if encoder.bos in tokens or encoder.eos in tokens:
-        raise ValueError(f"the text {text!r} holds a special token of {encoder.name}; write ordinary words only")
+        raise ValueError(f"the text {quoted(text)} holds a special token of {encoder.name}; write ordinary words only")
     return tokens

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
+from ..wording import listed, quoted
+
 Kind = Literal["word", "special", "padding"]
 START, END, PADDING = "start", "end", "padding"
 END_OF_WORD = "</w>"
@@ -88,8 +90,8 @@ def _phrase(words: Sequence[PromptWord], phrase: str) -> list[PromptWord]:
     for start in range(len(words) - len(parts) + 1):
         if [_plain(word.text) for word in words[start : start + len(parts)]] == parts:
             return list(words[start : start + len(parts)])
-    there = ", ".join(dict.fromkeys(word.text for word in words))
-    raise ValueError(f"the word {phrase!r} is not in the prompt; it has: {there}")
+    there = listed(dict.fromkeys(word.text for word in words))
+    raise ValueError(f"the word {quoted(phrase)} is not in the prompt; it has: {there}")
 
 
 def _plain(text: str) -> str:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from ..maths.masks import shows_something
 from ..models.protocol import TextToImageModel
 from .run.draws import generator_for
 from .settings import Augmentation
@@ -131,7 +132,7 @@ def _checked_masks(
                 f"mask {number} is {wide} x {tall} pixels and its picture {width} x {height}: resize one. Where a file "
                 "has no transparency a loader may give an empty mask of another size: go without"
             )
-        if not bool((mask > 0).any()):
+        if not shows_something(mask):
             raise ValueError(f"mask {number} is empty: it leaves nothing of its picture to learn from; is it inverted?")
     return [mask.detach().to("cpu", torch.float32).clamp(0, 1)[None].clone() for mask in singles]
 

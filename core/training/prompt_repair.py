@@ -19,6 +19,7 @@ from ..models.protocol import ImageSize, TextToImageModel
 from ..models.sampling import as_pictures, sample
 from ..models.text import encode_prompts
 from ..models.words import layer_vectors_of, one_slot_a_layer, vectors_of
+from ..wording import quoted
 from .pictures import LatentBank, latent_bank
 from .prompts import PromptEncoder
 from .regularizers.context import CoReRegularizer, CoReWeights, recommended_weights
@@ -54,7 +55,9 @@ def placed_prompt(prompt: str, concepts: Sequence[Concept]) -> PlacedPrompt:
     found = tuple(names.index(match[1] or match[2] or names[0]) for match in pattern.finditer(prompt))
     missing = [name for index, name in enumerate(names) if index not in found]
     if missing:
-        raise ValueError(f"the prompt {prompt!r} does not mention <{missing[0]}>: write it where the concept goes")
+        raise ValueError(
+            f"the prompt {quoted(prompt)} does not mention <{missing[0]}>: write it where the concept goes"
+        )
     return PlacedPrompt(pattern.sub(PLACEHOLDER, prompt), found)
 
 

@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args
 import torch
 
 from ..concept import PLACEHOLDER
+from ..maths.finite import require_finite_fields
 from ..maths.norms import NormMode
+from ..prompts.phrases import checked_phrase, checked_text
 from ..prompts.tokens import Words
 from .methods import Method, method_called
 from .run.precision import Precision
@@ -114,9 +116,14 @@ class TrainSettings:
         for name in ("warmup", "preview_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} cannot be negative: {getattr(self, name)}")
+        require_finite_fields(self)
         words = [self.class_word] if isinstance(self.class_word, str) else self.class_word
         if not words or not all(word.strip() for word in words):
             raise ValueError("a class word is needed: the nearest ordinary word for what is in the pictures")
+        for word in words:
+            checked_phrase(word)
+        for prompt in (*self.templates, self.preview_prompt, self.identifier):
+            checked_text(prompt, "a training prompt")
         low, high = self.timestep_range
         if not 0 <= low < high <= 1 or self.diffusion_weight < 0:
             raise ValueError(f"timesteps within 0..1 and a weight >= 0: {low}, {high}, {self.diffusion_weight}")

@@ -18,6 +18,7 @@ from ..models.low_rank import Delta
 from ..models.protocol import TextToImageModel
 from ..models.sampling import as_pictures, sample
 from ..models.text import encode_prompts
+from ..prompts.phrases import require_tokens
 from .learner import Learner
 from .pictures import LatentBank
 from .preparation import Prepared, latent_bank_of, prepare
@@ -154,6 +155,9 @@ class TrainingRun(EventStream[Event]):
         settings, model = self.settings, self.model
         if settings.precision == "fp32" and model.dtype != torch.float32:
             raise ValueError(f"the model is loaded in {model.dtype}: load it in float32, or set precision to 'model'")
+        words = [settings.class_word] if isinstance(settings.class_word, str) else settings.class_word
+        for word in words:
+            require_tokens(model.text_encoders.values(), word)
         bank = latent_bank_of(model, settings, self._images, self._masks)
         del self._images, self._masks  # they are latents now
         prepared = self.prepared = prepare(
@@ -221,9 +225,12 @@ class TrainingRun(EventStream[Event]):
         self.history.cut(good)
         self.learner.done = good
         reason = f"{' and '.join(culprits)} not finite at step {good + 1}"
-        advice = "try a smaller learning rate, or bf16 or fp32 instead of fp16"
         if good == 0:
-            raise NonFiniteLossError(f"{reason}, the first: nothing was learned; {advice}")
+            raise NonFiniteLossError(
+                f"{reason}, the first: nothing was learned, and no learning rate has counted yet. Load the model in "
+                "bf16 or fp32 instead of fp16, and see whether it draws pictures at all"
+            )
+        advice = "try a smaller learning rate, or bf16 or fp32 instead of fp16"
         self._stop = f"{reason}; the vectors are those after step {good}; {advice}"
 
     def _finish(self) -> Iterator[Event]:

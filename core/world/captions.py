@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from .scenes import Scene, SecondObject
+from .streams import Draws
 
 BACKGROUND_PHRASES: dict[str, tuple[str, ...]] = {
     "grass": ("on the grass", "in the grass", "on a green lawn", "in a meadow"),
@@ -64,18 +63,18 @@ BESIDE = ("next to {}", "beside {}", "near {}", "and {}", "with {} beside it", "
 PLACE_PHRASES = {"left": ("on the left", "on the left side"), "right": ("on the right", "on the right side")}
 
 
-def _one_of(rng: np.random.Generator, options: tuple[str, ...] | list[str]) -> str:
+def _one_of(rng: Draws, options: tuple[str, ...] | list[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def with_article(noun_phrase: str, rng: np.random.Generator | None = None) -> str:
+def with_article(noun_phrase: str, rng: Draws | None = None) -> str:
     """ "a" or "an" before the phrase; with an `rng`, sometimes "the", "one", "my" or "a nice"."""
     if rng is not None and rng.random() < 0.14:
         return _one_of(rng, ("the {}", "one {}", "my {}", "a nice {}", "a cool {}")).format(noun_phrase)
     return ("an " if noun_phrase[0] in "aeio" else "a ") + noun_phrase
 
 
-def describe_subject(scene: Scene, rng: np.random.Generator) -> str:
+def describe_subject(scene: Scene, rng: Draws) -> str:
     """The subject with its colour(s), texture and hat; colour and texture are left out now and then."""
     noun, one, two = scene.subject, scene.colour, scene.second_colour
     say_colour, say_texture = rng.random() < 0.88, rng.random() < 0.85
@@ -102,12 +101,12 @@ def describe_subject(scene: Scene, rng: np.random.Generator) -> str:
     return with_article(head, rng) + (f" {extra}" if extra else "") + tail
 
 
-def describe_second(second: SecondObject, rng: np.random.Generator) -> str:
+def describe_second(second: SecondObject, rng: Draws) -> str:
     """The second object; its colour is left out now and then."""
     return with_article(f"{second.colour} {second.shape}" if rng.random() < 0.88 else second.shape)
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def caption(scene: Scene, rng: Draws) -> str:
     """One true sentence about `scene`.
 
     The style is always said when it is not "photo", the subject always; background, colours, texture and place are
@@ -135,7 +134,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return opening.format(" ".join(filter(None, (subject, place, other, where))))
 
 
-def prompt(noun_phrase: str, background: str, rng: np.random.Generator | None = None) -> str:
+def prompt(noun_phrase: str, background: str, rng: Draws | None = None) -> str:
     """A short prompt, "a photo of a red ball on the grass"; `rng` picks among the background's phrases."""
     phrases = BACKGROUND_PHRASES[background]
     return f"a photo of {with_article(noun_phrase)} {phrases[0] if rng is None else _one_of(rng, phrases)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
+from .streams import Draws
 
 WORLD_VERSION = "1"
 IMAGE_SIZE = 128
@@ -74,11 +74,11 @@ class Scene:
         return self.subject.removeprefix(CONCEPT_PREFIX) if self.subject.startswith(CONCEPT_PREFIX) else None
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...] | list[str], p: list[float] | None = None) -> str:
+def _pick(rng: Draws, options: tuple[str, ...] | list[str], p: list[float] | None = None) -> str:
     return str(options[int(rng.choice(len(options), p=p))])
 
 
-def sample_scene(rng: np.random.Generator, reserved: frozenset[tuple[str, str, str]] = frozenset()) -> Scene:
+def sample_scene(rng: Draws, reserved: frozenset[tuple[str, str, str]] = frozenset()) -> Scene:
     """Draw a scene of the training world; held-out concepts never come up.
 
     `reserved` holds (shape, colour, second colour) triples that stay unseen, in either order of the two colours, so

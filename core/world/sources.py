@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-import numpy as np
 import torch
 
 from ..prompts.rich import Pattern, PromptType, RichPrompts
 from .captions import BACKGROUND_PHRASES, BESIDE, OPENINGS, PLACE_PHRASES, caption
 from .concepts import RESERVED
 from .scenes import BACKGROUNDS, COLOURS, SHAPES, WORN, sample_scene
+from .streams import streams
 
 
 def world_prompts(backgrounds: Sequence[str] = BACKGROUNDS) -> RichPrompts:
@@ -57,9 +58,10 @@ class WorldCaptions:
     """Captions of scenes of ConceptWorld's training world, without rendering them."""
 
     name: str = "concept_world"
+    one_by_one: ClassVar[bool] = True
 
     def draw(self, count: int, generator: torch.Generator) -> list[str]:
-        rngs = [np.random.default_rng(seed) for seed in torch.randint(2**62, (count,), generator=generator).tolist()]
+        rngs = streams(torch.randint(2**62, (count,), generator=generator).tolist())
         return [caption(sample_scene(rng, RESERVED), rng) for rng in rngs]
 
     def state(self) -> dict[str, object]:

@@ -10,6 +10,7 @@ import comfy.model_management
 import torch
 
 from ...core.models.image_encoder import ImageEncoder
+from .cancelling import hear_cancel
 from .model import ComfyModel
 
 
@@ -35,6 +36,7 @@ def image_encoder_of(clip_vision: Any, model: ComfyModel | None = None) -> Image
 
 @contextmanager
 def _loaded(patcher: Any, model: ComfyModel | None) -> Iterator[None]:
+    hear_cancel()
     with nullcontext() if model is None else model.weights_given_back():
         comfy.model_management.load_model_gpu(patcher)
         yield

@@ -12,12 +12,7 @@ from comfy.sd1_clip import SDTokenizer
 
 from ...core.concept import Concept
 from ...core.files import check_widths
-from .text import text_encoders
-
-
-def encoder_widths(clip: Any) -> dict[str, int]:
-    """Width of the input embeddings of each text encoder of a CLIP. Raises ValueError where it is no CLIP of SD."""
-    return {encoder.name: encoder.width for encoder in text_encoders(clip.patcher, clip.tokenizer)}
+from .text import text_widths
 
 
 def with_concept(clip: Any, concept: Concept) -> Any:
@@ -25,7 +20,7 @@ def with_concept(clip: Any, concept: Concept) -> Any:
 
     Raises ConceptFileError where the concept's vectors do not fit the text encoders.
     """
-    check_widths(concept, encoder_widths(clip))
+    check_widths(concept, text_widths(clip))
     clone = clip.clone()
     clone.tokenizer = copy.copy(clip.tokenizer)
     for attribute, part in vars(clip.tokenizer).items():

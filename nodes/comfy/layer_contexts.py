@@ -16,6 +16,7 @@ from comfy.conds import CONDRegular
 
 from ...core.concept import Concept
 from .attention import LAYERS, cross_attention_layers, own_context
+from .fitting import require_layers
 
 DIFFUSION_MODEL = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
 
@@ -26,12 +27,7 @@ def reading_layers(model: Any, concept: Concept) -> Any:
     Raises ValueError where the model has another number of layers than the concept has vectors for.
     """
     layers = cross_attention_layers(model.model.diffusion_model, {})
-    wanted = {len(value) for value in (concept.layer_vectors or {}).values()}
-    if wanted != {len(layers)}:
-        raise ValueError(
-            f"{concept.name!r} has vectors for {'/'.join(map(str, sorted(wanted)))} cross-attention layers and this "
-            f"model has {len(layers)}: it was trained on another kind of model."
-        )
+    require_layers(concept, len(layers))
     clone = model.clone()
     if LAYERS not in clone.wrappers.get(DIFFUSION_MODEL, {}):
         clone.add_wrapper_with_key(DIFFUSION_MODEL, LAYERS, _hand_over)

@@ -12,7 +12,6 @@ import comfy.model_base
 import comfy.model_sampling as sampling
 import torch
 from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ...core.models.frozen import autograd, frozen
 from ...core.models.gaussian import draw
@@ -26,6 +25,7 @@ from ...core.models.protocol import (
     NoiseSchedule,
     fingerprint,
 )
+from ...core.models.requirements import require_discrete
 from .attention import (
     cross_attention_layers,
     diffusers_names,
@@ -35,8 +35,10 @@ from .attention import (
     with_gradients,
     with_probe,
 )
+from .cancelling import hear_cancel
 from .checkpointing import with_checkpointing
 from .features import encoder_features
+from .fitting import require_trainable_model, schedule_family, warn_never_loaded
 from .other_nodes import blamed, refused_in_words, with_exact_gradients
 from .text import differentiable_layers, text_encoders
 from .weights import base_weight, load, loaded, normal_tensors, patches_digest, plain_patcher
@@ -49,19 +51,22 @@ class ComfyModel:
     `apply_model` and the guider are not: they work on denoised latents, and `predict` gives the UNet's raw output.
 
     Raises:
-        ValueError: another kind of model, or an inpainting model; the message says which.
+        ValueError: another kind of model, or a CLIP or VAE of another; the message says which.
     """
 
+    remark: str
+    """What people should know of the CLIP, "" for nothing."""
+
     def __init__(self, model: Any, clip: Any, vae: Any) -> None:
+        require_trainable_model(model, clip, vae)
+        self.remark = warn_never_loaded(clip)
         self.patcher = plain_patcher(model)
         self.clip_patcher = plain_patcher(clip.patcher)
         self.vae = vae
         base = self.patcher.model
         self.name = type(base.model_config).__name__
-        self._unet = _unet(base)
-        self._is_xl = isinstance(base, comfy.model_base.SDXL | comfy.model_base.SDXLRefiner)
-        if self._unet.num_classes is not None and not self._is_xl:
-            raise ValueError(f"{type(base).__name__} is conditioned on something beside text; it is not supported")
+        self._unet = base.diffusion_model
+        self._is_xl = isinstance(base, comfy.model_base.SDXL)
         self._names = diffusers_names(base.model_config.unet_config)
         self._layers = cross_attention_layers(self._unet, self._names)
         # Held weakly: in a cycle, a copy of streamed weights would stay until the garbage collector comes by.
@@ -122,12 +127,14 @@ class ComfyModel:
         return self.patcher.model.get_dtype_inference()
 
     def to_latents(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        hear_cancel()
         pixels = ((images.float() + 1) / 2).movedim(1, -1)
         with self.weights_given_back(), _posterior(self.vae, generator) as finish:
             latents = finish(self.vae.encode(pixels))
         return self.patcher.model.process_latent_in(latents.float()).to(self.device)
 
     def to_images(self, latents: torch.Tensor) -> torch.Tensor:
+        hear_cancel()
         with self.weights_given_back():
             pixels = self.vae.decode(self.patcher.model.process_latent_out(latents.detach().float()))
         return (pixels.movedim(-1, 1).float() * 2 - 1).to(self.device)
@@ -152,6 +159,7 @@ class ComfyModel:
     ) -> torch.Tensor:
         self._ready()
         timesteps = timesteps.to(self.device)
+        hear_cancel()
         y = None if conditioning.y is None else conditioning.y.to(self.device, self.dtype)
         observer = probe if isinstance(probe, AttentionObserver) else None
         options = self._transformer_options(self._sigmas[timesteps], None if observer else probe, conditioning.layers)
@@ -277,22 +285,9 @@ def noise_schedule(model_sampling: Any) -> NoiseSchedule:
     Raises ValueError for flow matching, EDM and other families, to which the DDPM loss does not apply.
     """
     kinds = {sampling.V_PREDICTION: "v_prediction", sampling.X0: "sample", sampling.EPS: "epsilon"}
-    others = (sampling.EDM, sampling.IMG_TO_IMG)
-    kind = next((name for family, name in kinds.items() if isinstance(model_sampling, family)), None)
-    discrete = isinstance(model_sampling, sampling.ModelSamplingDiscrete)
-    if kind is None or not discrete or isinstance(model_sampling, others) or model_sampling.sigma_data != 1.0:
-        raise ValueError("the model's sampling is not that of Stable Diffusion (discrete, epsilon, v or x0)")
+    require_discrete("the model", schedule_family(model_sampling))
+    kind = next(name for family, name in kinds.items() if isinstance(model_sampling, family))
     return NoiseSchedule(1 / (1 + model_sampling.sigmas.detach().cpu().double() ** 2), kind)
-
-
-def _unet(base: Any) -> Any:
-    unet = getattr(base, "diffusion_model", None)
-    if not isinstance(unet, UNetModel):
-        raise ValueError(f"{type(base).__name__} is not a Stable Diffusion UNet; SD 1.x, SD 2.x and SDXL are supported")
-    channels = base.latent_format.latent_channels
-    if unet.in_channels != channels:
-        raise ValueError(f"this UNet takes {unet.in_channels} channels, not {channels}: an inpainting model, perhaps")
-    return unet
 
 
 def _path_of(root: torch.nn.Module, wanted: torch.nn.Module) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from ...core.models.low_rank import hooked, is_linear
 from ...core.models.protocol import Encoding, fingerprint
+from .cancelling import hear_cancel
 from .weights import base_weight
 
 ENCODERS = ("clip_l", "clip_g", "clip_h")
@@ -95,6 +96,7 @@ class ComfyTextEncoder:
         return found
 
     def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
+        hear_cancel()
         self._ready()
         device = self.patcher.load_device
         length, intermediate = inputs.shape[1], self._intermediate()
@@ -141,15 +143,33 @@ def text_encoders(
 
     Raises ValueError where a CLIP has none, or has encoders of another kind beside them (SD3, Flux).
     """
-    model = patcher.model
-    names = [name for name in ENCODERS if isinstance(getattr(model, name, None), comfy.sd1_clip.SDClipModel)]
-    others = [name for name, part in model.named_children() if name not in names and any(part.parameters())]
-    if not names or others:
-        raise ValueError(f"{type(model).__name__} is not the text encoder of SD 1, SD 2 or SDXL")
+    names = encoder_names(patcher.model)
     options = {"layer": layer, "ready": ready, "device": patcher.load_device if device is None else device}
     return [
         ComfyTextEncoder(name, patcher, getattr(tokenizer, name), pooled=name == pooled, **options) for name in names
     ]
+
+
+def encoder_names(model: Any) -> list[str]:
+    """The text encoders in a CLIP's model. Raises ValueError where it has none, or others beside them (SD3, Flux)."""
+    names = [name for name in ENCODERS if isinstance(getattr(model, name, None), comfy.sd1_clip.SDClipModel)]
+    others = [name for name, part in model.named_children() if name not in names and any(part.parameters())]
+    if not names or others:
+        raise ValueError(
+            f"{type(model).__name__} is not the text encoder of SD 1, SD 2 or SDXL; use the CLIP that comes with the "
+            "model's checkpoint"
+        )
+    return names
+
+
+def text_widths(clip: Any) -> dict[str, int]:
+    """Width of the input embeddings of each text encoder of a CLIP. Raises ValueError where it is no CLIP of SD."""
+    model = clip.patcher.model
+    tables = {
+        name: getattr(model, name).transformer.text_model.embeddings.token_embedding.weight
+        for name in encoder_names(model)
+    }
+    return {name: int(table.shape[1]) for name, table in tables.items()}
 
 
 @contextmanager

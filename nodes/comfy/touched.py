@@ -99,7 +99,10 @@ TOUCHED = (
     Touched("comfy.model_base:SDXL.encode_adm", TRAINING),
     Touched("comfy.model_base:SDXLRefiner.encode_adm", TRAINING),
     Touched("comfy.model_base:ModelType.V_PREDICTION", DEMO),
-    *(Touched(f"comfy.model_sampling:{name}", TRAINING) for name in ("V_PREDICTION", "X0", "EPS", "EDM", "IMG_TO_IMG")),
+    *(
+        Touched(f"comfy.model_sampling:{name}", UNETS)
+        for name in ("V_PREDICTION", "X0", "EPS", "EDM", "IMG_TO_IMG", "CONST")
+    ),
     Touched("comfy.model_sampling:ModelSamplingDiscrete.timestep", TRAINING, takes=("sigma",)),
     Touched("comfy.model_sampling:ModelSamplingDiscrete.sigma", RECORDING, takes=("timestep",)),
     Touched("comfy.model_sampling:ModelSamplingDiscrete", TRAINING, keeps=("sigma_data",)),

@@ -23,20 +23,30 @@ def require_place(preview_every: int, preview_prompt: str, word: str) -> None:
         raise ValueError(f"preview_prompt needs a {PLACEHOLDER} where {word} goes.")
 
 
+def rgb(images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    """The three colours of one batch of pictures, or of several."""
+    return [rgb(batch) for batch in images] if isinstance(images, list) else images[..., :3]
+
+
+def batches(values: torch.Tensor | list[torch.Tensor] | None) -> list[torch.Tensor | None]:
+    """One batch or several as a list."""
+    return values if isinstance(values, list) else [values]
+
+
 def train_concept(
     node_id: str,
     model: ComfyModel,
     plan: Plan,
     *,
-    images: torch.Tensor,
-    masks: torch.Tensor | None,
+    images: torch.Tensor | list[torch.Tensor],
+    masks: torch.Tensor | list[torch.Tensor] | None,
     continue_interrupted: bool,
 ) -> io.NodeOutput:
     """Train to the end, or until the page asks to stop and keep. Gives the concept, a LOSS_MAP and the page's view.
 
     When it is cancelled or an error ends it, the steps so far are in a checkpoint before that goes on its way.
     """
-    images, settings = images[..., :3], plan.settings
+    images, settings = rgb(images), plan.settings
     facts = {
         "node": str(node_id),
         "model": model.fingerprint,
@@ -48,8 +58,8 @@ def train_concept(
     }
     starting = {} if plan.start is None else plan.start.vectors
     start = partial(train, model, images, regularizers=plan.regularizers, masks=masks, initial=plan.start)
-    tensors = (images, masks, *(starting[name] for name in sorted(starting)))
+    tensors = (*batches(images), *batches(masks), *(starting[name] for name in sorted(starting)))
     work = Resumable(settings.name, start, settings, facts, tensors)
-    reporter = Reporter(node_id, settings.steps)
+    reporter = Reporter(node_id, settings.steps, remark=model.remark and f". {model.remark}")
     finished = report_resumable(work, reporter, continue_interrupted, stop=work.stop)
     return io.NodeOutput(finished.concept, loss_map(finished.losses), ui={OUTPUT: [reporter.view.whole()]})

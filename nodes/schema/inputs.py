@@ -103,6 +103,30 @@ def previews(every: str, prompt: str) -> list[Any]:
     ]
 
 
+def memory_savers() -> list[Any]:
+    """What makes a training need less memory."""
+    return [
+        io.Int.Input(
+            "resolution",
+            default=0,
+            optional=True,
+            min=0,
+            max=4096,
+            step=64,
+            advanced=True,
+            tooltip="Side of the square that is cut from the middle of each picture, in pixels. 0: the model's own, "
+            "512 for Stable Diffusion 1, 1024 for SDXL. Fewer need less memory.",
+        ),
+        io.Boolean.Input(
+            "gradient_checkpointing",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip="Save memory, take longer. What is learned is the same.",
+        ),
+    ]
+
+
 def pretraining_rate(tooltip: str) -> Any:
     return io.Float.Input(
         "learning_rate", default=0.0, min=0.0, max=1.0, step=0.00001, round=0.0000001, tooltip=tooltip

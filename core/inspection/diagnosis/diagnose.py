@@ -15,6 +15,7 @@ from ...models.lora import from_lora
 from ...models.low_rank import apply_deltas
 from ...models.protocol import ImageSize, TextEncoder, TextToImageModel
 from ...models.words import layer_vectors_of
+from ...prompts.phrases import checked_phrase, require_tokens
 from ...prompts.tokens import input_embeddings, tokenize_prompt
 from .context_similarity import ContextProbe, context_similarity, require_words, seen_vectors
 from .symmetric_kl import Filling, Sampling, skl_of_each
@@ -112,8 +113,10 @@ def diagnose(
     another model.
     """
     class_word = class_word or concept.class_word
-    if not class_word:
+    if not class_word.strip():
         raise ValueError("this concept does not say its class word: give the ordinary word for the thing")
+    class_word = checked_phrase(class_word)
+    require_tokens(model.text_encoders.values(), class_word)
     for one in filter(None, (concept, other)):
         layer_vectors_of(one, model)
     subjects = [DiagnosedWord.of(concept, concept.name)]

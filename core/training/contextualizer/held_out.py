@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,19 @@ from ..run.draws import generator_for
 from .masking import MaskableRow, MaskedBatch, caption_row, mask_rows, masked_inputs, nameable_ids
 
 BATCH = 64
+
+
+def nothing() -> None:
+    """Between two pieces of work, where nobody wants to stop."""
+
+
+def drawn(
+    source: CaptionSource, count: int, generator: torch.Generator, between: Callable[[], None] = nothing
+) -> Iterator[str]:
+    """`count` captions, a few at a time; those of `SplitCaptions` are the same as all at once."""
+    for start in range(0, count, BATCH):
+        between()
+        yield from source.draw(min(BATCH, count - start), generator)
 
 
 @dataclass(frozen=True)
@@ -71,29 +84,34 @@ class Questions:
     @classmethod
     def of(
         cls, encoder: TextEncoder, psi: Contextualizer, source: CaptionSource, captions: int, *, rho: float, seed: int,
-        stream: str = "held out",
+        stream: str = "held out", between: Callable[[], None] = nothing,
     ) -> Questions:  # fmt: skip
-        """`captions` of `source`, which raises where it has none; all choices are seeded."""
+        """`captions` of `source`, which raises where it has none; all choices are seeded. `between` is called often."""
         generator, nameable = generator_for(seed, stream, 0), nameable_ids(psi.rows)
-        rows = [caption_row(encoder, text, nameable) for text in source.draw(captions, generator)]
+        rows = []
+        for text in drawn(source, captions, generator, between):
+            between()
+            rows.append(caption_row(encoder, text, nameable))
         return cls(rows, mask_rows(rows, torch.rand((captions, encoder.max_length), generator=generator), rho))
 
 
 def held_out_accuracy(
-    encoder: TextEncoder, psi: Contextualizer, training: CaptionSource, asked: Questions, *, rho: float, seed: int = 0
-) -> HeldOut:
+    encoder: TextEncoder, psi: Contextualizer, training: CaptionSource, asked: Questions, *, rho: float, seed: int = 0,
+    between: Callable[[], None] = nothing,
+) -> HeldOut:  # fmt: skip
     """Guess what was masked in `asked`, held-out captions. As many of `training` give the most frequent token; all
-    choices are seeded."""
+    choices are seeded. `between` is called often."""
     captions, batch = len(asked.rows), asked.batch
-    seen = Questions.of(encoder, psi, training, captions, rho=rho, seed=seed, stream="most frequent").batch
+    options = {"rho": rho, "seed": seed, "stream": "most frequent", "between": between}
+    seen = Questions.of(encoder, psi, training, captions, **options).batch
     frequent = Counter(seen.targets.tolist()).most_common(1)
     shuffled = _with_ids(batch, shuffled_context(asked.rows, batch, generator_for(seed, "shuffle", 0)))
     return HeldOut(
         captions,
         len(batch.targets),
-        _right(encoder, psi, batch),
+        _right(encoder, psi, batch, between),
         int((batch.targets == frequent[0][0]).sum()) if frequent else 0,
-        _right(encoder, psi, shuffled),
+        _right(encoder, psi, shuffled, between),
     )
 
 
@@ -114,11 +132,12 @@ def _with_ids(batch: MaskedBatch, ids: torch.Tensor) -> MaskedBatch:
 
 
 @torch.no_grad()
-def _right(encoder: TextEncoder, psi: Contextualizer, batch: MaskedBatch) -> int:
+def _right(encoder: TextEncoder, psi: Contextualizer, batch: MaskedBatch, between: Callable[[], None]) -> int:
     """How many targets have the largest logit."""
     table, length = encoder.table(), batch.ids.shape[1]
     right = torch.zeros((), dtype=torch.long, device=table.device)
     for start in range(0, len(batch.ids), BATCH):
+        between()
         ids = batch.ids[start : start + BATCH]
         own = (batch.masked >= start * length) & (batch.masked < start * length + ids.numel())
         none = batch.concept

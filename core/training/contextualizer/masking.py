@@ -11,7 +11,7 @@ from einops import rearrange
 
 from ...maths.mlm import draw_mask, maskable_positions
 from ...models.protocol import TextEncoder
-from ...prompts.tokens import ORDINARY, TokenizedPrompt
+from ...prompts.tokens import ORDINARY, TokenizedPrompt, computing_dtype
 from ..run.draws import send
 
 
@@ -100,7 +100,7 @@ def masked_inputs(
     """Input embeddings (B, L, d) of a batch, on its device: the table's rows without gradient, the row `mask` (d,)
     where masked, the concept's `vectors` (n, d) in their places; differentiable in both."""
     rows = table.detach()[batch.ids.to(table.device)]
-    inputs = rows.to(batch.ids.device, torch.promote_types(table.dtype, torch.float32))
+    inputs = rows.to(batch.ids.device, computing_dtype(table.dtype))
     flat = rearrange(inputs, "b l d -> (b l) d")
     if vectors is not None:
         flat = flat.index_copy(0, batch.concept, vectors.to(flat.dtype).index_select(0, batch.concept_rows))

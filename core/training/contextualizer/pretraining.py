@@ -6,13 +6,14 @@ what one process would, and a resumed run what an uninterrupted one would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
+from ...maths.finite import require_finite_fields
 from ...maths.mlm import MASKED_WEIGHT, RHO, cross_entropy, masked_loss, non_padding_loss
 from ...models.frozen import autograd
 from ...models.protocol import TextEncoder
@@ -25,7 +26,7 @@ from ..run.pretraining import Pretraining
 from ..run.pretraining_loop import pretraining_events
 from ..run.processes import Processes
 from ..run.schedules import LearningRateSchedule
-from .held_out import HeldOut, Questions, held_out_accuracy
+from .held_out import HeldOut, Questions, drawn, held_out_accuracy, nothing
 from .masking import MaskedBatch, caption_row, mask_rows, masked_inputs, nameable_ids
 
 PretrainingMode = Literal["non_padding", "masked"]
@@ -59,6 +60,7 @@ class PretrainSettings:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         require_at_least_one(self, ("steps", "batch", "log_every", "checkpoint_every"))
         counts = ("warmup", "vocabulary_captions", "seed", "held_out", "workers")
         require_not_negative(self, (*counts, "weight_decay"))
@@ -93,16 +95,18 @@ def pretrain_contextualizer(
     *,
     processes: Processes | None = None,
     resume: Path | None = None,
+    between: Callable[[], None] = nothing,
 ) -> Iterator[PretrainingEvent]:
     """METHODS.md 2.4, Algorithm 1: train psi and the mask row on `captions`; the text encoder stays as it is.
 
     `resume` is a checkpoint or a folder of them and has to come from the same settings, encoder and captions. Closing
-    the stream early keeps the work so far in a checkpoint where `settings` name a folder.
+    the stream early keeps the work so far in a checkpoint where `settings` name a folder. `between` is called
+    often while captions are drawn and guessed, of which no event tells; what it raises ends the work.
     Raises ValueError for what cannot be trained, `CheckpointMismatchError`, and RuntimeError where the loss is no
     longer finite.
     """
     yield from pretraining_events(
-        _ContextualizerPretraining(encoder, captions, settings, processes or Processes()), resume
+        _ContextualizerPretraining(encoder, captions, settings, processes or Processes(), between), resume
     )
 
 
@@ -110,14 +114,20 @@ class _ContextualizerPretraining(Pretraining):
     """psi and its mask row learning to guess."""
 
     def __init__(
-        self, encoder: TextEncoder, captions: CaptionSource, settings: PretrainSettings, processes: Processes
+        self,
+        encoder: TextEncoder,
+        captions: CaptionSource,
+        settings: PretrainSettings,
+        processes: Processes,
+        between: Callable[[], None],
     ) -> None:
         super().__init__(settings, processes)
+        self.between = between
         self.captions, self.unseen = SplitCaptions(captions, held_out=False), SplitCaptions(captions, held_out=True)
         self.device = encoder.table().device
         named = None
         if settings.vocabulary_captions:
-            named = used_tokens(encoder, self.captions, settings.vocabulary_captions, settings.seed)
+            named = used_tokens(encoder, self.captions, settings.vocabulary_captions, settings.seed, between)
         with autograd():
             self.psi = Contextualizer(EncoderIdentity.of(encoder), PRESETS[settings.preset], named)
             self.encoder = ShortEncoder(encoder, len(self.psi.positions))
@@ -139,7 +149,13 @@ class _ContextualizerPretraining(Pretraining):
         """What is asked at the end: drawn at the beginning, so that a lack of it is not found after the training."""
         settings = self.settings
         asked = Questions.of(
-            self.encoder, self.psi, self.unseen, settings.held_out, rho=settings.rho, seed=settings.seed
+            self.encoder,
+            self.psi,
+            self.unseen,
+            settings.held_out,
+            rho=settings.rho,
+            seed=settings.seed,
+            between=self.between,
         )
         if not len(asked.batch.targets):
             raise ValueError(
@@ -203,7 +219,13 @@ class _ContextualizerPretraining(Pretraining):
         self.psi.requires_grad_(False).eval()
         if self.questions is not None:
             held_out = held_out_accuracy(
-                self.encoder, self.psi, self.captions, self.questions, rho=settings.rho, seed=settings.seed
+                self.encoder,
+                self.psi,
+                self.captions,
+                self.questions,
+                rho=settings.rho,
+                seed=settings.seed,
+                between=self.between,
             )
         self.psi.provenance = {
             "settings": settings.identity(),
@@ -261,10 +283,16 @@ class _CaptionBatches(torch.utils.data.Dataset):
         return CaptionBatch(masked, positions, masked.ids.flatten()[positions], hidden[positions])
 
 
-def used_tokens(encoder: TextEncoder, captions: CaptionSource, count: int, seed: int) -> list[int]:
+def used_tokens(
+    encoder: TextEncoder, captions: CaptionSource, count: int, seed: int, between: Callable[[], None] = nothing
+) -> list[int]:
     """The vocabulary ids in `count` captions, and BOS and EOT, sorted."""
-    texts = captions.draw(count, generator_for(seed, "vocabulary", 0))
-    return sorted({encoder.bos, encoder.eos, *(token for text in set(texts) for token in encoder.tokenize(text))})
+    texts = set(drawn(captions, count, generator_for(seed, "vocabulary", 0), between))
+    found = {encoder.bos, encoder.eos}
+    for text in texts:
+        between()
+        found.update(encoder.tokenize(text))
+    return sorted(found)
 
 
 __all__ = ["PretrainSettings", "Pretrained", "PretrainingEvent", "pretrain_contextualizer", "used_tokens"]

@@ -15,6 +15,7 @@ from ...models.low_rank import Delta, LowRankDelta
 from ...models.protocol import ImageSize, TextToImageModel
 from ...models.vocabulary import HardWords
 from ...networks.tuning_encoder import Identity, TuningEncoder
+from ...prompts.phrases import checked_phrase, require_tokens
 from .footprint import Footprint
 from .observer import Observer
 from .square import square_picture
@@ -36,6 +37,7 @@ def predict_concept(
     nothing, and where the encoder belongs to other models; the message names both.
     """
     require_fit(model, images, encoder)
+    class_word = class_word_for(model, class_word)
     with autograd():
         footprint = Footprint(model.device)
         with model.session(), torch.no_grad(), on_device([encoder], model.device):
@@ -66,6 +68,15 @@ def latents_and_features(
     square = square_picture(picture, side)
     features = images.features(square[None].to(images.device))
     return latents_of(model, square), features.to(model.device)
+
+
+def class_word_for(model: TextToImageModel, class_word: str | None) -> str:
+    """A class word that was given, "" where none was. Raises ValueError for one that the model cannot read."""
+    if not (class_word or "").strip():
+        return ""
+    word = checked_phrase(class_word)
+    require_tokens(model.text_encoders.values(), word)
+    return word
 
 
 def latents_of(model: TextToImageModel, square: torch.Tensor) -> torch.Tensor:
@@ -103,7 +114,7 @@ def concept_of(
     hard = " ".join(HardWords(model, encoder.known)(vectors))
     return Concept(
         name=name,
-        class_word=(class_word or "").strip() or hard,
+        class_word=class_word_for(model, class_word) or hard,
         vectors=vectors,
         lora=to_lora(model, deltas),
         hard_token=hard,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
+from ...maths.finite import require_finite_fields
 from ...networks.tuning_encoder import PRESETS, TIMESTEPS
 from ..run.checks import choices_without, require_at_least_one, require_not_negative, require_one_of
 from ..run.schedules import LearningRateSchedule
@@ -53,6 +54,7 @@ class EncoderPretrainSettings:
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch", "rank", "positives", "log_every", "checkpoint_every", "preview_pictures")
+        require_finite_fields(self)
         require_at_least_one(self, counts)
         weights = ("contrastive", "l2", "weight_decay")
         require_not_negative(self, ("warmup", "seed", "cache", "preview_every", *weights))

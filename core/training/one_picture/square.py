@@ -31,7 +31,7 @@ def square_picture(picture: torch.Tensor, side: int) -> torch.Tensor:
     square = rearrange(cut, "h w channels -> channels h w")
     low, high = float(square.min()), float(square.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):
-        raise ValueError(f"a picture has values in 0 .. 1, got {low:.3g} .. {high:.3g}")
+        raise ValueError(f"a picture has values in 0 .. 1, got {low:.3g} .. {high:.3g}; scale them")
     if channels == 4:
         square = square[:3] * square[3:] + (1 - square[3:])
     if short != side:

@@ -13,6 +13,7 @@ import torch
 from ...concept import PLACEHOLDER, Concept
 from ...files.embedding import check_widths
 from ...maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
+from ...maths.finite import require_finite_fields
 from ...maths.objective import weighted_sum
 from ...maths.schedule import diffusion_loss
 from ...models.dual_path import DualPath, predict_dual
@@ -61,6 +62,7 @@ class TuneSettings:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if self.steps < 1 or self.batch < 1 or self.positives < 1 or self.seed < 0:
             raise ValueError(f"at least one step, one copy of the picture and one neighbour, not {self}")
         if self.steps > MOST_STEPS and not self.more_steps:

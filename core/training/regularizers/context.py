@@ -19,6 +19,7 @@ from ...maths.context import (
     embedding_loss,
     paired_context_positions,
 )
+from ...maths.finite import require_finite
 from ...models.families import is_narrow
 from ...models.protocol import Conditioning, Encoding, TextEncoder, TextToImageModel, TokenMeans
 from ...prompts.tokens import ConceptRows, Words, tokenize_prompt
@@ -77,6 +78,7 @@ class CoReRegularizer:
     ) -> None:
         if not prompts or any(prompt.count(PLACEHOLDER) != places for prompt in prompts):
             raise ValueError(f"CoRe needs prompts with {'one' if places == 1 else places} {PLACEHOLDER} each")
+        require_finite(embedding_weight=embedding_weight, attention_weight=attention_weight)
         if embedding_weight < 0 or attention_weight < 0:
             raise ValueError(f"weights cannot be negative: {embedding_weight}, {attention_weight}")
         if axis not in get_args(CosineAxis) or attention_mode not in get_args(AttentionMode):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from einops import rearrange
 
+from ...maths.finite import require_finite
 from ...maths.mlm import LAMBDA_MLM, RHO, cross_entropy, masked_loss
 from ...models.families import is_narrow
 from ...models.frozen import autograd
@@ -97,6 +98,7 @@ class MLMRegularizer:
         names = [psi.encoder.name for psi in given]
         if not given or len(set(names)) != len(names):
             raise ValueError(f"one contextualizer a text encoder is needed, got {', '.join(names) or 'none'}")
+        require_finite(weight=weight, rho=rho)
         if weight < 0 or not 0 < rho <= 1 or batch < 1:
             raise ValueError(f"weight >= 0, 0 < rho <= 1 and batch >= 1 are needed: {weight}, {rho}, {batch}")
         self.given = given

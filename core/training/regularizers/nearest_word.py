@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 
 from ...maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
+from ...maths.finite import require_finite
 from ...models.protocol import TextToImageModel, fingerprint
 from ...models.vocabulary import KnownWords, candidates
 from ...prompts.tokens import ConceptRows, Words
@@ -42,6 +43,7 @@ class NearestTokenRegularizer:
         readable: bool = False,
         known: KnownWords | None = None,
     ) -> None:
+        require_finite(weight=weight, norm_weight=norm_weight, temperature=tau)
         if weight < 0 or norm_weight < 0 or words < 0:
             raise ValueError(f"weights and words cannot be negative: {weight}, {norm_weight}, {words}")
         if neighbours < 1 or tau <= 0:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 
 from ...concept import PLACEHOLDER
 from ...files.atomic import atomic_write_verified
+from ...maths.finite import require_finite
 from ...maths.schedule import diffusion_loss
 from ...models.frozen import autograd
 from ...models.protocol import ImageSize, TextToImageModel
@@ -64,6 +65,7 @@ class PriorPreservation:
         progress: Progress | None = None,
         applied: str = "",
     ) -> None:
+        require_finite(prior_preservation=weight)
         if weight < 0 or pictures < 1 or batch < 1 or steps < 1:
             raise ValueError(f"weight >= 0, pictures, batch and steps >= 1: {weight}, {pictures}, {batch}, {steps}")
         if prompt.count(PLACEHOLDER) != 1:

@@ -63,7 +63,9 @@ class _Keeper:
 def _steps(training: Pretraining, keeper: _Keeper) -> Iterator[None]:
     try:
         yield from training.steps()
-    except Exception:  # ComfyUI's Cancel among them, which ends a step from within the model
+    except GeneratorExit:  # kept by whoever closes the stream
+        raise
+    except BaseException:  # ComfyUI's Cancel among them, which ends a step from within the model
         keeper.keep()
         raise
 
