@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -90,6 +90,20 @@ def shown(name: str) -> str:
     return repr(name) if len(repr(name)) <= 50 else f"{name[:20]!r}..."
 
 
+def taken_by(name: str, folders: Iterable[Path | str], ending: str) -> Path | None:
+    """The first file of this name that one of the folders has."""
+    return next((path for path in (inside(folder, name, ending) for folder in folders) if path.exists()), None)
+
+
+def numbered(name: str, folders: Sequence[Path | str], ending: str) -> str:
+    """`name`, or the first of name_2, name_3, ... that no folder has: files that belong together share it."""
+    candidate, number = safe_path(name), 1
+    while taken_by(candidate, folders, ending) is not None:
+        number += 1
+        candidate = safe_path(f"{name}_{number}")
+    return candidate
+
+
 def namesakes(folders: Iterable[Path | str], name: str) -> list[Path]:
     """The files that `embedding:name` may mean to ComfyUI, which looks into every folder below `folders` too.
 
@@ -109,9 +123,7 @@ def changed_meaning(new: Path, folders: Iterable[Path | str], name: str) -> list
     lines = []
     for path in namesakes(folders, name):
         if path.parent == new.parent and path.suffix in READ_BY_COMFYUI[1:]:
-            lines.append(
-                f"embedding:{name} meant {path.name} until now. Prompts with it mean the new file from now on."
-            )
+            lines.append(f"embedding:{name} meant {path.name} until now; from now on it means the new file.")
         elif path != new:
             lines.append(f"embedding:{name} may also mean {path}: rename one of the two.")
     return lines
