@@ -26,9 +26,11 @@ def extension() -> Any:
         training,
         tuning_encoders,
     )
+    from .comfy import folders
     from .page import running
 
     running.add_routes()
+    folders.clear_after_a_kill()
 
     class ContextualInversionExtension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:
