@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..core.concept import Concept
-from ..core.files import load_concept, safe_name, save_bundle, save_embedding
+from ..core.files import all_or_none, load_concept, safe_name, save_bundle, save_embedding
 from ..core.models.families import drawn_resolution
 from ..core.models.protocol import TextToImageModel
 from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, Repair, draw, repair
@@ -22,6 +22,10 @@ from ..core.training.regularizers.context import CoReWeights, recommended_weight
 from ..core.training.run.events import Finished, Step
 from .loading import load_model
 from .places import require_folder, write_picture
+from .words import IfTaken, free_word, word_folders
+
+SAVES = (save_bundle, save_embedding)
+"""What writes to each of `word_folders`."""
 
 
 def main(
@@ -40,6 +44,7 @@ def main(
     seed: int = 0,
     device: str | None = None,
     class_word: str = "",
+    if_taken: IfTaken = "number",
 ) -> dict[str, Any]:
     """Repair one prompt with the concepts in it: both losses of CoRe, no picture, a picture before and after.
 
@@ -58,6 +63,7 @@ def main(
         seed: Seed of everything random.
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
         class_word: The ordinary word for the thing, for files that do not say it.
+        if_taken: Where the output folder has a word of this name: write name_2, replace it, or refuse.
     """
     if not concepts:
         raise ValueError("name the bundles or embedding files of the concepts that the prompt mentions")
@@ -81,7 +87,7 @@ def main(
     if given[0].latents is None and not noise:
         print(f"{given[0].name!r} kept no latents of its training pictures (train --keep-latents): pure noise instead")
     finished, repaired = follow(work, steps)
-    files = write_repaired(repaired, out)
+    files = write_repaired(repaired, out, if_taken)
     pictures = [draw(subject, those, prompt, size=(side, side), seed=seed) for those in (given, repaired)]
     path = out / "before_and_after.png"
     write_picture(Image.fromarray((torch.cat(pictures, dim=2)[0].numpy() * 255).round().astype(np.uint8)), path)
@@ -111,11 +117,12 @@ def follow(work: Repair, steps: int) -> tuple[Finished, list[Concept]]:
         return finished, work.concepts
 
 
-def write_repaired(concepts: Sequence[Concept], out: Path) -> list[str]:
-    """The bundle and the embedding of each, in turn."""
-    files = []
+def write_repaired(concepts: Sequence[Concept], out: Path, if_taken: IfTaken) -> list[str]:
+    """The bundle and the embedding of each, in turn, both or neither."""
+    files, folders = [], word_folders(out)
     for concept in concepts:
-        named = concept.renamed(safe_name(f"{concept.name}_repaired"))
-        files.append(str(save_bundle(named, out / "bundles", if_exists="replace")))
-        files.append(str(save_embedding(named, out / "embeddings", if_exists="replace")))
+        named = concept.renamed(free_word(safe_name(f"{concept.name}_repaired"), folders, if_taken))
+        with all_or_none():
+            written = [save(named, folder, if_exists="replace") for save, folder in zip(SAVES, folders, strict=True)]
+        files += map(str, written)
     return files

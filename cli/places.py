@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,26 +50,6 @@ def file_name(out: Path, overwrite: bool) -> str:
     return name
 
 
-def require_none_waiting(checkpoints: Path, resume: bool) -> None:
-    """Raises FileExistsError where a training that was interrupted waits, which beginning anew would replace."""
-    from safetensors import SafetensorError, safe_open
-
-    from ..core.training.run.checkpoint import checkpoint_path, checkpoints_in
-
-    newest = None if resume else next(iter(checkpoints_in(checkpoints)), None)
-    if newest is None:
-        return
-    try:
-        with safe_open(newest, framework="pt") as file:
-            steps = json.loads((file.metadata() or {})["contextual_inversion"])["identity"]["steps"]
-    except (SafetensorError, OSError, KeyError, ValueError):
-        return  # not a whole one: there is nothing to go on with
-    if checkpoint_path(checkpoints, steps) != newest:
-        raise FileExistsError(
-            f"{newest}, of {steps} steps, waits to be gone on with: add --resume, or name another folder with --out"
-        )
-
-
 def require_empty(checkpoints: Path | None, resume: bool) -> None:
     """Raises ValueError for a resume from nowhere, FileExistsError where beginning anew would replace what waits."""
     from ..core.training.run.checkpoint import checkpoints_in
@@ -79,6 +61,34 @@ def require_empty(checkpoints: Path | None, resume: bool) -> None:
         raise FileExistsError(
             f"{waiting[0]} waits to be gone on with: add --resume, or name another folder for --checkpoints"
         )
+
+
+@contextmanager
+def going_on(what: str) -> Iterator[None]:
+    """An OSError inside is said and no more: a file beside the work is no reason to end it."""
+    try:
+        yield
+    except OSError as error:
+        print(f"no {what}, the work goes on: {error}", file=sys.stderr)
+
+
+def write_network(
+    save: Callable[..., Path], network: Any, out: Path, name: str, *, half: bool, overwrite: bool
+) -> dict[str, Any]:
+    """Save a network beside `out` under its `name`, and say where; the figures of its file.
+
+    A name that was taken while it trained gets a number, and where that disk takes no file, the folder for temporary
+    files does: days of training are not thrown away. Raises OSError where neither does.
+    """
+    import torch
+
+    how = {"dtype": torch.float16 if half else torch.float32}
+    try:
+        return written(save(network, out.parent, name, if_exists="replace" if overwrite else "number", **how))
+    except OSError as error:
+        file = save(network, Path(tempfile.gettempdir()), name, if_exists="number", **how)
+        print(f"{error}; so it is in {file.parent}, from where it has to be moved", file=sys.stderr)
+        return written(file)
 
 
 def written(file: Path) -> dict[str, Any]:
@@ -98,13 +108,18 @@ def write_picture(picture: Image, file: Path) -> Path:
 
 
 def write_concept(concept: Concept, out: Path) -> dict[str, Any]:
-    """Write embedding and bundle, read them back and compare. Raises LearnedNothingError where they differ."""
+    """Write embedding and bundle, both or neither, read them back and compare.
+
+    Raises OSError, and LearnedNothingError where they differ.
+    """
     import torch
 
-    from ..core.files import LearnedNothingError, load_concept, save_bundle, save_embedding
+    from ..core.files import LearnedNothingError, all_or_none, load_concept, save_bundle, save_embedding
+    from .words import say_meaning
 
-    embedding = save_embedding(concept, out / "embeddings", if_exists="replace")
-    bundle = save_bundle(concept, out / "bundles", if_exists="replace")
+    with all_or_none():
+        embedding = save_embedding(concept, out / "embeddings", if_exists="replace")
+        bundle = save_bundle(concept, out / "bundles", if_exists="replace")
     for path in (embedding, bundle):
         found = load_concept(path, widths={name: value.shape[1] for name, value in concept.vectors.items()})
         for part in ("vectors", "layer_vectors", "lora") if path == bundle else ("vectors",):
@@ -112,19 +127,22 @@ def write_concept(concept: Concept, out: Path) -> dict[str, Any]:
             if ours.keys() != theirs.keys() or any(not torch.equal(theirs[name], ours[name]) for name in ours):
                 raise LearnedNothingError(f"{path} read back does not hold the learned {part}")
     print(f"wrote {embedding} and {bundle}; type embedding:{concept.name} in a prompt")
+    say_meaning(embedding, concept.name)
     return {"embedding": str(embedding), "bundle": str(bundle)}
 
 
 def write_predicted(concept: Concept, out: Path) -> dict[str, str]:
-    """Write the bundle and its embedding alone; both are replaced where they exist."""
+    """Write the bundle and its embedding alone, both or neither; both are replaced where they exist."""
     import torch
 
-    from ..core.files import save_bundle, save_embedding
+    from ..core.files import all_or_none, save_bundle, save_embedding
+    from .words import say_meaning
 
-    (out / "embeddings").mkdir(parents=True, exist_ok=True)
-    bundle = save_bundle(concept, out, dtype=torch.float32, if_exists="replace")
-    embedding = save_embedding(concept, out / "embeddings", if_exists="replace")
+    with all_or_none():
+        bundle = save_bundle(concept, out, dtype=torch.float32, if_exists="replace")
+        embedding = save_embedding(concept, out / "embeddings", if_exists="replace")
     print(f"<{concept.name}> is near {concept.hard_token!r}; wrote {bundle} and {embedding}")
+    say_meaning(embedding, concept.name)
     return {"bundle": str(bundle), "embedding": str(embedding)}
 
 

@@ -12,6 +12,7 @@ from ..core.files.pictures import read_as_tensor
 from ..core.training.one_picture.predict import predict_concept
 from .loading import load_image_encoder, load_model, load_tuning_encoder
 from .places import predicted_figures, require_folder, write_predicted
+from .words import IfTaken, free_word
 
 
 def main(
@@ -24,6 +25,7 @@ def main(
     image_encoder: Path | None = None,
     out: Path = Path("out/predict"),
     device: str | None = None,
+    if_taken: IfTaken = "number",
 ) -> dict[str, Any]:
     """Predict a word and a LoRA from one picture, without any training.
 
@@ -36,9 +38,11 @@ def main(
         image_encoder: A folder of the CLIP vision model that the encoder was trained with.
         out: Folder to write to.
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
+        if_taken: Where the output folder has a word of this name: write name_2, replace it, or refuse.
     """
     name = safe_name(name) if name else nameable(picture.stem)
     require_folder(out)
+    name = free_word(name, [out, out / "embeddings"], if_taken)
     network = load_tuning_encoder(model, encoder)
     subject = load_model(model, device)
     images = load_image_encoder(model, image_encoder, subject.device)

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from ..core.files.contextualizer import save_contextualizer
 from ..core.models.frozen import frozen, on_device
 from ..core.prompt_sets import synthetic_captions
@@ -23,7 +21,7 @@ from ..core.training.contextualizer.pretraining import (
 from ..core.training.contextualizer.recipes import recommended_pretraining
 from ..core.training.run.schedules import LearningRateSchedule
 from .loading import load_text_encoder, share_of
-from .places import file_name, require_empty, written
+from .places import file_name, require_empty, write_network
 from .pretraining_bar import follow_pretraining
 
 
@@ -126,8 +124,7 @@ def main(
     told = {**figures(finished, log_every), "processes": processes.size}
     if processes.first:
         finished.contextualizer.provenance["seconds"] = round(finished.seconds, 1)
-        how = {"dtype": torch.float16 if half else torch.float32, "if_exists": "replace" if overwrite else "error"}
-        told |= written(save_contextualizer(finished.contextualizer, out.parent, name, **how))
+        told |= write_network(save_contextualizer, finished.contextualizer, out, name, half=half, overwrite=overwrite)
     return told
 
 

@@ -19,7 +19,7 @@ from ..core.training.one_picture.settings import EncoderPrecision, EncoderPretra
 from ..core.training.run.events import Preview
 from ..core.training.run.schedules import LearningRateSchedule
 from .loading import load_image_encoder, load_model, share_of
-from .places import file_name, require_empty, write_picture, written
+from .places import file_name, going_on, require_empty, write_network, write_picture
 from .pretraining_bar import follow_pretraining
 
 
@@ -133,8 +133,7 @@ def main(
     finished = follow(run, previews, quiet=not processes.first)
     told = {**figures(finished), "processes": processes.size}
     if processes.first:
-        how = {"dtype": torch.float16 if half else torch.float32, "if_exists": "replace" if overwrite else "error"}
-        told |= written(save_tuning_encoder(finished.encoder, out.parent, name, **how))
+        told |= write_network(save_tuning_encoder, finished.encoder, out, name, half=half, overwrite=overwrite)
     return told
 
 
@@ -169,7 +168,8 @@ def follow(
 
     def write(event: EncoderPretrainingEvent) -> None:
         if isinstance(event, Preview) and previews is not None:
-            write_picture(contact(event.images), previews / f"step_{event.step:06d}.png")
+            with going_on("preview"):
+                write_picture(contact(event.images), previews / f"step_{event.step:06d}.png")
 
     return follow_pretraining(run, quiet=quiet, also=write)
 

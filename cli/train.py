@@ -20,8 +20,9 @@ from ..core.training.run.events import Finished
 from ..core.training.settings import Precision
 from ..core.training.trainer import TrainingRun
 from .loading import load_contextualizers, load_model, prompt_set, training_files, usable_pictures
-from .places import require_folder, require_none_waiting, write_concept
+from .places import require_folder, write_concept
 from .training_bar import class_picture_lines, follow
+from .words import IfTaken, kept_in, place_for
 
 DEFAULT = next(iter(PRESETS))
 
@@ -69,6 +70,7 @@ def main(
     least_rank: int | None = None,
     skip_broken: bool = False,
     also: tuple[str, ...] = (),
+    if_taken: IfTaken = "number",
 ) -> dict[str, Any]:
     """Train a word on your own pictures: an embedding file, a bundle, previews and checkpoints.
 
@@ -120,6 +122,8 @@ def main(
         skip_broken: Leave out, and name, pictures and masks that are broken, empty or missing, instead of stopping.
         also: Add more regularizers by name, with their numbers: NAME, or NAME:NUMBER=VALUE,NUMBER=VALUE; an unknown one
             is answered with a list.
+        if_taken: Where the output folder has a word of this name: train name_2 beside it, with checkpoints of its own,
+            replace both, or refuse before the training.
     """
     recipe, start = recipe_for(preset, method, model), begun_from(initial)
     if method_called(recipe.method).refines and start is None:
@@ -128,9 +132,9 @@ def main(
         raise ValueError("--mlm needs contextualizer files, one for each text encoder, or bundled for the tiny model's")
     further = [parsed(said) for said in also]
     files, images, shown, skipped = usable_pictures(training_files(pictures), masks, skip_broken)
-    name = safe_name(name) if name else nameable(pictures.resolve().name)  # before hours of training
     require_folder(out)
-    require_none_waiting(out / "checkpoints", resume)
+    named = safe_name(name) if name else nameable(pictures.resolve().name)
+    name, checkpoints = place_for(out, named, if_taken, resume)  # before hours of training
     subject = load_model(model, device)
     added: list[Added] = []
     if recipe.core if core is None else core:
@@ -156,7 +160,7 @@ def main(
         "gradient_checkpointing": gradient_checkpointing,
         "preview_every": preview_every,
         "checkpoint_every": checkpoint_every,
-        "checkpoint_dir": out / "checkpoints",
+        "checkpoint_dir": checkpoints,
     }
     prior = Prior(prior_weight, prior_pictures, folder=out / "class_pictures", progress=class_picture_lines())
     choices = Choices(recipe, class_word, settings, [*added, *further], prior=prior, start=start)
@@ -164,7 +168,8 @@ def main(
     goes_on = planned.settings.checkpoint_dir if resume else None
     finished = finished_or_kept(planned.begin(subject, images, masks=shown, resume=goes_on), out, events)
     told = {"pictures": [file.name for file in files], "skipped": skipped}
-    return {**figures(finished), **told, **write_concept(finished.concept, out)}
+    with kept_in(checkpoints):
+        return {**figures(finished), **told, **write_concept(finished.concept, out)}
 
 
 def recipe_for(preset: str | None, method: str | None, model: str | Path) -> Preset:

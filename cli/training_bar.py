@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,18 @@ from tqdm import tqdm
 from ..core.concept import Concept
 from ..core.training.run.events import CheckpointSaved, Event, Finished, Preview, Started, Step
 from ..core.training.trainer import TrainingRun
-from .places import write_picture
+from .places import going_on, require_file, write_picture
 
 
 def follow(run: TrainingRun, out: Path, events: Path | None) -> Finished:
     """Show a bar, write previews and JSON lines, and give back the last event. The first Ctrl-C stops and keeps."""
-    with ExitStack() as stack:
-        lines = None
-        if events is not None:
-            events.parent.mkdir(parents=True, exist_ok=True)
-            lines = stack.enter_context(events.open("a", encoding="utf-8"))
-        bar = stack.enter_context(tqdm(total=run.settings.steps, unit="step", dynamic_ncols=True))
+    if events is not None:
+        require_file(events, "--events")
+    with tqdm(total=run.settings.steps, unit="step", dynamic_ncols=True) as bar:
         for event in run:
-            if lines is not None:
-                print(json.dumps(as_line(event)), file=lines, flush=True)
+            if events is not None:
+                with going_on("line of --events"), events.open("a", encoding="utf-8") as lines:
+                    print(json.dumps(as_line(event)), file=lines)
             if isinstance(event, Started):
                 bar.update(event.first_step)
             elif isinstance(event, Step):
@@ -37,7 +34,8 @@ def follow(run: TrainingRun, out: Path, events: Path | None) -> Finished:
                 if event.losses:
                     bar.set_postfix({key: f"{float(value.nanmean()):.4g}" for key, value in event.losses.items()})
             elif isinstance(event, Preview):
-                write_preview(event, out / "previews")
+                with going_on("preview"):
+                    write_preview(event, out / "previews")
             elif isinstance(event, Finished):
                 return event
     raise RuntimeError("the training ended without a result")

@@ -13,6 +13,7 @@ from ..core.training.one_picture.tuning import MOST_STEPS, Tuned, TuneSettings, 
 from ..core.training.run.events import Finished, Step
 from .loading import load_image_encoder, load_model, load_tuning_encoder
 from .places import predicted_figures, require_folder, write_predicted
+from .words import IfTaken, free_word
 
 
 def main(
@@ -37,6 +38,7 @@ def main(
     gradient_checkpointing: bool = False,
     out: Path = Path("out/tune"),
     device: str | None = None,
+    if_taken: IfTaken = "number",
 ) -> dict[str, Any]:
     """Predict a word and a LoRA from one picture and tune both on it, for twelve steps at most.
 
@@ -61,6 +63,7 @@ def main(
         gradient_checkpointing: Save memory, take longer.
         out: Folder to write to.
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
+        if_taken: Where the output folder has a word of this name: write name_2, replace it, or refuse.
     """
     name = safe_name(name) if name else nameable(picture.stem)
     given = {
@@ -80,6 +83,7 @@ def main(
         **{key: value for key, value in given.items() if value is not None},
     )
     require_folder(out)
+    name = free_word(name, [out, out / "embeddings"], if_taken)
     network = load_tuning_encoder(model, encoder)
     subject = load_model(model, device)
     images = load_image_encoder(model, image_encoder, subject.device)

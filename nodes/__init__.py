@@ -30,10 +30,12 @@ def extension() -> Any:
         training,
         tuning_encoders,
     )
+    from .comfy import folders
     from .page import running
     from .schema.checking import checked
 
     running.add_routes()
+    folders.clear_after_a_kill()
 
     class ContextualInversionExtension(ComfyExtension):
         async def get_node_list(self) -> list[type[io.ComfyNode]]:

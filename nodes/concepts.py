@@ -12,15 +12,16 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..core.concept import Concept
-from ..core.files import check_widths, layout_of, load_concept, save_bundle, save_embedding
+from ..core.files import all_or_none, check_widths, layout_of, load_concept, save_bundle, save_embedding
 from ..core.files.embedding import LEFT_OUT
 from ..core.files.typed_names import advice
 from .comfy.concept_lora import with_weights
 from .comfy.concept_tokenizer import with_concept
 from .comfy.folders import BUNDLES, EMBEDDINGS, ENDING, LORAS, files_of, first_folder, not_there, told, version
 from .comfy.layer_contexts import reading_layers, writing_layers
-from .comfy.saving import checked_word, clip_vocabulary, free_name, written_as
+from .comfy.saving import checked_word, clip_vocabulary, free_name, said_of_meaning, why_no_file, written_as
 from .comfy.text import text_widths
+from .page.interrupted import saved, waiting
 from .schema import inputs
 from .schema.sockets import CATEGORY, PREFIX, ConceptSocket
 
@@ -70,6 +71,10 @@ class ApplyConcept(io.ComfyNode):
                 io.Clip.Output(display_name="clip", tooltip="The text encoder that knows the word."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return why_no_file(name, None, [], own_name=True)
 
     @classmethod
     def execute(
@@ -132,6 +137,14 @@ class SaveConcept(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, name: str | None = None, if_taken: str | None = None, embedding_file: bool | None = None
+    ) -> bool | str:
+        # Before the graph runs: what is trained in it may take hours.
+        kinds = (BUNDLES, EMBEDDINGS) if embedding_file else (BUNDLES,)
+        return why_no_file(name, if_taken, [first_folder(kind) for kind in kinds], own_name=True)
+
+    @classmethod
     def execute(
         cls,
         concept: Concept,
@@ -150,11 +163,14 @@ class SaveConcept(io.ComfyNode):
             places.append((save_bundle, first_folder(LORAS)))
         name = free_name(name.strip() or concept.name, [folder for _, folder in places], if_taken)
         # Under the name it will be typed by, whatever it was called while it was trained.
-        concept = concept.renamed(name.rpartition("/")[2])
+        learned, concept = concept, concept.renamed(name.rpartition("/")[2])
         how = written_as(if_taken, half_precision)
-        written = [save(concept, folder, name, **how) for save, folder in places]
+        with waiting(learned), all_or_none():
+            written = [save(concept, folder, name, **how) for save, folder in places]
+        saved(learned)
         text = f"embedding:{name}"
-        lines = [f"Type {text} in a prompt.", *more_than_a_word(concept), *(f"Saved {told(path)}" for path in written)]
+        lines = [f"Type {text} in a prompt.", *said_of_meaning(name, written), *more_than_a_word(concept)]
+        lines += [f"Saved {told(path)}" for path in written]
         if embedding_file:
             lines += advice(name, concept.length, clip_vocabulary())
         return io.NodeOutput(text, ui=ui.PreviewText("\n".join(lines)))

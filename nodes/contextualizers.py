@@ -19,19 +19,9 @@ from ..core.training.contextualizer.pretraining import Pretrained, PretrainSetti
 from ..core.training.contextualizer.recipes import recommended_pretraining
 from .comfy.cancelling import hear_cancel
 from .comfy.clip_session import content_of, encoder_session, encoders_of
-from .comfy.folders import (
-    CONTEXTUALIZERS,
-    NONE,
-    first_folder,
-    input_files,
-    input_path,
-    name_in,
-    path_of,
-    told,
-    version,
-)
-from .comfy.saving import checked_word, free_name, written_as
-from .page.interrupted import Resumable
+from .comfy.folders import CONTEXTUALIZERS, NONE, first_folder, input_files, input_path, name_in, path_of, told, version
+from .comfy.saving import free_name, why_no_file, written_as
+from .page.interrupted import Resumable, saved, waiting
 from .page.live_view import OUTPUT
 from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
@@ -223,9 +213,12 @@ class PretrainContextualizer(io.ComfyNode):
                 "settings": settings.identity(),
             }
             start = partial(pretrain_contextualizer, encoder, source, between=hear_cancel)
-            work = Resumable("contextualizer", start, settings, facts)
+            subject = [facts["node"], facts["encoder"]]
+            work = Resumable("contextualizer", start, settings, facts, subject=subject)
             reporter = Reporter(cls.hidden.unique_id, settings.steps, conclusion)
-            finished = report_resumable(work, reporter, continue_interrupted)
+            finished = report_resumable(
+                work, reporter, continue_interrupted, learned=lambda event: event.contextualizer
+            )
         shown = {OUTPUT: [reporter.view.whole()]}
         return io.NodeOutput(finished.contextualizer, loss_map(finished.losses), finished.held_out.summary(), ui=shown)
 
@@ -254,19 +247,17 @@ class SaveContextualizer(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str = "contextualizer") -> bool | str:
+    def validate_inputs(cls, name: str | None = None, if_taken: str | None = None) -> bool | str:
         # Before the graph runs: what is pretrained in it may take hours.
-        try:
-            checked_word(name.strip())
-        except ValueError as error:
-            return str(error)
-        return True
+        return why_no_file(name, if_taken, [first_folder(CONTEXTUALIZERS)])
 
     @classmethod
     def execute(cls, contextualizer: Contextualizer, name: str, if_taken: str, half_precision: bool) -> io.NodeOutput:
         root = first_folder(CONTEXTUALIZERS)
         free = free_name(name.strip(), [root], if_taken)
-        path = save_contextualizer(contextualizer, root, free, **written_as(if_taken, half_precision))
+        with waiting(contextualizer):
+            path = save_contextualizer(contextualizer, root, free, **written_as(if_taken, half_precision))
+        saved(contextualizer)
         return io.NodeOutput(name_in(root, path), ui=ui.PreviewText(f"Saved {told(path)}"))
 
 

@@ -14,6 +14,7 @@ from ..core.training.one_picture.predict import predict_concept
 from ..core.training.one_picture.tuning import MOST_STEPS, TuneSettings, tune
 from .comfy.clip_vision import image_encoder_of
 from .comfy.model import ComfyModel
+from .comfy.saving import why_no_word
 from .page.reporting import Reporter, loss_map
 from .page.running import report
 from .schema import inputs
@@ -59,6 +60,10 @@ class PredictConcept(io.ComfyNode):
                 hard_token(),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return why_no_word(name)
 
     @classmethod
     def execute(
@@ -166,6 +171,10 @@ class TunePredictedConcept(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return why_no_word(name)
 
     @classmethod
     def execute(

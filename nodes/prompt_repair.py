@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,12 +13,16 @@ from comfy.sd1_clip import escape_important, token_weights, unescape_important
 from comfy_api.latest import io
 
 from ..core.concept import Concept
+from ..core.files import nameable
 from ..core.models.families import drawn_resolution
 from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, repair
+from ..core.training.run.events import Finished
+from ..core.training.trainer import TrainingRun
 from .comfy.model import ComfyModel
+from .page.interrupted import Resumable
 from .page.live_view import OUTPUT
 from .page.reporting import Reporter, loss_map
-from .page.running import report
+from .page.running import report_resumable
 from .schema import inputs
 from .schema.sockets import CATEGORY, PREFIX, ConceptSocket, LossMapSocket
 
@@ -112,17 +120,63 @@ class OptimizeForPrompt(io.ComfyNode):
         if latents == NOISE or concept.latents is None:
             options["noise_side"] = width // adapted.latent_factor
         prompt = unweighted(prompt)
-        work = repair(adapted, concepts, prompt, **options)
+        work = _Work(cls.hidden.unique_id, adapted, concepts, prompt, options)
         lacking = latents == PICTURES and concept.latents is None
         reporter = Reporter(cls.hidden.unique_id, steps, remark=NO_LATENTS if lacking else "")
-        # It takes seconds, so a cancelled one is not kept.
-        losses = loss_map(report(work.run, reporter, stop=work.run.stop).losses)
-        repaired = work.concepts
+        finished = report_resumable(work, reporter, go_on=True, stop=work.stop, learned=work.learned)
+        losses, repaired = loss_map(finished.losses), work.repaired
         with adapted.session():
             pictures = [draw(adapted, those, prompt, size=size, seed=seed) for those in (concepts, repaired)]
         by_name = dict(zip((one.name for one in concepts), repaired, strict=True))
         first, second, third = (None if one is None else by_name[one.name] for one in given)
         return io.NodeOutput(first, torch.cat(pictures), losses, second, third, ui={OUTPUT: [reporter.view.whole()]})
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """Of a repair, what `Resumable` asks for."""
+
+    options: Mapping[str, Any]
+    checkpoint_dir: Path | None = None
+
+
+class _Work(Resumable):
+    """A repair that waits where it was cancelled, and its concepts until the first is saved: on a processor each step
+    takes minutes."""
+
+    def __init__(
+        self, node_id: str, model: ComfyModel, concepts: Sequence[Concept], prompt: str, options: Mapping[str, Any]
+    ) -> None:
+        facts = {
+            "node": str(node_id),
+            "model": model.fingerprint,
+            "applied": model.applied,
+            "encoders": {name: encoder.fingerprint for name, encoder in model.text_encoders.items()},
+            "concepts": [[one.name, one.class_word] for one in concepts],
+            "prompt": prompt,
+            "options": options,
+        }
+        parts = [part for one in concepts for part in (one.vectors, one.layer_vectors or {}, one.lora or {})]
+        tensors = [part[name] for part in parts for name in sorted(part)]
+        self._begin = partial(repair, model, concepts, prompt, **options)
+        subject = [str(node_id), prompt]
+        super().__init__(
+            nameable(concepts[0].name),
+            self._started,
+            _Choices(options),
+            facts,
+            [*tensors, concepts[0].latents],
+            subject,
+        )
+
+    def _started(self, settings: _Choices, resume: Path | None) -> TrainingRun:
+        self._repair = self._begin(checkpoint_dir=settings.checkpoint_dir, resume=resume)
+        return self._repair.run
+
+    def learned(self, event: Finished) -> Concept:
+        """The first of the repaired concepts; all of them are `repaired` then."""
+        self.repaired = self._repair.concepts
+        return self.repaired[0]
 
 
 def unweighted(prompt: str) -> str:

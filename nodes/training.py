@@ -16,6 +16,7 @@ from ..core.training.plan import CLASS_PICTURES, Choices, Prior, plan
 from ..core.training.regularizers.prior import Progress
 from .comfy.folders import checkpoints_root
 from .comfy.model import ComfyModel
+from .comfy.saving import why_no_word
 from .page.concept_training import require_place, rgb, train_concept
 from .schema import inputs
 from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
@@ -157,6 +158,10 @@ class TrainConcept(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_input_list=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return why_no_word(name)
 
     @classmethod
     def execute(

@@ -21,7 +21,7 @@ from ..core.training.one_picture.settings import EncoderPretrainSettings
 from .comfy.clip_vision import image_encoder_of
 from .comfy.folders import TUNING_ENCODERS, first_folder, name_in, path_of, version
 from .comfy.model import ComfyModel
-from .comfy.saving import NUMBER, free_name
+from .comfy.saving import NUMBER, checked_word, free_name, why_no_file
 from .page.interrupted import Resumable
 from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
@@ -114,6 +114,11 @@ class PretrainTuningEncoder(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        # Before the graph runs: it is written after hours.
+        return why_no_file(name, NUMBER, [first_folder(TUNING_ENCODERS)])
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -132,8 +137,7 @@ class PretrainTuningEncoder(io.ComfyNode):
         images: torch.Tensor | list[torch.Tensor] | None = None,
         clip_vision: Any = None,
     ) -> io.NodeOutput:
-        root = first_folder(TUNING_ENCODERS)
-        free = free_name(name.strip(), [root], NUMBER)
+        root, name = first_folder(TUNING_ENCODERS), checked_word(name.strip())
         adapted = ComfyModel(model, clip, vae)
         if images is None and native_resolution(adapted) is not None:
             raise ValueError(
@@ -167,7 +171,8 @@ class PretrainTuningEncoder(io.ComfyNode):
         written: list[Path] = []
 
         def save(event: PretrainedEncoder) -> None:
-            written.append(save_tuning_encoder(event.encoder, root, free))
+            # Not before the training: another one may have taken the name while it ran.
+            written.append(save_tuning_encoder(event.encoder, root, free_name(name, [root], NUMBER)))
 
         finished = report_resumable(work, reporter, continue_interrupted, save=save)
         return io.NodeOutput(finished.encoder, loss_map(finished.losses), name_in(root, written[0]))

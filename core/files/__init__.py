@@ -1,18 +1,19 @@
 """Files of a learned word: safetensors only, names that stay in their folder, writes that are whole or absent."""
 
-from .atomic import atomic_write_verified
+from .atomic import all_or_none, atomic_write_verified
 from .bundle import load_bundle, save_bundle
 from .contents import describe, kind_of, load_concept
 from .embedding import check_widths, layout_of, load_embedding, save_embedding, save_xti
 from .errors import ConceptFileError, LearnedNothingError
 from .learned import check_learned
-from .names import inside, nameable, safe_name
+from .names import inside, nameable, safe_name, safe_path
 from .networks import describe_network
 from .printable import printable
 
 __all__ = [
     "ConceptFileError",
     "LearnedNothingError",
+    "all_or_none",
     "atomic_write_verified",
     "check_learned",
     "check_widths",
@@ -27,6 +28,7 @@ __all__ = [
     "nameable",
     "printable",
     "safe_name",
+    "safe_path",
     "save_bundle",
     "save_embedding",
     "save_xti",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -14,6 +16,7 @@ ALLOWED_PUNCTUATION = "_-.+"
 RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
     f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"
 }
+READ_BY_COMFYUI = (".safetensors", ".pt", ".bin")
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".pickle", ".pkl")
 
 
@@ -33,19 +36,19 @@ def safe_name(name: str) -> str:
     if not name:
         raise ValueError("the name is empty; it is what will be typed in prompts")
     if len(name) > MAX_CHARACTERS or len(name.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise ValueError(f"the name {name[:20]!r}... has {len(name)} characters; at most {MAX_CHARACTERS} are possible")
+        raise ValueError(f"the name {shown(name)} has {len(name)} characters; at most {MAX_CHARACTERS} are possible")
     wrong = sorted({character for character in name if not _allowed(character)})
     if wrong:
         raise ValueError(
-            f"the name {name!r} holds {', '.join(map(repr, wrong))}; "
+            f"the name {shown(name)} holds {', '.join(map(repr, wrong[:8]))}; "
             f"use letters, digits and {' '.join(ALLOWED_PUNCTUATION)} so that embedding:name works in a prompt"
         )
     if name[0] in ".-" or name[-1] == ".":
-        raise ValueError(f"the name {name!r} may not begin with a dot or hyphen, nor end with a dot")
+        raise ValueError(f"the name {shown(name)} may not begin with a dot or hyphen, nor end with a dot")
     if name.casefold().split(".")[0] in RESERVED:
-        raise ValueError(f"the name {name!r} is reserved by Windows; choose another")
+        raise ValueError(f"the name {shown(name)} is reserved by Windows; choose another")
     if name.casefold().endswith(ENDINGS):
-        raise ValueError(f"give the name {name!r} without its file ending; .safetensors is added")
+        raise ValueError(f"give the name {shown(name)} without its file ending; .safetensors is added")
     return name
 
 
@@ -65,6 +68,67 @@ def nameable(text: str) -> str:
         return safe_name(f"_{name[: MAX_CHARACTERS // 2].replace('.', '_')}")
 
 
+def safe_path(name: str) -> str:
+    """`name` where each part of it between forward slashes is a `safe_name`: a file, in folders below one of ours.
+
+    Raises ValueError that shows the whole name.
+    """
+    parts = name.split("/") if isinstance(name, str) else [name]
+    if len(parts) > 1 and not all(parts):
+        raise ValueError(
+            f"the name {shown(name)} begins or ends with a slash, or has two in a row: write folder/name, and the "
+            "folder is made below the one that files go to"
+        )
+    try:
+        return "/".join(safe_name(part) for part in parts)
+    except ValueError as error:
+        raise (ValueError(f"{error} (in {shown(name)})") if len(parts) > 1 else error) from None
+
+
+def shown(name: str) -> str:
+    """`name` in quotes as an error shows it, its beginning alone where it is long."""
+    return repr(name) if len(repr(name)) <= 50 else f"{name[:20]!r}..."
+
+
+def taken_by(name: str, folders: Iterable[Path | str], ending: str) -> Path | None:
+    """The first file of this name that one of the folders has."""
+    return next((path for path in (inside(folder, name, ending) for folder in folders) if path.exists()), None)
+
+
+def numbered(name: str, folders: Sequence[Path | str], ending: str) -> str:
+    """`name`, or the first of name_2, name_3, ... that no folder has: files that belong together share it."""
+    candidate, number = safe_path(name), 1
+    while taken_by(candidate, folders, ending) is not None:
+        number += 1
+        candidate = safe_path(f"{name}_{number}")
+    return candidate
+
+
+def namesakes(folders: Iterable[Path | str], name: str) -> list[Path]:
+    """The files that `embedding:name` may mean to ComfyUI, which looks into every folder below `folders` too.
+
+    In one folder .safetensors goes before .pt and .bin; which folder goes first is left to chance.
+    """
+    found = []
+    for top in dict.fromkeys(map(Path, folders)):
+        for folder, below, _ in os.walk(top, followlinks=True):
+            below.sort()
+            paths = (Path(folder, f"{name}{ending}") for ending in ("", *READ_BY_COMFYUI))
+            found += [path for path in paths if path.is_file()]
+    return list(dict.fromkeys(found))
+
+
+def changed_meaning(new: Path, folders: Iterable[Path | str], name: str) -> list[str]:
+    """What to say where `embedding:name` meant another file before `new` was written, a line each."""
+    lines = []
+    for path in namesakes(folders, name):
+        if path.parent == new.parent and path.suffix in READ_BY_COMFYUI[1:]:
+            lines.append(f"embedding:{name} meant {path.name} until now; from now on it means the new file.")
+        elif path != new:
+            lines.append(f"embedding:{name} may also mean {path}: rename one of the two.")
+    return lines
+
+
 def inside(root: Path | str, name: str, ending: str = "") -> Path:
     """The path of `name` + `ending` in the folder `root`, with every symbolic link resolved.
 
@@ -73,7 +137,7 @@ def inside(root: Path | str, name: str, ending: str = "") -> Path:
     Raises:
         ValueError: a part is unsafe, or a symbolic link on the way leads out of `root`.
     """
-    parts = [safe_name(part) for part in name.split("/")] if isinstance(name, str) else [safe_name(name)]
+    parts = safe_path(name).split("/")
     folder = Path(root).resolve()
     path = folder.joinpath(*parts[:-1], parts[-1] + ending).resolve()
     if not path.is_relative_to(folder) or path == folder:

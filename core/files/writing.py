@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from .atomic import IfExists, atomic_write_verified
+from .atomic import TOGETHER, IfExists, atomic_write_verified
 from .errors import ConceptFileError
 from .names import inside
 from .reading import read_tensors
@@ -19,18 +19,23 @@ FILE_DTYPES = (torch.float32, torch.float16)
 def write_concept_file(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], root: Path | str, name: str, if_exists: IfExists
 ) -> Path:
-    """Write `root/name.safetensors` atomically, read it with our own reader, and compare every tensor bit for bit.
+    """Write `root/name.safetensors` atomically; our own reader reads and compares it before it has its name.
 
-    Raises as `inside`, `atomic_write_verified`, and ConceptFileError if the file does not say what it was given.
+    Inside `all_or_none` it gets that together with the others there. Raises as `inside`, `atomic_write_verified`, and
+    ConceptFileError if the file does not say what it was given.
     """
     from safetensors.torch import save
 
     path = inside(root, name, ENDING)
-    path = atomic_write_verified(path, save(dict(tensors), dict(metadata)), if_exists=if_exists)
-    read, _ = read_tensors(path)
-    if set(read) != set(tensors) or not all(torch.equal(read[key], tensors[key]) for key in tensors):
-        raise ConceptFileError(f"{path.name} read back differs from what was saved")
-    return path
+
+    def check(file: Path) -> None:
+        read, _ = read_tensors(file)
+        if set(read) != set(tensors) or not all(torch.equal(read[key], tensors[key]) for key in tensors):
+            raise ConceptFileError(f"{path.name} read back differs from what was saved")
+
+    together = TOGETHER.get()
+    write = atomic_write_verified if together is None else together.write
+    return write(path, save(dict(tensors), dict(metadata)), if_exists=if_exists, check=check)
 
 
 def narrowed(value: torch.Tensor, dtype: torch.dtype, key: str) -> torch.Tensor:

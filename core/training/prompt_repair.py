@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -72,12 +73,14 @@ def repair(
     seed: int = 0,
     weights: CoReWeights | None = None,
     noise_side: int | None = None,
+    checkpoint_dir: Path | None = None,
+    resume: Path | None = None,
 ) -> Repair:
     """Optimise the words of `concepts` for one `prompt`: both terms of CoRe, no diffusion loss (METHODS.md C6).
 
     Both passes of a step see all `batch` latents: those of the training pictures that the first concept kept; with
     `noise_side`, the side of the latents, or where it kept none, pure noise at late timesteps. The LoRAs of the
-    concepts are in force and stay as they are.
+    concepts are in force and stay as they are. `checkpoint_dir` and `resume` are those of `train`.
     Raises ValueError as `placed_prompt`, or where a concept does not fit the model or does not say its class word.
     """
     placed = placed_prompt(prompt, concepts)
@@ -97,6 +100,7 @@ def repair(
         diffusion_weight=0.0,
         timestep_range=(0.0, 1.0) if kept is not None else NOISY,
         log_every=1,
+        checkpoint_dir=checkpoint_dir,
     )
     bank = _noise(model, settings, noise_side or 64) if kept is None else latent_bank(kept)
     word, changes = words_together(model, concepts, placed.concepts), _changes(model, concepts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ from .regularizers.seam import Regularizer
 from .run.checkpoint import (
     Checkpoint,
     CheckpointMismatchError,
-    load_checkpoint,
+    go_on_from,
+    require_like,
+    require_place,
     require_same_run,
     save_checkpoint,
+    written,
 )
-from .run.events import CheckpointSaved, Event, Finished, Preview, Started, Step
+from .run.events import Event, Finished, Preview, Started, Step
 from .run.history import History
 from .run.stream import EventStream
 from .settings import TrainSettings
@@ -67,7 +71,8 @@ def train(
             for event in run: ...
 
     Raises (while iterating): ValueError for what cannot be trained on, `CheckpointMismatchError` for a checkpoint of
-    another training, `LearnedNothingError`, `NonFiniteLossError`.
+    another training, `DamagedCheckpointError`, `LearnedNothingError`, `NonFiniteLossError`; OSError, before the first
+    step, where `checkpoint_dir` takes no file. A checkpoint that cannot be written later is an event and no more.
     """
     return TrainingRun(model, images, settings, tuple(regularizers), masks, resume, initial, changes)
 
@@ -153,6 +158,8 @@ class TrainingRun(EventStream[Event]):
 
     def _begin(self, stack: ExitStack) -> Prepared:
         settings, model = self.settings, self.model
+        if self._resume is None:
+            require_place(settings.checkpoint_dir)
         if settings.precision == "fp32" and model.dtype != torch.float32:
             raise ValueError(f"the model is loaded in {model.dtype}: load it in float32, or set precision to 'model'")
         words = [settings.class_word] if isinstance(settings.class_word, str) else settings.class_word
@@ -170,7 +177,9 @@ class TrainingRun(EventStream[Event]):
             changes=self._changes,
         )
         if self._resume is not None:
-            self._continue(prepared, load_checkpoint(self._resume))
+            go_on_from(self._resume, partial(self._continue, prepared))
+        if prepared.learner.done < settings.steps:
+            require_place(settings.checkpoint_dir, prepared.learner.numbers)
         self._started = time.perf_counter()
         return prepared
 
@@ -179,8 +188,12 @@ class TrainingRun(EventStream[Event]):
         require_same_run(prepared.identity, checkpoint)
         if checkpoint.state["weights"].keys() != learner.weights.keys():
             raise CheckpointMismatchError("this checkpoint belongs to another training: other layers learn in it")
-        learner.load(checkpoint.state)
+        for part in ("vectors", "weights", "average"):
+            require_like(getattr(learner, part), checkpoint.state[part])
         self.history = History(checkpoint.losses)
+        learner.load(checkpoint.state)
+        if not 0 < learner.done <= self.settings.steps:
+            raise ValueError(f"it is of step {learner.done} of {self.settings.steps}")
         self._before = float(checkpoint.facts["seconds"])
         self._saved = learner.done
 
@@ -205,7 +218,7 @@ class TrainingRun(EventStream[Event]):
             losses = self._fetch()
         yield Step(self.learner.done, settings.steps, losses)
         if self._stop is None and checkpoint and not last:
-            yield CheckpointSaved(done, self._save())
+            yield written(done, self._save)
         if self._stop is None and preview:
             yield self._preview()
 
@@ -237,7 +250,7 @@ class TrainingRun(EventStream[Event]):
         learner = self.learner
         self._fetch()
         if learner.done > self._saved and self.settings.checkpoint_dir is not None:
-            yield CheckpointSaved(learner.done, self._save())
+            yield written(learner.done, self._save)
         if self._stop is None:
             self._require_learning()
         losses = {name: value for name, value in self.history.tensors().items() if name not in FLAGS}
@@ -258,7 +271,7 @@ class TrainingRun(EventStream[Event]):
 
     def _keep(self) -> None:
         if self.settings.checkpoint_dir is not None and self.learner is not None and self.learner.done > self._saved:
-            self._save()
+            written(self.learner.done, self._save)
 
     def _save(self) -> Path:
         learner = self.learner

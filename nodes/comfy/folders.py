@@ -7,6 +7,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ...core.files.together import clear_leftovers
+
 BUNDLES = "contextual_inversion"
 EMBEDDINGS = "embeddings"
 LORAS = "loras"
@@ -82,3 +84,15 @@ def input_path(file: str) -> Path | None:
 def checkpoints_root() -> Path:
     """Interrupted trainings wait here, in ComfyUI's user folder."""
     return Path(folder_paths.get_user_directory()) / "contextual_inversion" / "checkpoints"
+
+
+def finished_root() -> Path:
+    """What was learned and not yet saved waits here."""
+    return checkpoints_root().with_name("finished")
+
+
+def clear_after_a_kill() -> None:
+    """Finish or remove what a program that was killed has left half written where concepts are looked for."""
+    for kind in (BUNDLES, EMBEDDINGS, LORAS, CONTEXTUALIZERS, TUNING_ENCODERS):
+        for folder in folder_paths.get_folder_paths(kind)[:1]:
+            clear_leftovers(Path(folder))

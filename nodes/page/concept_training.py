@@ -11,7 +11,7 @@ from ...core.concept import PLACEHOLDER
 from ...core.training.plan import Plan
 from ...core.training.trainer import train
 from ..comfy.model import ComfyModel
-from .interrupted import Resumable
+from .interrupted import Resumable, digest
 from .live_view import OUTPUT
 from .reporting import Reporter, loss_map
 from .running import report_resumable
@@ -44,7 +44,8 @@ def train_concept(
 ) -> io.NodeOutput:
     """Train to the end, or until the page asks to stop and keep. Gives the concept, a LOSS_MAP and the page's view.
 
-    When it is cancelled or an error ends it, the steps so far are in a checkpoint before that goes on its way.
+    When it is cancelled or an error ends it, the steps so far are in a checkpoint before that goes on its way. The
+    concept is on the disk until SaveConcept has saved it.
     """
     images, settings = rgb(images), plan.settings
     facts = {
@@ -59,7 +60,10 @@ def train_concept(
     starting = {} if plan.start is None else plan.start.vectors
     start = partial(train, model, images, regularizers=plan.regularizers, masks=masks, initial=plan.start)
     tensors = (*batches(images), *batches(masks), *(starting[name] for name in sorted(starting)))
-    work = Resumable(settings.name, start, settings, facts, tensors)
+    subject = [str(node_id), settings.class_word, digest(None, batches(images))]
+    work = Resumable(settings.name, start, settings, facts, tensors, subject)
     reporter = Reporter(node_id, settings.steps, remark=model.remark and f". {model.remark}")
-    finished = report_resumable(work, reporter, continue_interrupted, stop=work.stop)
+    finished = report_resumable(
+        work, reporter, continue_interrupted, stop=work.stop, learned=lambda event: event.concept
+    )
     return io.NodeOutput(finished.concept, loss_map(finished.losses), ui={OUTPUT: [reporter.view.whole()]})

@@ -6,6 +6,7 @@ The page gets the news as an event of ours and keeps the whole; a page that was 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import uuid
@@ -65,12 +66,16 @@ class LiveView:
         self.losses = {name: values.tolist() for name, values in losses.items()}
 
     def add_sample(self, step: int, image: torch.Tensor) -> None:
-        """Keep a sample (H, W, 3) in [0, 1] among ComfyUI's temporary files."""
+        """Keep a sample (H, W, 3) in [0, 1] among ComfyUI's temporary files. Raises OSError."""
         folder = Path(folder_paths.get_temp_directory())
         folder.mkdir(parents=True, exist_ok=True)
         name = f"contextual_inversion_{uuid.uuid4().hex}_{step}.jpg"
         pixels = (image.clamp(0, 1).numpy() * 255).round().astype(np.uint8)
-        Image.fromarray(pixels).save(folder / name, quality=92)
+        try:
+            Image.fromarray(pixels).save(folder / name, quality=92)
+        except OSError:
+            (folder / name).unlink(missing_ok=True)  # half of it
+            raise
         self.samples.append({"step": step, "filename": name, "subfolder": "", "type": "temp"})
 
     def news(self, *, now: bool = False) -> None:
@@ -109,7 +114,10 @@ class LiveView:
         self._sent_at = time.perf_counter()
         # None is everybody.
         for page in {None} if None in self.watchers else tuple(self.watchers):
-            PromptServer.instance.send_sync(EVENT, data, page)
+            try:
+                PromptServer.instance.send_sync(EVENT, data, page)
+            except OSError as error:  # a page that went away is no reason to end a training
+                logging.warning("Contextual Inversion: the page was not reached: %s", error)
 
 
 def running_workflow() -> str | None:

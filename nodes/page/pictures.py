@@ -15,5 +15,9 @@ def as_images(pixels: np.ndarray) -> torch.Tensor:
 
 
 def preview(cls: type[io.ComfyNode], image: torch.Tensor, text: str) -> dict[str, Any]:
-    """What the node shows: a picture with a text below it."""
-    return {**ui.PreviewImage(image, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+    """What the node shows: a picture with a text below it; the text alone where the disk takes no picture."""
+    try:
+        shown = ui.PreviewImage(image, cls=cls).as_dict()
+    except OSError as error:
+        shown, text = {}, f"{text}\n\n(no picture: {error})"
+    return {**shown, **ui.PreviewText(text).as_dict()}

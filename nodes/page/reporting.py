@@ -12,7 +12,7 @@ from server import PromptServer
 
 from ...core.training.contextualizer.pretraining import Pretrained
 from ...core.training.one_picture.pretraining import PretrainedEncoder
-from ...core.training.run.events import Finished, Preview, Started, Step
+from ...core.training.run.events import CheckpointFailed, CheckpointSaved, Finished, Preview, Started, Step
 from .live_view import LiveView
 
 STOPPED = "stopped and kept"
@@ -34,6 +34,7 @@ class Reporter:
         self.bar = ProgressBar(total_steps, node_id=node_id)
         self.view = LiveView(node_id, total_steps)
         self.finished: Any = None
+        self._trouble = ""
 
     def __call__(self, event: object) -> None:
         if isinstance(event, Started):
@@ -43,12 +44,16 @@ class Reporter:
         elif isinstance(event, Step):
             self._step(event)
         elif isinstance(event, Preview):
-            self.view.add_sample(event.step, event.images[0])
-            self.view.news(now=True)
+            self._show(event)
+        elif isinstance(event, CheckpointSaved):
+            self._trouble = ""
+        elif isinstance(event, CheckpointFailed):
+            self._trouble = f"; no checkpoint of step {event.step}: {event.reason}"
+            self.say(f"goes on{self._trouble}")
         elif isinstance(event, Finished | Pretrained | PretrainedEncoder):
             self.finished = event
             self.view.complete(event.losses, event.step)
-            self.say(self.conclusion(event) + self.remark)
+            self.say(self.conclusion(event) + self.remark + self._trouble)
 
     def interrupted(self, kept: int) -> None:
         """Say what becomes of work that was cancelled."""
@@ -58,11 +63,23 @@ class Reporter:
         else:
             self.say("stopped before the first step")
 
+    def add(self, text: str) -> None:
+        """More behind the line of text on the node."""
+        self.say(f"{self.view.text}; {text}")
+
     def say(self, text: str) -> None:
         """A line of text on the node."""
         self.view.text = text
         self.view.news(now=True)
         PromptServer.instance.send_progress_text(text, self.node_id)
+
+    def _show(self, event: Preview) -> None:
+        try:
+            self.view.add_sample(event.step, event.images[0])
+        except OSError as error:  # as on a full disk: a picture is no reason to end a training
+            logging.warning("Contextual Inversion: no preview of step %d: %s", event.step, error)
+            self.say(f"goes on; no preview of step {event.step}: {error}")
+        self.view.news(now=True)
 
     def _step(self, event: Step) -> None:
         self.bar.update_absolute(event.step, event.total_steps)

@@ -15,6 +15,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ...core.training.run.events import Step
+from ..comfy.folders import told
 from .interrupted import Resumable
 from .live_view import LiveView, watchers
 from .reporting import STOPPED, Reporter
@@ -69,11 +70,13 @@ def report_resumable(
     go_on: bool,
     stop: Callable[[str], None] | None = None,
     save: Callable[[Any], object] | None = None,
+    learned: Callable[[Any], Any] | None = None,
 ) -> Any:
     """As `report`, of work whose steps so far wait in a checkpoint when it is cancelled or an error ends it.
 
     Where it is not to `go_on` from such steps, they are removed first. `save` is called with the last event: where it
-    fails, as on a full disk, all the steps still wait.
+    fails, as on a full disk, all the steps still wait. Without it `learned` says what of the last event waits on the
+    disk until a node saves it, and the node says where.
     """
     if not go_on:
         work.forget()
@@ -82,6 +85,12 @@ def report_resumable(
     except comfy.model_management.InterruptProcessingException:
         reporter.interrupted(work.kept())
         raise
+    if learned is not None:
+        place = work.keep_finished(learned(finished), finished.step, getattr(finished, "stopped", None))
+        reporter.add(
+            "it is in memory alone: save it now" if place is None else f"until saved it waits in {told(place)}"
+        )
+        return finished
     if save is not None:
         save(finished)
     work.forget()

@@ -56,7 +56,8 @@ def continue_interrupted() -> Any:
     return io.Boolean.Input(
         "continue_interrupted",
         default=True,
-        tooltip="Go on with a cancelled training of exactly these inputs. Off: begin again.",
+        tooltip="Go on with a training of exactly these inputs that was cancelled, or that ended and was not saved. "
+        "Off: begin again.",
     )
 
 

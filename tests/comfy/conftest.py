@@ -10,6 +10,7 @@
 import asyncio
 import json
 import os
+import shutil
 import sys
 import uuid
 from collections.abc import Callable, Mapping
@@ -196,7 +197,13 @@ RunGraph = Callable[..., Run]
 
 
 @pytest.fixture
-def run_graph(comfyui: ComfyUI) -> Any:
+def forget_finished(comfyui: ComfyUI) -> Callable[[], None]:
+    """Removes what was learned and not saved: the same training is then a training again."""
+    return lambda: shutil.rmtree(comfyui.base / "user" / "contextual_inversion" / "finished", ignore_errors=True)
+
+
+@pytest.fixture
+def run_graph(comfyui: ComfyUI, forget_finished: Callable[[], None]) -> Any:
     """Queues a prompt in API format and waits for it.
 
     Call: run_graph(prompt, keep={"name": (node id, output)}, on_event=callback(event, data)) -> Run
@@ -204,6 +211,7 @@ def run_graph(comfyui: ComfyUI) -> Any:
     import comfy.model_management
 
     executor = comfyui.executor()
+    forget_finished()
 
     def run(
         prompt: Prompt,
@@ -215,6 +223,20 @@ def run_graph(comfyui: ComfyUI) -> Any:
     yield run
     comfyui.sink.clear()
     comfy.model_management.unload_all_models()
+
+
+@pytest.fixture
+def run_after_restart(comfyui: ComfyUI, run_graph: RunGraph) -> RunGraph:
+    """As `run_graph`, of a ComfyUI that remembers nothing but its files."""
+
+    def run(
+        prompt: Prompt,
+        keep: Mapping[str, tuple[str, int]] | None = None,
+        on_event: Callable[[str, Any], None] | None = None,
+    ) -> Run:
+        return execute(comfyui, comfyui.executor(), prompt, keep or {}, on_event)
+
+    return run
 
 
 @pytest.fixture

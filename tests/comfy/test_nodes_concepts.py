@@ -275,6 +275,10 @@ def test_a_taken_name_is_handled_as_chosen(run_graph, given, comfyui):
     run = run_graph(graph)
     assert run.status == "error"
     assert "exists" in run.error["exception_message"]
+    graph["save"]["inputs"]["name"] = "gizmo"
+    run = run_graph(graph)
+    assert run.status == "invalid", "what is known before the graph runs is refused before it"
+    assert "exists" in run.error["node_errors"]["save"]["errors"][0]["details"]
     assert {path: path.read_bytes() for path in (comfyui.base / "models").rglob("gizmo*")} == before
 
 
@@ -286,11 +290,11 @@ def test_hostile_names_write_nothing(run_graph, given, comfyui):
     before = sorted(comfyui.base.rglob("*"))
     for name in HOSTILE:
         run = run_graph(graph | {"save": saved(name=name)})
-        assert run.status == "error", name
-        assert "name" in run.error["exception_message"], name
+        assert run.status == "invalid", name
+        assert any(" name " in error["details"] for error in run.error["node_errors"]["save"]["errors"]), name
         assert sorted(comfyui.base.rglob("*")) == before, name
         apply = run_graph(graph | {"apply": applied(name=name)}, keep={"clip": ("apply", 1)})
-        assert apply.status == "error", name
+        assert apply.status == "invalid", name
 
 
 def test_a_file_that_changed_is_loaded_again(run_graph, given):

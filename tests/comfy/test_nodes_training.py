@@ -11,7 +11,7 @@ import torch
 PREFIX = "ContextualInversion"
 STEPS = 6
 NUMBERS = {"steps": STEPS, "learning_rate": 0.02, "batch": 2, "vectors": 2, "seed": 3}
-FIXED = {"train": "textual inversion", "recipe": "auto (for this model)", "continue_interrupted": True}
+FIXED = {"name": "keep", "train": "textual inversion", "recipe": "auto (for this model)", "continue_interrupted": True}
 QUIET = {"preview_every": 0, "preview_prompt": "a photo of a {}"}
 
 
@@ -31,7 +31,7 @@ def graph(regularized: bool = True, **changes: object) -> dict:
         "images": call("DemoImages", concept="castle", count=2, background="grass", seed=0),
         "prompts": call("ContextPrompts", built_in_set="none", own_prompts="a {} in a jar\na red {}", file="none"),
         "core": call("CoReRegularizer", prompts=["prompts", 0], **core),
-        "train": call("TrainConcept", **sockets, class_word="house", name="keep", **FIXED | NUMBERS | QUIET | changes),
+        "train": call("TrainConcept", **sockets, class_word="house", **FIXED | NUMBERS | QUIET | changes),
     }
 
 
@@ -180,8 +180,11 @@ def test_the_same_graph_is_trained_once(run_graph):
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_a_cancelled_training_goes_on_to_the_same_word(run_graph, comfyui, cancel_at, monkeypatch, step):
+def test_a_cancelled_training_goes_on_to_the_same_word(
+    run_graph, comfyui, cancel_at, forget_finished, monkeypatch, step
+):
     whole = run_graph(graph(seed=5), keep=KEEP)
+    forget_finished()
     before = state_of(run_graph(graph(), keep=PARTS).kept)
     prompt = graph(seed=5)
     # A comment in another node keeps ComfyUI from serving the first result, and changes nothing that is trained.
@@ -301,9 +304,6 @@ def test_masks_reach_the_loss(run_graph):
     ("changes", "said"),
     [
         ({"class_word": "  "}, "class word"),
-        ({"name": "../escape"}, "'/'"),
-        ({"name": "my word"}, "' '"),
-        ({"name": "NUL"}, "reserved"),
         ({"preview_every": 2, "preview_prompt": "no place"}, "{}"),
         ({"prior_preservation": 1.0}, "changes no weights"),
         ({"recipe": "Custom Diffusion (MLM paper)"}, "is for Custom Diffusion"),
@@ -317,6 +317,31 @@ def test_what_cannot_be_trained_is_said_before_it_starts(run_graph, comfyui, cha
     assert run.status == "error"
     assert said in run.error["exception_message"]
     assert checkpoints(comfyui) == []
+
+
+NAMES = {"../escape": "'/'", "my word": "' '", "NUL": "reserved", "a\\b": "'\\\\'", "x.safetensors": "file ending"}
+NAMES |= {"/abs": "'/'", "": "empty", "  ": "empty", ".": "dot", "\ud800": "holds", "x" * 300: "300 characters"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_nothing_can_have_does_not_even_queue(run_graph, name):
+    run = run_graph(graph(regularized=False, name=name), keep=KEEP)
+    assert run.status == "invalid"
+    (error,) = run.error["node_errors"]["train"]["errors"]
+    assert NAMES[name] in error["details"]
+    assert len(error["details"]) < 400
+
+
+def test_a_name_from_another_node_is_looked_at_when_it_is_known(run_graph):
+    prompt = graph(regularized=False, name=["text", 0], steps=1)
+    prompt["text"] = {"class_type": "PrimitiveString", "inputs": {"value": "linked"}}
+    run = run_graph(prompt, keep=KEEP)
+    assert run.status == "success", run.error
+    assert run.kept["concept"].name == "linked"
+    prompt["text"]["inputs"]["value"] = "../escape"
+    run = run_graph(prompt, keep=KEEP)
+    assert run.status == "error"
+    assert "'/'" in run.error["exception_message"]
 
 
 def test_numbers_out_of_range_do_not_even_queue(run_graph):

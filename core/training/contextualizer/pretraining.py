@@ -21,7 +21,7 @@ from ...networks.contextualizer import PRESETS, Contextualizer, EncoderIdentity,
 from ...prompts.captions import CaptionSource, SplitCaptions
 from ..run.checks import choices_without, require_at_least_one, require_not_negative, require_one_of
 from ..run.draws import generator_for
-from ..run.events import CheckpointSaved, Started, Step
+from ..run.events import CheckpointFailed, CheckpointSaved, Started, Step
 from ..run.pretraining import Pretraining
 from ..run.pretraining_loop import pretraining_events
 from ..run.processes import Processes
@@ -85,7 +85,7 @@ class Pretrained:
     held_out: HeldOut | None
 
 
-PretrainingEvent = Started | Step | CheckpointSaved | Pretrained
+PretrainingEvent = Started | Step | CheckpointSaved | CheckpointFailed | Pretrained
 
 
 def pretrain_contextualizer(

@@ -23,8 +23,9 @@ from ...models.protocol import ImageSize, TextToImageModel
 from ...models.sampling import as_pictures, sample
 from ...models.vocabulary import HardWords, KnownWords
 from ...networks.tuning_encoder import PRESETS, Identity, Prediction, Shape, TuningEncoder, initialise
+from ..run.checkpoint import require_like
 from ..run.draws import generator_for, sample_order, send
-from ..run.events import CheckpointSaved, Preview, Started, Step
+from ..run.events import CheckpointFailed, CheckpointSaved, Preview, Started, Step
 from ..run.loss_scale import LossScale
 from ..run.noising import Noising
 from ..run.pretraining import Pretraining
@@ -52,7 +53,7 @@ class PretrainedEncoder:
     seconds: float
 
 
-EncoderPretrainingEvent = Started | Step | Preview | CheckpointSaved | PretrainedEncoder
+EncoderPretrainingEvent = Started | Step | Preview | CheckpointSaved | CheckpointFailed | PretrainedEncoder
 
 
 def pretrain_encoder(
@@ -265,8 +266,9 @@ class _EncoderPretraining(Pretraining):
 
     def load_network_state(self, state: Mapping[str, Any]) -> None:
         self.encoder.load_state_dict(state["encoder"])
-        for name, value in state["average"].items():
-            self.average[name].copy_(value)
+        require_like(self.average, state["average"])
+        for name, value in self.average.items():
+            value.copy_(state["average"][name])
         if "scale" in state:  # earlier versions knew of none
             self.scale.load(state["scale"])
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from ...concept import PLACEHOLDER
 from ...files.atomic import atomic_write_verified
@@ -20,9 +22,12 @@ from ...models.sampling import sample
 from ...models.text import encode_prompts
 from ...prompts.tokens import ConceptRows, Words
 from ..methods import Method
+from ..run.checkpoint import CHECKSUM, checksum
 from ..run.draws import send
 from ..run.noising import Noising
 from .seam import LossTerm, Terms, TrainingStep, one_class_word
+
+log = logging.getLogger(__name__)
 
 PRIOR_PROMPT = "a picture of a {}"
 """METHODS.md 2.6."""
@@ -119,7 +124,7 @@ class PriorPreservation:
 
     def _drawn(self, model: TextToImageModel, class_word: str, side: int, path: Path | None) -> torch.Tensor:
         """(pictures, C, h, w) latents on the model's device."""
-        parts = [load_file(path)["latents"]] if path is not None and path.exists() else []
+        parts = [] if path is None else _kept(path, (model.latent_channels, side, side))
         positive = model.conditioning(encode_prompts(model, [self.prompt], words=class_word), self.size)
         negative = model.conditioning(encode_prompts(model, [""]), self.size)
         while (done := sum(map(len, parts))) < self.pictures:
@@ -131,8 +136,7 @@ class PriorPreservation:
             drawn = sample(model, positive, negative, shape=shape, steps=self.steps, guidance=self.guidance, seed=seeds)
             parts.append(drawn.float().cpu())
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                atomic_write_verified(path, save({"latents": torch.cat(parts)}), if_exists="replace")
+                _keep(path, torch.cat(parts))
         with autograd():
             return torch.cat(parts)[: self.pictures].to(model.device, copy=True)
 
@@ -141,3 +145,31 @@ class PriorPreservation:
         facts += [encoder.fingerprint for encoder in model.text_encoders.values()]
         facts += [self.applied] if self.applied else []
         return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _kept(path: Path, shape: tuple[int, ...]) -> list[torch.Tensor]:
+    """What an earlier run has drawn; nothing, which is said, where the disk has damaged it."""
+    if not path.exists():
+        return []
+    try:
+        with safe_open(path, framework="pt") as file:
+            header, latents = file.metadata() or {}, file.get_tensor("latents")
+    except (SafetensorError, OSError) as error:
+        log.warning("Contextual Inversion draws the class pictures of %s again: %s", path, error)
+        return []
+    # Earlier versions wrote no checksum.
+    whole = header.get(CHECKSUM) in (None, checksum("", {"latents": latents}))
+    if not whole or latents.shape[1:] != shape:
+        log.warning("Contextual Inversion draws the class pictures of %s again: the disk has changed them", path)
+        return []
+    return [latents]
+
+
+def _keep(path: Path, latents: torch.Tensor) -> None:
+    """Write them for the next run; where the disk fails, which is said, this one goes on without."""
+    tensors = {"latents": latents}
+    try:
+        data = save(tensors, {CHECKSUM: checksum("", tensors)})
+        atomic_write_verified(path, data, if_exists="replace")
+    except OSError as error:
+        log.warning("Contextual Inversion does not keep the class pictures: %s", error)

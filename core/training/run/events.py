@@ -50,6 +50,14 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True)
+class CheckpointFailed:
+    """A checkpoint could not be written. The training goes on, and tries again when the next one is due."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last event of every run, also of a stopped one. `stopped` says why when it is not the last planned step."""
 
@@ -61,4 +69,4 @@ class Finished:
     stopped: str | None = None
 
 
-Event = Started | Step | Preview | CheckpointSaved | Finished
+Event = Started | Step | Preview | CheckpointSaved | CheckpointFailed | Finished

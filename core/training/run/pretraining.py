@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ...models.frozen import autograd
-from .checkpoint import Checkpoint, load_checkpoint, require_same_run, restore_optimizer, save_checkpoint
+from .checkpoint import Checkpoint, go_on_from, require_same_run, restore_optimizer, save_checkpoint
 from .history import History
 from .processes import Processes
 from .schedules import LearningRateSchedule, learning_rate_factor
@@ -109,9 +109,11 @@ class Pretraining(ABC):
     def restore(self, source: Path) -> float:
         """Go on from a checkpoint, or the newest of a folder; returns the seconds that went into it.
 
-        Raises as `load_checkpoint` and `require_same_run`.
+        Raises as `go_on_from` and `require_same_run`.
         """
-        checkpoint = load_checkpoint(source)
+        return go_on_from(source, self._take_over)
+
+    def _take_over(self, checkpoint: Checkpoint) -> float:
         require_same_run(self.identity, checkpoint)
         with autograd():
             self.load_network_state(checkpoint.state)

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .events import CheckpointSaved, Preview, Started, Step
+from .checkpoint import require_place, written
+from .events import CheckpointFailed, CheckpointSaved, Preview, Started, Step
 from .pretraining import Pretraining
 
 
@@ -18,9 +19,12 @@ def pretraining_events(
     """`Started`, the steps that are still to come with what they bring, and last what `training` finishes with.
 
     `resume` is a checkpoint or a folder of them to go on from. Only the first process keeps. Closing the stream, or an
-    error in a step, keeps the work so far where the settings name a folder.
+    error in a step, keeps the work so far where the settings name a folder. One that takes no file is an OSError before
+    the first step; a checkpoint that cannot be written later is an event and no more.
     """
     before = 0.0 if resume is None else training.restore(resume)
+    if training.processes.first and training.done < training.settings.steps:
+        require_place(training.settings.checkpoint_dir, training.numbers)
     keeper = _Keeper(training, before)
     yield Started(training.done, training.settings.steps, training.numbers)
     try:
@@ -45,10 +49,12 @@ class _Keeper:
         """How long the run has taken so far."""
         return time.perf_counter() - self._begin
 
-    def save(self) -> CheckpointSaved:
+    def save(self) -> CheckpointSaved | CheckpointFailed:
         """Write one now."""
-        self.saved = self.training.done
-        return CheckpointSaved(self.saved, self.training.save(self.seconds))
+        event = written(self.training.done, lambda: self.training.save(self.seconds))
+        if isinstance(event, CheckpointSaved):
+            self.saved = event.step
+        return event
 
     def keep(self) -> None:
         """Write what is newer than the last one, where that is wanted and whole."""
@@ -57,7 +63,7 @@ class _Keeper:
         if wanted and training.whole and training.done > self.saved:
             with suppress(RuntimeError):  # what is no longer finite is not worth going on from
                 training.report()
-                training.save(self.seconds)
+                self.save()
 
 
 def _steps(training: Pretraining, keeper: _Keeper) -> Iterator[None]:
@@ -70,7 +76,7 @@ def _steps(training: Pretraining, keeper: _Keeper) -> Iterator[None]:
         raise
 
 
-def _told(training: Pretraining, keeper: _Keeper) -> Iterator[Step | CheckpointSaved]:
+def _told(training: Pretraining, keeper: _Keeper) -> Iterator[Step | CheckpointSaved | CheckpointFailed]:
     """What is to be said, and kept, of the step that is just done."""
     settings, done = training.settings, training.done
     last = done == settings.steps

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from contextual_inversion.core.files.names import RESERVED, inside, nameable, safe_name
+from contextual_inversion.core.files.names import (
+    RESERVED,
+    changed_meaning,
+    inside,
+    nameable,
+    namesakes,
+    numbered,
+    safe_name,
+    safe_path,
+    taken_by,
+)
 
 HOSTILE = [
     "", ".", "..", "../x", "..\\x", "/etc/passwd", "C:\\x", "C:x", "\\\\server\\share", "a/../../b", "a//b", "a/", "/a",
@@ -106,3 +116,45 @@ def test_any_text_makes_a_name_and_a_name_stays(text):
 )
 def test_names_are_made_of_what_people_call_their_pictures(text, name):
     assert nameable(text) == name
+
+
+@pytest.mark.parametrize("name", ["/abs", "a//b", "a/", "/", "//", "../up", "a/../b", "up/..", "x" * 300 + "/y"])
+def test_what_is_wrong_with_a_path_is_said_of_the_whole_of_it(name):
+    with pytest.raises(ValueError, match=r"the name ['\"]") as raised:
+        safe_path(name)
+    assert "is empty" not in str(raised.value)
+    assert name[:20] in str(raised.value)
+
+
+@given(any_text)
+def test_every_error_about_a_name_is_short(name):
+    said = []
+    for call in (safe_name, safe_path):
+        try:
+            call(name)
+        except ValueError as error:
+            said.append(str(error))
+    assert all(len(one) < 400 for one in said)
+
+
+def test_files_that_belong_together_share_a_number(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    assert numbered("x", folders, ".s") == "x"
+    for folder, name in ((0, "x.s"), (1, "x_2.s"), (1, "x_3.t")):
+        folders[folder].mkdir(exist_ok=True)
+        (folders[folder] / name).touch()
+    assert numbered("x", folders, ".s") == "x_3"
+    assert taken_by("x", folders, ".s") == folders[0] / "x.s"
+    assert taken_by("y", folders, ".s") is None
+
+
+def test_what_a_new_file_changes_the_meaning_of(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("x.pt", "x.bin", "x.safetensors", "x", "sub/x.pt", "x.txt", "xy.pt"):
+        (tmp_path / name).touch()
+    assert len(namesakes([tmp_path, tmp_path], "x")) == 5
+    lines = changed_meaning(tmp_path / "x.safetensors", [tmp_path], "x")
+    assert [line.split()[2] for line in lines if "until now" in line] == ["x.pt", "x.bin"]
+    also = [line for line in lines if "may also mean" in line]
+    assert [str(tmp_path / name) in line for name, line in zip(("x:", "sub/x.pt:"), also, strict=True)] == [True, True]
+    assert changed_meaning(tmp_path / "new.safetensors", [tmp_path], "new") == []

@@ -1,8 +1,12 @@
 """Prior preservation: pictures of the class by the model as it came, drawn once, and what they change."""
 
+import errno
+import logging
+
 import pytest
 import torch
 from rounding import equal_but_for_rounding
+from safetensors.torch import save_file
 from stub_model import StubModel, pictures
 
 from contextual_inversion.core.maths.schedule import add_noise
@@ -44,6 +48,48 @@ def test_class_pictures_are_drawn_once_and_an_interrupted_drawing_goes_on(tmp_pa
     assert len(list(tmp_path.iterdir())) == 2
     prior(tmp_path, applied="a LoRA").prepare(StubModel(), "cat", 1)
     assert len(list(tmp_path.iterdir())) == 3, "a model that a LoRA changes draws other pictures"
+
+
+def one_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "one bit": one_bit,
+    "half of it": lambda path: path.write_bytes(path.read_bytes()[:-50]),
+    "nothing": lambda path: path.write_bytes(b""),
+    "other tensors": lambda path: save_file({"x": torch.zeros(1)}, path),
+    "other shapes": lambda path: save_file({"latents": torch.zeros(5, 4, 1, 1)}, path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_class_pictures_that_the_disk_has_damaged_are_drawn_again(tmp_path, caplog, damage):
+    whole = prior(tmp_path)
+    whole.prepare(StubModel(), "dog", 1)
+    (file,) = tmp_path.iterdir()
+    DAMAGES[damage](file)
+    again = prior(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        again.prepare(StubModel(), "dog", 1)
+    assert torch.equal(again.latents, whole.latents)
+    assert file.name in caplog.text
+    prior(tmp_path, progress=lambda *_: pytest.fail("drawn again")).prepare(StubModel(), "dog", 1)
+
+
+def test_a_full_disk_does_not_end_the_drawing(tmp_path, caplog, monkeypatch):
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    one, whole = prior(tmp_path), prior()
+    with caplog.at_level(logging.WARNING):
+        one.prepare(StubModel(), "dog", 1)
+    whole.prepare(StubModel(), "dog", 1)
+    assert torch.equal(one.latents, whole.latents)
+    assert "No space left" in caplog.text
 
 
 def test_they_are_what_the_model_draws_each_from_its_own_seed():
