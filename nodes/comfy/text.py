@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from types import MethodType
 from typing import Any
 
+import comfy.clip_model
 import comfy.sd1_clip
 import torch
 
@@ -172,19 +175,45 @@ def text_widths(clip: Any) -> dict[str, int]:
     return {name: int(table.shape[1]) for name, table in tables.items()}
 
 
+KNOWN = ["self", "x", "mask", "optimized_attention"]
+"""How ComfyUI 0.33 calls a layer of CLIP."""
+
+
 @contextmanager
 def differentiable_layers(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
     """Text encoders that autograd can go through, in these instances only; results are bit-equal to the stock ones.
 
-    ComfyUI's layers add in place to what the layer norm before has to keep for the backward pass. So each norm gets a
-    copy to keep, as many as a sum that is not in place would have made, and how a layer calls its parts is its own
-    business.
+    ComfyUI's layers add in place to what the layer norm before has to keep for the backward pass. A layer that is
+    called as in 0.33 adds to a new tensor instead. Where a newer ComfyUI calls it in another way its own code stays,
+    and each norm is given a copy to keep: the same numbers, at the same cost.
     """
-    norms = [part for module in modules for part in module.modules() if isinstance(part, torch.nn.LayerNorm)]
+    parts = [part for module in modules for part in module.modules()]
+    layers = [part for part in parts if type(part) is comfy.clip_model.CLIPLayer]
+    known = list(inspect.signature(comfy.clip_model.CLIPLayer.forward).parameters) == KNOWN
     with ExitStack() as stack:
-        for norm in norms:
+        for layer in layers if known else []:
+            stack.enter_context(_adding_out_of_place(layer))
+        for norm in [] if known else [part for part in parts if isinstance(part, torch.nn.LayerNorm)]:
             stack.enter_context(hooked(norm, _on_a_copy, before=True))
         yield
+
+
+@contextmanager
+def _adding_out_of_place(layer: Any) -> Iterator[None]:
+    before = vars(layer).get("forward")
+    layer.forward = MethodType(_out_of_place, layer)
+    try:
+        yield
+    finally:
+        if before is None:
+            vars(layer).pop("forward", None)
+        else:
+            layer.forward = before
+
+
+def _out_of_place(layer: Any, x: torch.Tensor, mask: Any = None, optimized_attention: Any = None) -> torch.Tensor:
+    x = x + layer.self_attn(layer.layer_norm1(x), mask, optimized_attention)
+    return x + layer.mlp(layer.layer_norm2(x))
 
 
 def _on_a_copy(norm: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:

@@ -130,6 +130,7 @@ TOUCHED = (
         takes=("embeds", "num_tokens", "intermediate_output", "final_layer_norm_intermediate", "dtype"),
     ),
     Touched("comfy.clip_model:CLIPEmbeddings", CLIPS, keeps=("token_embedding", "position_embedding")),
+    Touched("comfy.clip_model:CLIPLayer", ENCODING, keeps=("layer_norm1", "self_attn", "layer_norm2", "mlp")),
     Touched("comfy.clip_model:CLIPAttention", TRAINING, keeps=("q_proj", "k_proj", "v_proj", "out_proj")),
     Touched("comfy.clip_model:CLIPMLP", TRAINING, keeps=("fc1", "fc2")),
     Touched("comfy.clip_model:CLIPTextModel", CLIPS, keeps=("text_model", "text_projection")),
