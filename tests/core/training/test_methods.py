@@ -297,7 +297,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_numbers(run, method):
             if getattr(event, "step", 0) == 4:
                 break
         assert all(torch.equal(a, b) for a, b in zip(parts(finished.concept), parts(good.concept), strict=True))
-    breaks.at = 0
+    breaks.at, breaks.drawn = 0, []
     with pytest.raises(NonFiniteLossError):
         run(StubModel(), regularizers=[breaks], **TINY_METHODS[method])
 
