@@ -123,7 +123,8 @@ class MLMRegularizer:
             psi.encoder.require(encoder)
             guesser = _Guesser(encoder, frozen_copy(psi, model.device), beside, rows)
             hardest = self.prompts.hardest(lambda text, encoder=encoder: len(encoder.tokenize(text)))
-            if not any(bool(guesser.row(prompt).maskable.any()) for prompt in hardest):
+            prepared = [guesser.row(prompt) for prompt in hardest]  # all, so that each is known to fit
+            if not any(bool(row.maskable.any()) for row in prepared):
                 raise ValueError(
                     f"the contextualizer of {psi.encoder.name} knows no word of the prompts, such as {hardest[0]!r}; "
                     "write prompts with more context, or of words that it was trained on"

@@ -87,9 +87,8 @@ def step_of(model, vectors, seed=0, class_word="dog"):
     first = next(iter(vectors.values()))
     prompts = PromptEncoder(model, Word(vectors, None, range(len(first)) if first.ndim == 3 else None), None)
     zeros = torch.zeros(1)
-    length = first.shape[-2]
     generator = torch.Generator().manual_seed(seed)
-    return StepView(model, 0, 10, zeros, zeros, class_word, length, generator, prompts)
+    return StepView(model, zeros, zeros, class_word, generator, prompts)
 
 
 def leaves(model, length=1, seed=3):
