@@ -15,8 +15,9 @@ OF_ITS_OWN = "use the one that comes with the model's checkpoint"
 class ModelFacts:
     """What an adapter finds in a model, None where it cannot tell. `name` is what the model is called in messages.
 
-    `text_widths` are the text encoders' names and widths, in their order. `purpose` is what it does where that is not drawing from text, as "measures depth", "" where it is. `schedule` is
-    the family of its noise where that is not Stable Diffusion's, "" where it is.
+    `text_widths` are the text encoders' names and widths, in their order. `purpose` is what it does where that is not
+    drawing from text, as "measures depth", "" where it is. `schedule` is the family of its noise where that is not
+    Stable Diffusion's, "" where it is.
     """
 
     name: str

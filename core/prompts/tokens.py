@@ -96,7 +96,7 @@ def tokenize_prompt(
     limit, taken = encoder.max_length - 2, len(ids) - 1
     if taken > limit:
         raise ValueError(
-            f"the prompt {quoted(template)} takes {taken} tokens of {encoder.name}, which has room for {limit}"
+            f"the prompt {quoted(template, LONGEST)} takes {taken} tokens of {encoder.name}, which has room for {limit}"
         )
     eot = len(ids)
     padding = encoder.max_length - eot - 1
