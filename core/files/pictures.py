@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..maths.masks import shows_something
+
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -31,7 +33,7 @@ def read_mask(file: Path) -> np.ndarray:
     """float32 (H, W) in [0, 1], white is the subject and transparency is not. Raises BrokenPictureError, also where no
     pixel is."""
     mask = np.asarray(_opaque(_opened(file), "black").convert("L"), dtype=np.float32) / 255
-    if not mask.any():
+    if not shows_something(mask):
         raise BrokenPictureError(f"the mask {_place(file)} is empty: it says that the subject is nowhere")
     return mask
 

@@ -59,7 +59,7 @@ class DiffusersModel:
         self.latent_channels = int(vae.config.latent_channels)
         self.latent_factor = 2 ** (len(_vae_levels(vae)) - 1)
         self._cross_attention = cross_attention_modules(unet)
-        require_trainable(_facts(self))
+        require_trainable(_facts(self, text_encoders))
 
     @classmethod
     def from_pipeline(
@@ -267,7 +267,7 @@ def schedule_family(config: Mapping[str, Any]) -> str:
     return "" if prediction in PREDICTIONS else f"one for {prediction}"
 
 
-def _facts(model: DiffusersModel) -> ModelFacts:
+def _facts(model: DiffusersModel, text_encoders: Sequence[DiffusersTextEncoder]) -> ModelFacts:
     config = model.unet.config
     others = [getattr(config, name, None) for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")]
     sizes = getattr(config, "addition_embed_type", None) in (None, "text_time")
@@ -277,7 +277,7 @@ def _facts(model: DiffusersModel) -> ModelFacts:
         in_channels=int(config.in_channels),
         latent_channels=int(config.out_channels),
         context_width=int(config.cross_attention_dim),
-        text_widths={name: encoder.width for name, encoder in model.text_encoders.items()},
+        text_widths=[(encoder.name, encoder.width) for encoder in text_encoders],
         vae_channels=model.latent_channels,
         purpose="" if usual else "takes another condition beside text",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -15,15 +15,16 @@ OF_ITS_OWN = "use the one that comes with the model's checkpoint"
 class ModelFacts:
     """What an adapter finds in a model, None where it cannot tell. `name` is what the model is called in messages.
 
-    `purpose` is what it does where that is not drawing from text, as "measures depth", "" where it is. `schedule` is
-    the family of its noise where that is not Stable Diffusion's, "" where it is.
+    `text_widths` are the text encoders' names and widths, in their order. `purpose` is what it does where that is not
+    drawing from text, as "measures depth", "" where it is. `schedule` is the family of its noise where that is not
+    Stable Diffusion's, "" where it is.
     """
 
     name: str
     in_channels: int
     latent_channels: int
     context_width: int | None = None
-    text_widths: Mapping[str, int] | None = None
+    text_widths: Sequence[tuple[str, int]] | None = None
     vae_channels: int | None = None
     schedule: str = ""
     purpose: str = ""
@@ -87,9 +88,9 @@ def require_text(facts: ModelFacts) -> None:
     """Raises ValueError that names both where the text encoders are those of another model."""
     if facts.text_widths is None or facts.context_width is None:
         return
-    given = sum(facts.text_widths.values())
+    given = sum(width for _, width in facts.text_widths)
     if given != facts.context_width:
-        encoders = ", ".join(f"{name} {width}" for name, width in facts.text_widths.items())
+        encoders = ", ".join(f"{name} {width}" for name, width in facts.text_widths)
         raise ValueError(
             f"the CLIP ({encoders}) gives {given} numbers a token and {facts.name} takes {facts.context_width}: they "
             f"do not fit; {OF_ITS_OWN}"

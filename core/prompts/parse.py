@@ -9,9 +9,11 @@ from typing import Any
 
 from ..concept import PLACEHOLDER
 from ..models.protocol import TextEncoder
-from ..wording import MOST, quoted
+from ..wording import quoted
 from .tokens import tokenize_prompt
 
+ROOM = 2000
+"""Characters of a message about many wrong lines; what shows it to people may cut it further."""
 COMMENT = re.compile(r"(?:^|\s)#")
 """Begins a comment: at the start of a line or after a space, so that "C#" stays a word."""
 
@@ -22,7 +24,7 @@ class PromptFileError(ValueError):
     def __init__(self, source: str, problems: Mapping[int, str]) -> None:
         self.source = source
         self.problems = dict(sorted(problems.items()))
-        super().__init__("\n".join([f"{source} cannot be used:", *self._lines(MOST - len(source) - 60)]))
+        super().__init__("\n".join([f"{source} cannot be used:", *self._lines(ROOM)]))
 
     def _lines(self, room: int) -> list[str]:
         """The first problems, as many as fit into `room` characters, and how many more there are."""

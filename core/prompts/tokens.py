@@ -21,6 +21,8 @@ concepts lie one after another, the rows of each placeholder's own."""
 Words = str | tuple[str, ...]
 """What plain words fill them with: the same in each, or one entry for each placeholder."""
 
+LONGEST = 320
+"""Characters of a prompt in a message: those of one that is a little too long are all shown."""
 ORDINARY = -1
 """In `TokenizedPrompt.concept_rows`: this position holds a token of the vocabulary."""
 
@@ -94,7 +96,7 @@ def tokenize_prompt(
     limit, taken = encoder.max_length - 2, len(ids) - 1
     if taken > limit:
         raise ValueError(
-            f"the prompt {quoted(template)} takes {taken} tokens of {encoder.name}, which has room for {limit}"
+            f"the prompt {quoted(template, LONGEST)} takes {taken} tokens of {encoder.name}, which has room for {limit}"
         )
     eot = len(ids)
     padding = encoder.max_length - eot - 1

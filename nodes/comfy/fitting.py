@@ -62,7 +62,7 @@ def facts_of(model: Any, clip: Any = None, vae: Any = None) -> ModelFacts:
         in_channels=int(unet.in_channels),
         latent_channels=int(base.latent_format.latent_channels),
         context_width=context_width(unet),
-        text_widths=None if clip is None else text_widths(clip),
+        text_widths=None if clip is None else list(text_widths(clip).items()),
         vae_channels=getattr(vae, "latent_channels", None),
         schedule=schedule_family(model.get_model_object("model_sampling")),
         purpose=PURPOSES.get(family, "takes another condition beside text" if other else ""),
@@ -92,7 +92,7 @@ def require_fit(model: Any, clip: Any = None, vae: Any = None, concepts: Sequenc
     facts.require_vae()
     for concept in concepts:
         if facts.text_widths is not None:
-            check_widths(concept, facts.text_widths)
+            check_widths(concept, dict(facts.text_widths))
         require_layers(concept, len(cross_attention_layers(model.model.diffusion_model, {})))
 
 

@@ -40,7 +40,7 @@ def ask(comfyui, run_graph):
     store: dict = {}
     comfyui.nodes.NODE_CLASS_MAPPINGS[SOURCE] = source_node(store)
 
-    def run(name: str, sockets: dict[str, Any], **literals: Any) -> Any:
+    def run(name: str, sockets: dict[str, Any], /, **literals: Any) -> Any:
         store.clear()
         store.update(sockets)
         links = {key: [f"source-{key}", 0] for key in sockets}

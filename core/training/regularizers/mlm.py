@@ -112,15 +112,10 @@ class MLMRegularizer:
         self._encoders = []
         if self.weight == 0:
             return
+        self.require_fit(model)
         beside = one_class_word(class_word, "MLM") if self.beside_class else None
         for psi in self.given:
-            encoder = model.text_encoders.get(psi.encoder.name)
-            if encoder is None:
-                raise ValueError(
-                    f"the contextualizer is for the text encoder {psi.encoder}, "
-                    f"but the model has {', '.join(model.text_encoders)}"
-                )
-            psi.encoder.require(encoder)
+            encoder = model.text_encoders[psi.encoder.name]
             guesser = _Guesser(encoder, frozen_copy(psi, model.device), beside, rows)
             hardest = self.prompts.hardest(lambda text, encoder=encoder: len(encoder.tokenize(text)))
             prepared = [guesser.row(prompt) for prompt in hardest]  # all, so that each is known to fit
@@ -130,6 +125,17 @@ class MLMRegularizer:
                     "write prompts with more context, or of words that it was trained on"
                 )
             self._encoders.append(guesser)
+
+    def require_fit(self, model: TextToImageModel) -> None:
+        """Raises ValueError that names both where a contextualizer is for another text encoder than the model's."""
+        for psi in self.given if self.weight > 0 else ():
+            encoder = model.text_encoders.get(psi.encoder.name)
+            if encoder is None:
+                raise ValueError(
+                    f"the contextualizer is for the text encoder {psi.encoder}, "
+                    f"but the model has {', '.join(model.text_encoders)}"
+                )
+            psi.encoder.require(encoder)
 
     def __call__(self, step: TrainingStep) -> Terms:
         if self.weight == 0:

@@ -59,15 +59,24 @@ class NearestTokenRegularizer:
         self._directions, self._negatives = {}, {}
         if self.weight == 0:
             return
+        self.require_fit(model)
         for name, encoder in model.text_encoders.items():
             bank = self.bank.get(name)
-            if self.bank and (bank is None or bank.ndim != 2 or bank.shape[1] != encoder.width):
-                have = {key: tuple(value.shape) for key, value in self.bank.items()}
-                raise ValueError(f"the bank of other subjects has no (M, {encoder.width}) for {name}: {have}")
             found = candidates(encoder, readable=self.readable, known=self.known.get(name))
             self._directions[name] = found.directions
             if bank is not None:
                 self._negatives[name] = bank.detach().float().to(self._directions[name].device, copy=True)
+
+    def require_fit(self, model: TextToImageModel) -> None:
+        """Raises ValueError that names both where the bank is that of another model's tuning-encoder."""
+        for name, encoder in model.text_encoders.items() if self.bank and self.weight > 0 else ():
+            bank = self.bank.get(name)
+            if bank is None or bank.ndim != 2 or bank.shape[1] != encoder.width:
+                have = {key: tuple(value.shape) for key, value in self.bank.items()}
+                raise ValueError(
+                    f"the bank of other subjects has no (M, {encoder.width}) for {name} but {have}: its tuning-encoder "
+                    f"is for another model than {model.name}; load one of this model, or none"
+                )
 
     def __call__(self, step: TrainingStep) -> Terms:
         losses, own = {}, {name: rearrange(copies, "slots n d -> (slots n) d") for name, copies in step.copies.items()}

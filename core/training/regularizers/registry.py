@@ -74,12 +74,16 @@ def make_core(
 
 def make_mlm(model: TextToImageModel, method: str, **options: Any) -> MLMRegularizer:
     """MLM, at the weight and batch recommended for model and method where they are not given."""
-    return recommended_mlm(model, method=method, **options)
+    made = recommended_mlm(model, method=method, **options)
+    made.require_fit(model)  # before pictures are encoded
+    return made
 
 
 def make_nearest(model: TextToImageModel, method: str, **options: Any) -> NearestTokenRegularizer:
     """The pull towards the words that the model knows."""
-    return NearestTokenRegularizer(**{"known": known_words(model), **options})
+    made = NearestTokenRegularizer(**{"known": known_words(model), **options})
+    made.require_fit(model)
+    return made
 
 
 REGULARIZERS = {

@@ -14,7 +14,7 @@ from contextual_inversion.core.wording import MOST
 
 from .small_pipelines import pipeline
 
-FINE = ModelFacts("SD15", 4, 4, 768, {"clip_l": 768}, 4)
+FINE = ModelFacts("SD15", 4, 4, 768, [("clip_l", 768)], 4)
 WRONG = {
     "inpainting": ({"in_channels": 9}, "inpainting model"),
     "InstructPix2Pix": ({"in_channels": 8}, "InstructPix2Pix"),
@@ -24,7 +24,10 @@ WRONG = {
     "video": ({"purpose": "makes videos of pictures"}, "makes videos of pictures"),
     "the refiner": ({"refiner": True}, "SDXL refiner"),
     "flow": ({"schedule": "flow matching"}, "flow matching"),
-    "another CLIP": ({"text_widths": {"clip_l": 768, "clip_g": 1280}}, "clip_l 768, clip_g 1280.*2048.*SD15 takes 768"),
+    "another CLIP": (
+        {"text_widths": [("clip_l", 768), ("clip_g", 1280)]},
+        "clip_l 768, clip_g 1280.*2048.*SD15 takes 768",
+    ),
     "another VAE": ({"vae_channels": 16}, "VAE makes latents of 16 channels and SD15 takes 4"),
 }
 
@@ -89,8 +92,7 @@ def test_a_pipeline_with_such_a_scheduler_is_refused_from_its_folder(tmp_path, n
 
 def widened(found: Any, channels: int) -> Any:
     """The pipeline with a UNet that takes so many channels."""
-    config = {**found.unet.config, "in_channels": channels}
-    found.unet = diffusers.UNet2DConditionModel.from_config(config)
+    found.unet = diffusers.UNet2DConditionModel.from_config(found.unet.config, in_channels=channels)
     return found
 
 
@@ -120,7 +122,8 @@ def test_the_latents_of_a_vae_with_moments_are_diffusers_own():
     wide = [torch.tensor(one).view(1, 4, 1, 1) for one in (mean, std)]
     latents = model.to_latents(pictures)
     torch.testing.assert_close(latents * wide[1] / factor + wide[0], before / factor)
-    torch.testing.assert_close(model.to_images(latents), plain.to_images(before))
+    # The decoder makes more of a rounding.
+    torch.testing.assert_close(model.to_images(latents), plain.to_images(before), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

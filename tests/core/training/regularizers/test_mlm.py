@@ -37,6 +37,7 @@ from contextual_inversion.core.training.regularizers.mlm import (
     recommended_lambda,
     recommended_mlm,
 )
+from contextual_inversion.core.training.regularizers.registry import Added
 from contextual_inversion.core.training.word import Word
 from contextual_inversion.core.world.captions import BACKGROUND_PHRASES
 from contextual_inversion.core.world.prompts import EVALUATION_BACKGROUNDS
@@ -390,3 +391,11 @@ def test_the_recommended_one_suits_the_model_and_names_no_evaluated_background()
     found = load_contextualizer().provenance["held_out"]
     assert found["accuracy_interval"][0] > 1.5 * found["floor_most_frequent_interval"][1]
     assert found["accuracy_interval"][0] > 1.5 * found["floor_shuffled_context_interval"][1]
+
+
+def test_a_contextualizer_of_another_model_is_found_before_pictures_are_encoded(model):
+    psi = contextualizer(StubModel(seed=9).text_encoders["clip_l"])
+    options = {"contextualizers": psi, "prompts": PROMPTS, "rho": 0.5, "batch": 2}
+    with pytest.raises(ValueError, match=r"trained on the text encoder .*, but here is "):
+        Added("mlm", {**options, "weight": 0.1}).make(model, "ti")
+    assert Added("mlm", {**options, "weight": 0.0}).make(model, "ti").weight == 0

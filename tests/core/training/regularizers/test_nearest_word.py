@@ -10,6 +10,7 @@ from contextual_inversion.core.maths.contrastive import contrastive_loss, norm_p
 from contextual_inversion.core.maths.similarity import unit
 from contextual_inversion.core.models.vocabulary import candidates
 from contextual_inversion.core.training.regularizers.nearest_word import NearestTokenRegularizer
+from contextual_inversion.core.training.regularizers.registry import Added
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import train
 
@@ -116,3 +117,12 @@ def test_what_cannot_be_is_refused(arguments, message):
 def test_a_bank_of_another_model_is_refused():
     with pytest.raises(ValueError, match=r"bank of other subjects has no \(M, 32\) for clip_l"):
         NearestTokenRegularizer(bank={"clip_l": torch.ones(3, 5)}).prepare(StubModel(), "dog", 1)
+
+
+@pytest.mark.parametrize("width", [7, None])
+def test_a_bank_of_another_model_is_found_before_pictures_are_encoded(width):
+    model = StubModel()
+    bank = {"clip_g": torch.randn(5, 32)} if width is None else {"clip_l": torch.randn(5, width)}
+    with pytest.raises(ValueError, match=r"bank of other subjects.*is for another model than .*; load one"):
+        Added("nearest", {"bank": bank}).make(model, "ti")
+    assert Added("nearest", {"bank": bank, "weight": 0.0}).make(model, "ti").weight == 0
