@@ -17,7 +17,8 @@ $install --no-deps invokeai==6.14.2 compel==2.5.1 transformers==5.5.4 tokenizers
     safetensors==0.8.0 numpy==1.26.4 pydantic==2.14.3 pydantic-core==2.50.4 annotated-types==0.8.0 \
     typing-inspection==0.4.5 packaging==26.3 regex==2026.11.15 pyyaml==6.0.3 requests==2.34.2 tqdm==4.70.1 \
     blake3==1.0.11 pydantic-settings python-dotenv httpx==0.28.1 certifi idna anyio==4.16.0 httpcore h11 \
-    pyparsing==3.3.3 deprecated==1.3.1 wrapt==1.17.3 open-clip-torch==3.3.0 pillow==13.0.0
+    pyparsing==3.3.3 deprecated==1.3.1 wrapt==1.17.3 open-clip-torch==3.3.0 pillow==13.0.0 diffusers==0.40.0 \
+    importlib-metadata==10.2.0 zipp==4.1.2 accelerate==1.15.0
 cat > run.py <<'PYTHON'
 import gzip, importlib.abc, importlib.machinery, importlib.util, sys, types
 from importlib.metadata import version
@@ -27,13 +28,18 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+class Anything(type):
+    def __getattr__(cls, name):
+        if name.startswith("__"): raise AttributeError(name)
+        return MagicMock(name=name)
+
 class StubModule(types.ModuleType):
     def __getattr__(self, name):
         if name.startswith("__"): raise AttributeError(name)
-        return type(name, (), {}) if name[0].isupper() else MagicMock(name=name)
+        return Anything(name, (), {}) if name[0].isupper() else MagicMock(name=name)
 
 class Stub(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    names, used = {"onnxruntime", "gguf", "picklescan", "diffusers", "einops", "torchvision", "cv2", "psutil"}, set()
+    names, used = {"onnxruntime", "gguf", "picklescan", "einops", "torchvision", "cv2", "psutil"}, set()
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.names:
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
@@ -42,6 +48,9 @@ class Stub(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return StubModule(spec.name)
     def exec_module(self, module): pass
 sys.meta_path.append(Stub())
+# What finds a typed name's model in InvokeAI's database; only the reading of the prompt runs here.
+for part in ("model_records", "shared.invocation_context"):
+    sys.modules[f"invokeai.app.services.{part}"] = StubModule(part)
 
 from compel.embeddings_provider import EmbeddingsProvider
 from invokeai.app.util.ti_utils import extract_ti_triggers_from_prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property, lru_cache, partial
@@ -73,7 +74,7 @@ class DiffusersModel:
 
         Raises:
             ModuleNotFoundError: diffusers is not installed.
-            FileNotFoundError: the folder does not exist.
+            FileNotFoundError: the folder does not exist, or its UNet has no safetensors file (pickles are not opened).
             ValueError: the pipeline lacks a part that these models have.
         """
         diffusers = _diffusers()
@@ -81,7 +82,11 @@ class DiffusersModel:
             if not Path(pipeline).is_dir():
                 raise FileNotFoundError(f"no folder of a diffusers pipeline at {str(pipeline)!r}")
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                str(pipeline), torch_dtype=dtype or torch.float32, local_files_only=True
+                str(pipeline),
+                torch_dtype=dtype or torch.float32,
+                local_files_only=True,
+                use_safetensors=True,
+                variant=_variant(Path(pipeline)),
             )
         if getattr(pipeline, "text_encoder_2", None) is not None and getattr(pipeline, "text_encoder", None) is None:
             refuse_refiner(type(pipeline).__name__)
@@ -245,6 +250,10 @@ class DiffusersModel:
         return getattr(self.unet.config, "addition_embed_type", None) == "text_time"
 
 
+VARIANT = re.compile(r"\w+\.(\w+)(?:-\d+-of-\d+)?\.safetensors")
+"""A weight file that names its variant, such as fp16, whole or in several parts."""
+
+
 def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     """The schedule a diffusers scheduler configuration describes, whichever sampler it belongs to.
 
@@ -281,6 +290,22 @@ def _facts(model: DiffusersModel, text_encoders: Sequence[DiffusersTextEncoder])
         vae_channels=model.latent_channels,
         purpose="" if usual else "takes another condition beside text",
     )
+
+
+def _variant(folder: Path) -> str | None:
+    """The "fp16" of `unet/diffusion_pytorch_model.fp16.safetensors`, where a folder holds such files alone.
+
+    Raises FileNotFoundError where the UNet has no safetensors file at all.
+    """
+    unet = folder / "unet"
+    names = sorted(path.name for path in unet.glob("*.safetensors"))
+    if unet.is_dir() and not names:
+        raise FileNotFoundError(
+            f"no safetensors file in {unet}: pickles (.bin) are not opened, convert the model first"
+        )
+    # model.fp16.safetensors, or in parts model.fp16-00001-of-00002.safetensors
+    variants = [found[1] if (found := VARIANT.fullmatch(name)) else None for name in names]
+    return None if None in variants or not variants else variants[0]
 
 
 def _text_encoders(pipeline: Any) -> list[DiffusersTextEncoder]:

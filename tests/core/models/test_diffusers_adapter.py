@@ -281,6 +281,44 @@ def test_folder_gives_the_same_model(kind: str, model: DiffusersModel, tmp_path:
     assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("plain", [(), ("vae",)], ids=["every part", "all but one part"])
+def test_a_folder_of_variants_alone_is_opened(kind: str, model: DiffusersModel, tmp_path: Any, plain: tuple) -> None:
+    """`diffusion_pytorch_model.fp16.safetensors` and nothing else, as many models are handed round."""
+    pipeline(kind).save_pretrained(tmp_path)
+    for file in tmp_path.rglob("*.safetensors"):
+        if file.parent.name not in plain:
+            file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    assert DiffusersModel.from_pipeline(tmp_path).fingerprint == model.fingerprint
+
+
+def test_a_folder_of_pickles_is_not_opened(kind: str, tmp_path: Any) -> None:
+    pipeline(kind).save_pretrained(tmp_path)
+    for file in tmp_path.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+    with pytest.raises(FileNotFoundError, match=r"pickles .* are not opened"):
+        DiffusersModel.from_pipeline(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "variant"),
+    [
+        (["m.safetensors"], None),
+        (["m.fp16.safetensors"], "fp16"),
+        (["m.fp16.safetensors", "m.safetensors"], None),
+        (["m.fp16-00001-of-00002.safetensors", "m.fp16-00002-of-00002.safetensors"], "fp16"),
+        (["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"], None),
+        (["m.non_ema.safetensors", "m.bin"], "non_ema"),
+    ],
+)
+def test_a_variant_is_chosen_where_there_is_no_plain_file(tmp_path: Any, names: list[str], variant: str | None) -> None:
+    from contextual_inversion.core.models.diffusers_adapter import _variant
+
+    (tmp_path / "unet").mkdir()
+    for name in names:
+        (tmp_path / "unet" / name).touch()
+    assert _variant(tmp_path) == variant
+
+
 def test_clear_errors(pipe: Any, tmp_path: Any) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         DiffusersModel.from_pipeline(tmp_path / "nowhere")
