@@ -9,9 +9,8 @@ from .arrays import Array
 
 def weighted_sum(terms: Iterable[tuple[float, Array]], start: Array | float = 0.0) -> Array:
     """METHODS.md C4, C6, D5 and 2.6: the sum of lambda_i L_i over `terms` (lambda_i, L_i), in their order, a scalar;
-    L_diff is such a term. One with a weight of 0 is not looked at. Without any it is `start`."""
+    L_diff is such a term. Without any it is `start`."""
     total = start
     for weight, loss in terms:
-        if weight != 0:
-            total = total + weight * loss
+        total = total + weight * loss
     return total

@@ -51,7 +51,8 @@ class Objective:
             diffusion, seen = self._diffusion(batch, watched)
             main = {"diffusion": LossTerm(diffusion, self.settings.diffusion_weight)}
         losses = _with_terms(main, terms, seen)
-        total = weighted_sum([(term.weight, term.value) for term in losses.values()], start=self._nothing)
+        weighed = [(term.weight, term.value) for term in losses.values() if term.weight != 0]  # the rest is only shown
+        total = weighted_sum(weighed, start=self._nothing)
         return total, {name: term.value.detach() for name, term in losses.items()}
 
     def gather(

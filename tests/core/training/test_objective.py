@@ -6,7 +6,7 @@ from stub_model import StubModel, pictures
 from test_trainer import Pull
 
 from contextual_inversion.core.maths.schedule import add_noise, velocity
-from contextual_inversion.core.training.regularizers.seam import Terms
+from contextual_inversion.core.training.regularizers.seam import LossTerm, Terms
 from contextual_inversion.core.training.settings import Augmentation, TrainSettings
 from contextual_inversion.core.training.trainer import train
 
@@ -71,6 +71,17 @@ def test_a_term_that_is_called_as_the_diffusion_loss_does_not_take_its_place():
         losses, total = run.prepared.objective.gather(0, lambda _: None)
     assert torch.equal(losses["diffusion"], alone["diffusion"])
     torch.testing.assert_close(total, losses["diffusion"] + 0.5 * losses["diffusion#2"])
+
+
+def test_a_term_that_weighs_nothing_is_shown_and_not_looked_at():
+    class Broken(Pull):
+        def __call__(self, step):
+            return Terms({"pull/norm": LossTerm(torch.tensor(float("nan")), self.weight)})
+
+    with started([Broken(0.0)]) as run:
+        losses, total = run.prepared.objective.gather(0, lambda _: None)
+    assert losses["pull/norm"].isnan()
+    assert torch.equal(total, losses["diffusion"])
 
 
 def test_a_seed_of_its_own_is_every_regularizers():
