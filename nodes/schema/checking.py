@@ -70,8 +70,11 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
 
 def _asking_first(execute: Callable[..., Any]) -> Callable[..., Any]:
+    names = list(inspect.signature(execute).parameters)[1:]
+
     @functools.wraps(execute)
-    def asked(cls: Any, **given: Any) -> Any:
+    def asked(cls: Any, *placed: Any, **named: Any) -> Any:
+        given = {**dict(zip(names, placed, strict=False)), **named}
         try:
             schema = cls.define_schema()
             values = gathered(schema, given) if schema.is_input_list else given

@@ -27,8 +27,10 @@ def gathered(schema: io.Schema, given: Mapping[str, list[Any]]) -> dict[str, Any
     }
 
 
-def together(values: list[Any]) -> Any:
+def together(values: Any) -> Any:
     """One batch as it is; several as a list of batches, each of its own size. None where nothing is connected."""
+    if not isinstance(values, list):
+        return values
     there = [value for value in values if value is not None]
     return there if len(there) > 1 else next(iter(there), None)
 

@@ -415,3 +415,4 @@ def test_what_a_node_that_takes_lists_asks_beforehand_gets_single_values(comfyui
     assert node.validate_inputs(name=["fine"]) is True
     assert node.validate_inputs(name="odd") == "not odd"
     assert node.execute(name=["fine", "fine"]) == "fine"
+    assert node.execute("placed") == "placed"
