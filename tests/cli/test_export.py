@@ -49,3 +49,16 @@ def test_a_taken_name_is_kept_and_another_program_is_named(bundle, tmp_path, cap
         assert "name" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["export", str(bundle), "--for", "paint"])
+
+
+@pytest.mark.parametrize(("name", "said"), [("my-word", None), ("dog", "my-dog"), ("gizmoqq2", None), ("A.b", "a-b")])
+def test_a_trained_word_says_who_cannot_type_it(tmp_path, capsys, name, said):
+    """What `train`, `optimize`, `predict` and `tune` write with."""
+    from contextual_inversion.cli.places import write_concept, write_predicted
+
+    learned = Concept(name, "dog", {"clip_l": torch.randn(2, 8)})
+    for write in (write_concept, write_predicted):
+        write(learned, tmp_path / write.__name__)
+        told = capsys.readouterr().out
+        assert ("Not every program" in told) == (said is not None)
+        assert said is None or f"All can type {said!r}" in told
