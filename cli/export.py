@@ -12,6 +12,7 @@ from ..core.files import load_concept, printable, safe_name
 from ..core.files.export import export
 from ..core.files.programs import PROGRAMS, ProgramKey
 from .places import require_folder
+from .words import clip_vocabulary
 
 
 def main(
@@ -40,7 +41,7 @@ def main(
     safe_name(name or learned.name.rpartition("/")[2])
     require_folder(folder)
     how = {"dtype": torch.float16 if half else torch.float32, "if_exists": "replace" if overwrite else "error"}
-    made = export(learned, program, folder, name, **how)
+    made = export(learned, program, folder, name, pieces=clip_vocabulary(), **how)
     lines = [f"wrote {path} ({kind})" for kind, path in made.files.items()]
     lines += [f"left out, {line}" for line in made.left_out]
     lines += [f"In {PROGRAMS[program].title}:", *(f"  {line}" for line in made.lines)]

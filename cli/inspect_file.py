@@ -11,6 +11,7 @@ import tyro
 from ..core.files import ConceptFileError, describe, describe_network, printable
 from ..core.files.programs import PROGRAMS
 from ..core.files.typed_names import advice
+from .words import clip_vocabulary
 
 if TYPE_CHECKING:
     from ..core.inspection.diagnosis.diagnose import Diagnosis
@@ -142,7 +143,7 @@ def program_report(contents: dict[str, Any]) -> list[str]:
         lines.append(f"    {PROGRAMS[key].title}: {found['type'] if found['reads'] else 'no, ' + found['why']}")
     if contents["vectors"]:
         count = max(entry["count"] for entry in contents["vectors"])
-        lines += [f"  {line}" for line in advice(contents["file"].rpartition(".")[0], count)]
+        lines += [f"  {line}" for line in advice(contents["file"].rpartition(".")[0], count, clip_vocabulary())]
     return lines
 
 

@@ -115,7 +115,7 @@ def write_concept(concept: Concept, out: Path) -> dict[str, Any]:
     import torch
 
     from ..core.files import LearnedNothingError, all_or_none, load_concept, save_bundle, save_embedding
-    from .words import say_meaning
+    from .words import say_meaning, say_typing
 
     with all_or_none():
         embedding = save_embedding(concept, out / "embeddings", if_exists="replace")
@@ -128,6 +128,7 @@ def write_concept(concept: Concept, out: Path) -> dict[str, Any]:
                 raise LearnedNothingError(f"{path} read back does not hold the learned {part}")
     print(f"wrote {embedding} and {bundle}; type embedding:{concept.name} in a prompt")
     say_meaning(embedding, concept.name)
+    say_typing(concept.name, concept.length)
     return {"embedding": str(embedding), "bundle": str(bundle)}
 
 
@@ -136,13 +137,14 @@ def write_predicted(concept: Concept, out: Path) -> dict[str, str]:
     import torch
 
     from ..core.files import all_or_none, save_bundle, save_embedding
-    from .words import say_meaning
+    from .words import say_meaning, say_typing
 
     with all_or_none():
         bundle = save_bundle(concept, out, dtype=torch.float32, if_exists="replace")
         embedding = save_embedding(concept, out / "embeddings", if_exists="replace")
     print(f"<{concept.name}> is near {concept.hard_token!r}; wrote {bundle} and {embedding}")
     say_meaning(embedding, concept.name)
+    say_typing(concept.name, concept.length)
     return {"bundle": str(bundle), "embedding": str(embedding)}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.files.names import changed_meaning, numbered, taken_by
+from ..core.files.typed_names import advice
 
 IfTaken = Literal["number", "replace", "refuse"]
 ENDING = ".safetensors"
@@ -114,6 +115,22 @@ def say_meaning(embedding: Path, name: str) -> None:
     """Says where `embedding:name` meant another file in this folder before."""
     for line in changed_meaning(embedding, [embedding.parent], name):
         print(line)
+
+
+def say_typing(name: str, vectors: int) -> None:
+    """Says which programs cannot type a word's name, and one that all can."""
+    for line in advice(name, vectors, clip_vocabulary()):
+        print(line)
+
+
+def clip_vocabulary() -> frozenset[str] | None:
+    """The pieces of CLIP's vocabulary; None where open_clip, which brings it, is not installed."""
+    from ..core.models.tiny.tokenizer import merges_of_open_clip, vocabulary
+
+    try:
+        return frozenset(vocabulary(merges_of_open_clip()))
+    except FileNotFoundError:
+        return None
 
 
 def _folders(out: Path) -> list[Path]:

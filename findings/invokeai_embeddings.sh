@@ -13,12 +13,12 @@ folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT; cd "$folder"
 python3 -m venv venv
 install="venv/bin/pip install -q --disable-pip-version-check"
 $install torch==2.13.0
-$install --no-deps invokeai==6.14.2 compel==2.5.1 transformers==5.5.4 tokenizers==0.22.2 huggingface-hub==1.9.0 \
+$install --no-deps invokeai==6.14.2 compel==2.5.1 transformers==5.5.4 tokenizers==0.22.2 huggingface-hub==1.33.0 \
     safetensors==0.8.0 numpy==1.26.4 pydantic==2.14.3 pydantic-core==2.50.4 annotated-types==0.8.0 \
     typing-inspection==0.4.5 packaging==26.3 regex==2026.11.15 pyyaml==6.0.3 requests==2.34.2 tqdm==4.70.1 \
     blake3==1.0.11 pydantic-settings python-dotenv httpx==0.28.1 certifi idna anyio==4.16.0 httpcore h11 \
     pyparsing==3.3.3 deprecated==1.3.1 wrapt==1.17.3 open-clip-torch==3.3.0 pillow==13.0.0 diffusers==0.40.0 \
-    importlib-metadata==10.2.0 zipp==4.1.2 accelerate==1.15.0
+    importlib-metadata==10.2.0 zipp==4.1.2 accelerate==1.15.0 charset-normalizer==3.5.2 urllib3==2.8.0
 cat > run.py <<'PYTHON'
 import gzip, importlib.abc, importlib.machinery, importlib.util, sys, types
 from importlib.metadata import version
@@ -29,6 +29,8 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 class Anything(type):
+    def __iter__(cls): return iter(())
+    def __getitem__(cls, item): return cls
     def __getattr__(cls, name):
         if name.startswith("__"): raise AttributeError(name)
         return MagicMock(name=name)
@@ -39,7 +41,8 @@ class StubModule(types.ModuleType):
         return Anything(name, (), {}) if name[0].isupper() else MagicMock(name=name)
 
 class Stub(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    names, used = {"onnxruntime", "gguf", "picklescan", "einops", "torchvision", "cv2", "psutil"}, set()
+    names, used = {"onnxruntime", "gguf", "picklescan", "einops", "torchvision", "cv2", "psutil", "spandrel",
+                   "mediapipe", "onnx", "sentencepiece", "torchsde", "bitsandbytes", "mistral_common"}, set()
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.names:
             return importlib.machinery.ModuleSpec(name, self, is_package=True)

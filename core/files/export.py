@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +37,12 @@ def export(
     *,
     dtype: torch.dtype = torch.float32,
     if_exists: IfExists = "error",
+    pieces: Container[str] | None = None,
 ) -> Exported:
     """Write what `program` reads of a concept to `root`: `name.safetensors`, `name_lora…`, `name_xti…`.
 
-    A part is written whole or not at all: what a program would read by half is left out, and said.
+    A part is written whole or not at all: what a program would read by half is left out, and said. `pieces` is CLIP's
+    vocabulary, for what is said of the name.
 
     Raises:
         ValueError: an unknown program, or an unsafe name.
@@ -69,7 +71,7 @@ def export(
         xti = files["XTI"]
         lines.append(f"or, for its vectors of each layer: gen_img_diffusers.py --XTI_embeddings {xti.name}")
         lines.append(f"prompt: {xti.stem}")
-    return Exported(files, [*lines, *_name_advice(concept, program)], left_out)
+    return Exported(files, [*lines, *advice(concept.name, concept.length, pieces, CALLED[program])], left_out)
 
 
 def save_lora(
@@ -84,10 +86,6 @@ def save_lora(
     """Write `lora`, the change of the model that goes with the concept, to a file of its own; its path."""
     tensors = {key: narrowed(value, dtype, key) for key, value in lora.items()}
     return write_concept_file(tensors, write_facts(concept, "LoRA"), root, name, if_exists)
-
-
-def _name_advice(concept: Concept, program: ProgramKey) -> list[str]:
-    return advice(concept.name, concept.length, programs=CALLED[program])
 
 
 CALLED: Mapping[ProgramKey, tuple[str, ...]] = {

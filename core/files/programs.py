@@ -1,6 +1,6 @@
 """The programs that read what is saved here: which of their folders, what is typed, and which files each can read.
 
-Every entry comes from a run (docs/interop.md says which version, and whether of the whole program).
+docs/interop.md says from which runs this is, and of which versions; AUTOMATIC1111's web UI was not run (no registry).
 """
 
 from __future__ import annotations

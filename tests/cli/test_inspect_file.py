@@ -67,6 +67,65 @@ def load_tiny_encoder_fingerprint() -> str:
     return encoder.fingerprint
 
 
+HOSTILE = "a\x1b[31mred\x1b]0;title\x07\x9b\u202e\nb"
+
+
+def test_nothing_in_a_file_drives_the_terminal(tmp_path, capsys):
+    """Its name, its word, its layers and its metadata, and the error of one that cannot be read."""
+    from safetensors.torch import save_file
+
+    facts = {
+        "version": 1,
+        "name": HOSTILE,
+        "class_word": HOSTILE,
+        "hard_token": HOSTILE,
+        "provenance": {HOSTILE: HOSTILE},
+    }
+    tensors = {
+        f"bundle_emb.{HOSTILE}.clip_l": torch.ones(1, 8),
+        f"lora_unet_{HOSTILE}.lora_down.weight": torch.ones(1, 1),
+    }
+    path = tmp_path / f"{HOSTILE}.safetensors"
+    save_file(tensors, path, {"contextual_inversion": json.dumps(facts), HOSTILE: HOSTILE})
+    assert main(["inspect", str(path)]) == 0
+    save_file({"x": torch.ones(1, 1, 1)}, tmp_path / f"{HOSTILE}{HOSTILE}")
+    assert main(["inspect", str(tmp_path / f"{HOSTILE}{HOSTILE}")]) == 1
+    assert main(["export", str(path), "--for", "comfyui", "--name", HOSTILE]) == 1
+    for text in capsys.readouterr():
+        assert "\\x1b[31mred" in text
+        assert not [character for character in text if not character.isprintable() and character != "\n"]
+
+
+@pytest.mark.parametrize("provenance", [["a", "list"], "text", 3, None])
+def test_provenance_of_any_kind_is_told(tmp_path, capsys, provenance):
+    from safetensors.torch import load_file, save_file
+
+    for kind in ("contextualizer", "tuning_encoder"):
+        path = WEIGHTS / f"{kind}.safetensors"
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["contextual_inversion"])
+        save_file(
+            load_file(path), tmp_path / "odd", {"contextual_inversion": json.dumps({**facts, "provenance": provenance})}
+        )
+        assert main(["inspect", str(tmp_path / "odd")]) == 0
+        assert (json.dumps(provenance) in capsys.readouterr().out) or provenance is None
+        (tmp_path / "odd").unlink()
+
+
+def test_a_lora_of_another_program_is_told(tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    name = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    save_file(
+        {f"{name}.lora.down.weight": torch.ones(4, 320), f"{name}.lora.up.weight": torch.ones(320, 4)}, tmp_path / "x"
+    )
+    assert main(["inspect", str(tmp_path / "x")]) == 0
+    told = capsys.readouterr().out
+    assert "x: LoRA" in told
+    assert "1 layers, rank 4" in told
+    assert "vector" not in told
+
+
 def test_what_is_no_concept_is_one_sentence(tmp_path, capsys):
     path = tmp_path / "renamed.safetensors"
     torch.save({"x": torch.ones(1)}, path)

@@ -257,6 +257,84 @@ def test_every_kind_of_lora_that_comfyui_reads_is_applied(run_graph, given, shap
     assert sorted(tuple(value.shape) for value in held) == sorted(shapes.values())
 
 
+@pytest.mark.parametrize(
+    ("layout", "keys"), [("auto", {"emb_params"}), ("clip_l, clip_g", {"clip_l"}), ("emb_params", {"emb_params"})]
+)
+def test_a_word_is_typed_from_a_file_of_any_layout(run_graph, given, comfyui, layout, keys):
+    """Stock CLIPTextEncode reads what was saved as what ApplyConcept makes of it, and LoadConcept gives it back."""
+    from safetensors.torch import load_file
+
+    thing = concept()
+    graph = given(thing=thing) | {"save": saved(layout=layout), "apply": applied()}
+    graph["here"] = encode(["apply", 1], "a embedding:gizmo on grass")
+    first = run_graph(graph, keep={"here": ("here", 0)})
+    assert first.status == "success", first.error
+    assert set(load_file(comfyui.base / "models" / "embeddings" / "gizmo.safetensors")) == keys
+    load = {"load": call("LoadConcept", file="embeddings/gizmo.safetensors", clip=["model", 1])}
+    load |= {"model": call("LoadDemoModel"), "there": encode(["model", 1], "a embedding:gizmo on grass")}
+    second = run_graph(load, keep={"concept": ("load", 0), "there": ("there", 0)})
+    assert second.status == "success", second.error
+    assert torch.equal(second.kept["concept"].vectors["clip_l"], thing.vectors["clip_l"])
+    for here, there in zip(tensors(first.kept["here"]), tensors(second.kept["there"]), strict=True):
+        assert torch.equal(here, there)
+
+
+def test_sdxl_keeps_its_layout_and_what_does_not_fit_writes_nothing(run_graph, given, comfyui):
+    from dataclasses import replace
+
+    from safetensors.torch import load_file
+
+    both = {"clip_l": torch.randn(2, 768), "clip_g": torch.randn(2, 1280)}
+    graph = given(thing=replace(concept(), vectors=both))
+    graph = {"thing": graph["thing"], "save": saved(layout="emb_params")}
+    run = run_graph(graph)
+    assert run.status == "error"
+    assert "holds one text encoder" in run.error["exception_message"]
+    written = [
+        list((comfyui.base / "models" / kind).rglob("gizmo*")) for kind in ("embeddings", "contextual_inversion")
+    ]
+    assert written == [[], []]
+    graph["save"] = saved()
+    assert run_graph(graph).status == "success"
+    assert set(load_file(comfyui.base / "models" / "embeddings" / "gizmo.safetensors")) == set(both)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("my-gizmo", None),
+        ("My-Gizmo", "diffusers, compel"),
+        ("dog", "piece of CLIP's vocabulary"),
+        ("gizmoqq", "other words"),
+    ],
+)
+def test_saving_says_which_programs_cannot_type_the_name(run_graph, given, name, said):
+    run = run_graph(given(thing=concept()) | {"save": saved(name=name)})
+    assert run.status == "success", run.error
+    text = run.ui["save"]["text"][0]
+    assert ("Not every program can type" in text) == (said is not None)
+    assert said is None or said in text
+    if name == "gizmoqq":
+        assert "sdkit" not in text, "it is in no vocabulary"
+
+
+def test_onetrainers_file_is_taken_and_what_it_leaves_is_said(run_graph, given, comfyui):
+    from safetensors.torch import save_file
+
+    given()
+    folder = comfyui.base / "models" / "embeddings"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = torch.randn(2, 128)
+    save_file({"clip_l": rows, "clip_l_out": rows + 1}, folder / "trained.safetensors")
+    graph = {"model": call("LoadDemoModel")}
+    graph["load"] = call("LoadConcept", file="embeddings/trained.safetensors", clip=["model", 1])
+    run = run_graph(graph, keep={"concept": ("load", 0), "text": ("load", 1)})
+    assert run.status == "success", run.error
+    assert torch.equal(run.kept["concept"].vectors["clip_l"], rows)
+    assert run.kept["text"] == "embedding:trained"
+    assert "clip_l_out" in run.ui["load"]["text"][0]
+
+
 def test_a_taken_name_is_handled_as_chosen(run_graph, given, comfyui):
     texts = []
     for seed, if_taken in enumerate(("add a number", "add a number", "replace")):

@@ -1,6 +1,7 @@
 """What a program is given of a concept: files that it reads whole, the lines to type, and what it does without."""
 
 import copy
+import runpy
 from dataclasses import replace
 
 import pytest
@@ -131,8 +132,8 @@ def test_diffusers_does_what_the_lines_say(tmp_path, tiny, pipeline, monkeypatch
     made = export(learned, "diffusers", tmp_path)
     monkeypatch.chdir(tmp_path)
     *lines, prompt = made.lines
-    for line in lines:
-        exec(line, {"pipe": pipeline})
+    (tmp_path / "lines.py").write_text("\n".join(lines))
+    runpy.run_path(str(tmp_path / "lines.py"), {"pipe": pipeline})
     text = pipeline.maybe_convert_prompt(f"a photo of {prompt.removeprefix('prompt: ')} on grass", pipeline.tokenizer)
     ids = torch.tensor([one for one in pipeline.tokenizer(text).input_ids if one >= 49408])
     rows = pipeline.text_encoder.get_input_embeddings().weight[ids].detach()
