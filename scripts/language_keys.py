@@ -1,9 +1,11 @@
 """What a language's translation lacks, has too much of, or has of an English text that changed since.
 
 usage: language_keys.py LANGUAGE [--skeleton FOLDER] [--accept]
+       language_keys.py --mark
 
 --skeleton FOLDER  writes every file of the language in English below FOLDER, laid out as in this repository
 --accept           notes that the translation is that of the English texts as they are now
+--mark             after a change to a shipped graph: gives its notes their keys, and js/notes/en.json their texts
 
 LANGUAGE is what ComfyUI calls it: zh, ja, fr, ... A ComfyUI is needed, to read the nodes' schemas with.
 """
@@ -31,8 +33,10 @@ PAGE = "js/docs/{node}/{{}}.md"
 ACCEPTED = "scripts/translated/{}.json"
 NOTE = "contextual_inversion_note"
 """The property of a note in a shipped graph that says which of `NOTES` it is."""
-SAID = re.compile(r"\bsay\(\s*\"((?:[^\"\\]|\\.)*)\"")
-"""A text of the views: what `say` of js/language.js is called with."""
+GRAPH = "contextual_inversion_graph"
+"""The entry of a graph's `extra` that says which shipped one it is."""
+SPOKEN = re.compile(r"\bspoken\(\s*\"((?:[^\"\\]|\\.)*)\"")
+"""A text of the views: what `spoken` of js/spoken.js is called with."""
 FILE = re.compile(r"\.(safetensors|txt|tar|png|jpe?g|webp)$")
 Text = str | Mapping[str, "Text"]
 """What a file says: a page's text, or JSON whose leaves are texts."""
@@ -60,7 +64,7 @@ def node_texts(node: Mapping[str, Any]) -> dict[str, Text]:
     return {
         "display_name": node["display_name"],
         "description": node["description"],
-        "inputs": {key(name): input_texts(name, *spec) for name, spec in inputs.items()},
+        "inputs": {front_end_key(name): input_texts(name, *spec) for name, spec in inputs.items()},
         "outputs": {str(index): {"name": name, "tooltip": tooltip} for index, (name, tooltip) in enumerate(outputs)},
     }
 
@@ -72,7 +76,7 @@ def input_texts(name: str, kind: Any, facts: Mapping[str, Any]) -> dict[str, Tex
     return {"name": name, "tooltip": facts["tooltip"], **({"options": options} if options else {})}
 
 
-def key(name: str) -> str:
+def front_end_key(name: str) -> str:
     """A name as the front end looks it up: a point would lead one level down."""
     return name.replace(".", "_")
 
@@ -83,13 +87,30 @@ def workflows() -> dict[str, Any]:
     return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
+def numbered(name: str, graph: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The notes of a shipped graph, each with its key: the graph's name and a number."""
+    shown = [node for node in graph["nodes"] if node["type"] == "MarkdownNote"]
+    return ((f"{name}/{number}", note) for number, note in enumerate(shown, 1))
+
+
 def notes() -> dict[str, str]:
-    """The notes in the shipped graphs by graph and number."""
-    found = {}
+    """What the notes in the shipped graphs say, by key."""
+    return {
+        key: note["widgets_values"][0] for name, graph in workflows().items() for key, note in numbered(name, graph)
+    }
+
+
+def mark() -> int:
+    """Lets js/language.js know the shipped graphs and their notes."""
     for name, graph in workflows().items():
-        shown = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == "MarkdownNote"]
-        found |= {f"{name}/{number}": text for number, text in enumerate(shown, 1)}
-    return found
+        graph["extra"][GRAPH] = name
+        for key, note in numbered(name, graph):
+            note["properties"][NOTE] = key
+        file = REPOSITORY / "workflows" / f"{name}.json"
+        indent = 2 if file.read_text(encoding="utf-8").startswith('{\n  "') else 1
+        file.write_text(json.dumps(graph, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(REPOSITORY / NOTES.format("en"), notes())
+    return 0
 
 
 def titles() -> set[str]:
@@ -101,7 +122,7 @@ def titles() -> set[str]:
 def view_texts() -> set[str]:
     """What the views in the page say."""
     sources = (file.read_text(encoding="utf-8") for file in (REPOSITORY / "js").rglob("*.js"))
-    return {json.loads(f'"{text}"') for source in sources for text in SAID.findall(source)}
+    return {json.loads(f'"{text}"') for source in sources for text in SPOKEN.findall(source)}
 
 
 def translated(language: str) -> dict[str, Text]:
@@ -172,10 +193,15 @@ def write(file: Path, texts: Text) -> None:
 def main() -> int:
     """Prints the differences; 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("language")
+    parser.add_argument("language", nargs="?", default="en")
     parser.add_argument("--skeleton", type=Path, metavar="FOLDER")
     parser.add_argument("--accept", action="store_true")
+    parser.add_argument("--mark", action="store_true")
     options = parser.parse_args()
+    if options.mark:
+        return mark()
+    if options.language == "en":
+        parser.error("English is what the nodes, pages and graphs say; name another language")
     whole = english(schemas())
     if options.skeleton:
         for name, texts in whole.items():
