@@ -3,7 +3,8 @@
 usage: language_keys.py LANGUAGE [--skeleton FOLDER] [--accept]
        language_keys.py --mark
 
---skeleton FOLDER  writes every file of the language in English below FOLDER, laid out as in this repository
+--skeleton FOLDER  writes the language's files below FOLDER, which may be this repository: what is translated already,
+                   the rest in English, and nothing that is left over
 --accept           notes that the translation is that of the English texts as they are now
 --mark             after a change to a shipped graph: gives its notes their keys, and js/notes/en.json their texts
 
@@ -151,6 +152,14 @@ def differences(whole: Mapping[str, Text], language: str) -> list[str]:
     return missing + [f"left over: {path}" for path in there if path not in wanted]
 
 
+def completed(english: Text, there: Text | None) -> Text:
+    """The texts that are wanted, translated where they are there."""
+    if isinstance(english, str):
+        return there if isinstance(there, str) and there.strip() else english
+    inner = there if isinstance(there, Mapping) else {}
+    return {name: completed(text, inner.get(name)) for name, text in english.items()}
+
+
 def digests(whole: Mapping[str, Text]) -> dict[str, str]:
     """A few letters for every English text, which change with it."""
     return {path: hashlib.sha256(text.encode()).hexdigest()[:8] for path, text in flat(whole)}
@@ -204,8 +213,9 @@ def main() -> int:
         parser.error("English is what the nodes, pages and graphs say; name another language")
     whole = english(schemas())
     if options.skeleton:
+        there = translated(options.language)
         for name, texts in whole.items():
-            write(options.skeleton / name.format(options.language), texts)
+            write(options.skeleton / name.format(options.language), completed(texts, there.get(name)))
     if options.accept:
         write(REPOSITORY / ACCEPTED.format(options.language), digests(whole))
     found = differences(whole, options.language) + changed(whole, options.language)

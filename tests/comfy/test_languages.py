@@ -1,4 +1,4 @@
-"""Every language under locales/ is whole: its keys are those of schemas, pages and shipped graphs, and it says the same."""
+"""Every language under locales/ is whole: its keys are those of schemas, pages and shipped graphs; it says the same."""
 
 import importlib
 import json
@@ -55,6 +55,22 @@ def test_the_comparison_sees_what_is_missing_and_what_is_left_over(keys, monkeyp
     found = keys.differences({keys.TEXTS: {"a": "A", "b": "B", "c": "C"}}, "xx")
     name = keys.TEXTS
     assert found == [f"missing: {name} > b", f"missing: {name} > c", f"left over: {name} > d"]
+
+
+def test_a_skeleton_keeps_what_is_translated_and_drops_what_is_left_over(keys):
+    english = {"a": "A", "b": {"c": "C", "d": "D"}, "e": {"f": "F"}, "g": "G"}
+    there = {"b": {"d": "4", "x": "9"}, "a": "1", "e": "no longer", "g": " ", "y": "8"}
+    assert keys.completed(english, there) == {"a": "1", "b": {"c": "C", "d": "4"}, "e": {"f": "F"}, "g": "G"}
+    assert keys.completed(english, None) == english
+
+
+def test_a_changed_english_text_is_named_until_it_is_accepted(keys, monkeypatch, tmp_path):
+    monkeypatch.setattr(keys, "REPOSITORY", tmp_path)
+    before, after = {keys.NOTES: {"a": "A", "b": "B"}}, {keys.NOTES: {"a": "A", "b": "other", "c": "C"}}
+    assert keys.changed(before, "xx") == []
+    keys.write(tmp_path / keys.ACCEPTED.format("xx"), keys.digests(before))
+    assert keys.changed(before, "xx") == []
+    assert keys.changed(after, "xx") == [f"changed: {keys.NOTES} > b"]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
