@@ -27,8 +27,7 @@ function saidBy(kind, of) {
 
 const asked = (answer) => answer.then((found) => (found.ok ? found.json() : {})).catch(() => ({}));
 
-async function learn() {
-  const of = language();
+async function learn(of) {
   const inEnglish = of === ENGLISH;
   titles = inEnglish ? {} : await saidBy("texts", of);
   nodes = inEnglish ? {} : ((await asked(api.fetchApi("/i18n")))[of]?.nodeDefs ?? {});
@@ -76,8 +75,9 @@ async function translateNote(node) {
 app.registerExtension({
   name: "contextual_inversion.language",
   init() {
-    app.ui.settings.addEventListener(`${LOCALE}.change`, learn);
-    return learn();
+    // The event comes before the setting has its new value.
+    app.ui.settings.addEventListener(`${LOCALE}.change`, ({ detail }) => learn(detail.value));
+    return learn(language());
   },
   nodeCreated: labelOptions,
   loadedGraphNode: translateNote,

@@ -161,8 +161,14 @@ def completed(english: Text, there: Text | None) -> Text:
 
 
 def digests(whole: Mapping[str, Text]) -> dict[str, str]:
-    """A few letters for every English text, which change with it."""
-    return {path: hashlib.sha256(text.encode()).hexdigest()[:8] for path, text in flat(whole)}
+    """A few letters for every English text, or for an input's texts together, which change with it.
+
+    Texts that are looked up by their English are none of them: a change makes them missing.
+    """
+    parts: dict[str, list[str]] = {}
+    for path, text in flat({name: texts for name, texts in whole.items() if name != TEXTS}):
+        parts.setdefault(" > ".join(path.split(" > ")[:4]), []).append(text)
+    return {path: hashlib.sha256("\n".join(texts).encode()).hexdigest()[:8] for path, texts in parts.items()}
 
 
 def changed(whole: Mapping[str, Text], language: str) -> list[str]:

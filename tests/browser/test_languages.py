@@ -65,7 +65,7 @@ def test_a_graph_is_read_in_the_pages_language_and_saved_in_english(server, open
     theirs, ours = nodes[TRAIN], nodes["ContextualInversionDemoImages"]
     shown = {
         one["id"]: one["title"]
-        for one in page.run(f"{APP}.rootGraph.nodes.map(({{ id, title }}) => ({{ id, title }}))")
+        for one in page.run(f"{APP}.rootGraph.nodes.map(({{ id, title }}) => ({{ id: Number(id), title }}))")
     }
     for one in shipped()["nodes"]:
         assert "title" not in one or shown[one["id"]] == texts[one["title"]]
