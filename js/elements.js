@@ -1,5 +1,7 @@
 /** Small parts that pages are made of. */
 
+import { spoken } from "./spoken.js";
+
 /** An element with attributes (functions become listeners, `text` its text), and children. */
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -25,11 +27,11 @@ export function addStyle() {
  * `settled()` when it is let go. Returns { element, set(length, range) }; nothing to choose from is not shown.
  */
 export function rangeSlider({ label, describe, moved, settled }) {
-  const end = (name) => {
+  const end = (name, said) => {
     const [type, input, change] = ["range", () => slid(name), settled];
-    return element("input", { type, min: 0, step: 1, "aria-label": `${label}: ${name}`, input, change });
+    return element("input", { type, min: 0, step: 1, "aria-label": `${label}: ${said}`, input, change });
   };
-  const ends = { first: end("first"), last: end("last") };
+  const ends = { first: end("first", spoken("first")), last: end("last", spoken("last")) };
   const said = element("output", { class: "ci-said" });
   const track = element("div", { class: "ci-track" }, ends.first, ends.last);
   const whole = element("div", { class: "ci-range", role: "group", "aria-label": label });

@@ -1,6 +1,7 @@
 /** The viewer of the ShowAttention node: the prompt's words, and where in the picture each of them acts. */
 
 import { element, rangeSlider } from "../elements.js";
+import { spoken } from "../spoken.js";
 import { loadAtlas } from "./atlas_file.js";
 import { blend, css, freeColour, PALETTE, readableOn } from "./colours.js";
 import { byDepth, clamped, layerNames, lowest, peak, resized, sizes } from "./maps.js";
@@ -10,8 +11,12 @@ import { WordList } from "./words.js";
 
 const SIDE = 320; // cells of the longer side that maps are drawn with
 const ALL_SIZES = "all";
-const AGAIN = "The maps of the last run are gone. Queue again to see them.";
-const BEFORE = "Queue the graph, then point at a word to see where it acts.";
+
+/** The name of a layer group, such as "16 x 16, down 2", in the page's language. */
+function inWords(name) {
+  const parts = { down: spoken("down"), middle: spoken("middle"), up: spoken("up") };
+  return name.replace(/down|middle|up/, (part) => parts[part]);
+}
 
 /**
  * `address(file)` gives the URL of { filename, subfolder, type }; `keep(state)` is called whenever a choice is made.
@@ -26,7 +31,7 @@ export class AttentionViewer {
       clear: () => this.choose({ pins: [] }),
     });
     this.build();
-    this.say(BEFORE);
+    this.say(spoken("Queue the graph, then point at a word to see where it acts."));
   }
 
   /** Takes up what was kept before. */
@@ -38,14 +43,14 @@ export class AttentionViewer {
   /** Shows a report. Says so where its files are gone. */
   async show(report) {
     const asked = ++this.asked;
-    if (report?.version !== 1) return this.fail("These maps come from another version of the pack. Queue again.");
+    if (report?.version !== 1) return this.fail(spoken("These maps come from another version of the pack. Queue again."));
     try {
       const atlas = await loadAtlas(report, this.address(report.atlas));
       if (asked !== this.asked) return;
       Object.assign(this, { report, atlas });
     } catch (error) {
       console.warn("Contextual Inversion:", error);
-      if (asked === this.asked) this.fail(AGAIN);
+      if (asked === this.asked) this.fail(spoken("The maps of the last run are gone. Queue again to see them."));
       return;
     }
     this.say("");
@@ -74,8 +79,9 @@ export class AttentionViewer {
     new ResizeObserver(() => this.atlas && this.drawTags(this.shown())).observe(this.frame);
     const settled = () => this.keep(this.state);
     const moved = (part) => (range) => this.choose({ [part]: range }, false);
-    this.layers = rangeSlider({ label: "Layers", describe: (...ends) => this.sayLayers(ends), moved: moved("layers"), settled });
-    this.steps = rangeSlider({ label: "Steps", describe: (...ends) => this.saySteps(ends), moved: moved("steps"), settled });
+    const slider = (label, part, describe) => rangeSlider({ label, describe, moved: moved(part), settled });
+    this.layers = slider(spoken("Layers"), "layers", (...ends) => this.sayLayers(ends));
+    this.steps = slider(spoken("Steps"), "steps", (...ends) => this.saySteps(ends));
     this.body = element(
       "div",
       { class: "ci-body" },
@@ -83,32 +89,31 @@ export class AttentionViewer {
       element("div", { class: "ci-stage" }, this.frame),
       element("div", { class: "ci-controls" }, this.layers.element, this.steps.element, this.buildButtons()),
     );
-    this.element = element("div", { class: "ci-view ci-attention", role: "group", "aria-label": "Attention of each word" });
+    this.element = element("div", { class: "ci-view ci-attention", role: "group", "aria-label": spoken("Attention of each word") });
     this.element.append(this.message, this.body);
   }
 
   buildButtons() {
     const button = (text, title, click) => element("button", { type: "button", class: "ci-button", text, title, click });
     const turn = (by) => () => this.choose({ image: this.image() + by });
-    this.common = button("Same scale", "Measure all words with one scale instead of each with its own", () =>
-      this.choose({ common: !this.state.common }),
-    );
-    this.special = button("Special tokens", "Show the start, end and padding tokens too", () =>
-      this.choose({ special: !this.state.special }),
-    );
-    this.unpin = button("Clear", "Let go of all pinned words (Escape)", () => this.choose({ pins: [] }));
+    const oneScale = spoken("Measure all words with one scale instead of each with its own");
+    this.common = button(spoken("Same scale"), oneScale, () => this.choose({ common: !this.state.common }));
+    const others = spoken("Show the start, end and padding tokens too");
+    this.special = button(spoken("Special tokens"), others, () => this.choose({ special: !this.state.special }));
+    this.unpin = button(spoken("Clear"), spoken("Let go of all pinned words (Escape)"), () => this.choose({ pins: [] }));
     const turner = (sign, name, by) => {
       const made = button(sign, name, turn(by));
       made.setAttribute("aria-label", name);
       return made;
     };
-    [this.before, this.after] = [turner("‹", "Image before", -1), turner("›", "Image after", 1)];
+    this.before = turner("‹", spoken("Image before"), -1);
+    this.after = turner("›", spoken("Image after"), 1);
     this.which = element("output", { class: "ci-said" });
     this.turner = element("span", { class: "ci-turner" }, this.before, this.which, this.after);
     this.size = element("select", {
       class: "ci-button",
-      title: "Cells of the maps. The coarsest layers hardly tell one place from another",
-      "aria-label": "Size of maps",
+      title: spoken("Cells of the maps. The coarsest layers hardly tell one place from another"),
+      "aria-label": spoken("Size of maps"),
       change: () => this.choose({ size: this.size.value, layers: null }),
     });
     return element("div", { class: "ci-buttons" }, this.size, this.common, this.special, this.unpin, this.turner);
@@ -160,7 +165,8 @@ export class AttentionViewer {
   drawSizes() {
     const found = sizes(this.report.groups);
     const option = (value, text) => element("option", { value, text });
-    this.size.replaceChildren(...found.map((size) => option(size, `${size} cells`)), option(ALL_SIZES, "All sizes"));
+    const each = found.map((size) => option(size, spoken("{size} cells", { size })));
+    this.size.replaceChildren(...each, option(ALL_SIZES, spoken("All sizes")));
     this.size.value = this.chosenSize() ?? ALL_SIZES;
     this.size.hidden = found.length < 2;
   }
@@ -186,7 +192,7 @@ export class AttentionViewer {
     this.special.hidden = report.words.every((word) => word.kind === "word");
     this.unpin.disabled = this.pins().length === 0;
     this.turner.hidden = report.images < 2;
-    this.which.textContent = `${this.image() + 1} of ${report.images}`;
+    this.which.textContent = spoken("{image} of {images}", { image: this.image() + 1, images: report.images });
     this.before.disabled = this.image() === 0;
     this.after.disabled = this.image() === report.images - 1;
     this.showPicture();
@@ -238,7 +244,8 @@ export class AttentionViewer {
     }
     this.drawTags(shown);
     const names = shown.map(({ word }) => this.report.words[word].text);
-    this.overlay.setAttribute("aria-label", names.length ? `Attention of ${names.join(", ")} over the picture` : "The picture");
+    const shownOver = spoken("Attention of {words} over the picture", { words: names.join(", ") });
+    this.overlay.setAttribute("aria-label", names.length ? shownOver : spoken("The picture"));
   }
 
   /** A word's map at that size: from its weakest cell to its strongest or, on the common scale, of all words' strongest. */
@@ -298,15 +305,15 @@ export class AttentionViewer {
   sayLayers([first, last]) {
     if (!this.report) return "";
     const names = layerNames(this.report.groups, this.chosenSize());
-    if (first === 0 && last === names.length - 1) return "all";
-    const [from, to] = [names[first], names[last]];
+    if (first === 0 && last === names.length - 1) return spoken("all");
+    const [from, to] = [inWords(names[first]), inWords(names[last])];
     return first === last ? from : `${from} – ${to}`;
   }
 
   saySteps([first, last]) {
     if (!this.report) return "";
     const { bins } = this.report;
-    if (first === 0 && last === bins.length - 1) return "all";
+    if (first === 0 && last === bins.length - 1) return spoken("all");
     return `${Math.round(100 * bins[first].from)} – ${Math.round(100 * bins[last].to)} %`;
   }
 }

@@ -1,6 +1,7 @@
 /** The prompt as a row of chips. One of them is in the tab order; the arrow keys walk, Enter pins, Escape lets go. */
 
 import { element } from "../elements.js";
+import { spoken } from "../spoken.js";
 import { css, PALETTE, readableOn } from "./colours.js";
 
 const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
@@ -12,7 +13,7 @@ export class WordList {
     this.element = element("div", {
       class: "ci-words",
       role: "listbox",
-      "aria-label": "Words of the prompt. Arrow keys walk, Enter pins, Escape lets go.",
+      "aria-label": spoken("Words of the prompt. Arrow keys walk, Enter pins, Escape lets go."),
       "aria-multiselectable": "true",
       "aria-orientation": "horizontal",
       keydown: (event) => this.key(event),
@@ -26,7 +27,8 @@ export class WordList {
   }
 
   chip({ text, kind, positions }, index) {
-    const tokens = positions.length === 1 ? `token ${positions[0]}` : `tokens ${positions[0]} to ${positions.at(-1)}`;
+    const [first, last] = [positions[0], positions.at(-1)];
+    const tokens = first === last ? spoken("token {first}", { first }) : spoken("tokens {first} to {last}", { first, last });
     return element("span", {
       class: `ci-chip ci-${kind}`,
       role: "option",

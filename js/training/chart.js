@@ -2,6 +2,7 @@
 
 import { css, PALETTE } from "../attention/colours.js";
 import { element } from "../elements.js";
+import { spoken } from "../spoken.js";
 import { scaleOf, short, smoothed } from "./curves.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -34,7 +35,7 @@ export function drawChart(svg, { steps, losses }, totalSteps, logarithmic) {
     shape("line", { class: "ci-grid", x1: LEFT, x2: width - RIGHT, y1: y(mark), y2: y(mark) }),
     shape("text", { x: LEFT - 5, y: y(mark) + 3, "text-anchor": "end" }, short(mark)),
   ]);
-  parts.push(shape("text", { x: LEFT, y: height - 4 }, "step 0"));
+  parts.push(shape("text", { x: LEFT, y: height - 4 }, spoken("step {step}", { step: 0 })));
   parts.push(shape("text", { x: width - RIGHT, y: height - 4, "text-anchor": "end" }, String(totalSteps)));
   curves.forEach((values, index) => {
     const drawn = values.flatMap((value, i) => (value === null || (logarithmic && value <= 0) ? [] : [[x(steps[i]), y(value)]]));

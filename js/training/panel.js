@@ -1,6 +1,7 @@
 /** A training on its node: its losses, its samples, how long it still takes, and Stop and keep. */
 
 import { element } from "../elements.js";
+import { spoken } from "../spoken.js";
 import { drawChart, legend, SVG } from "./chart.js";
 import { duration, joined } from "./curves.js";
 
@@ -11,20 +12,20 @@ export class TrainingPanel {
   constructor({ address, stop, keep }) {
     Object.assign(this, { address, stop, keep, curves: NOTHING, facts: null, logarithmic: true });
     this.status = element("span", { role: "status" });
-    this.scale = this.button("Log", "Logarithmic or linear scale", () => {
+    this.scale = this.button(spoken("Log"), spoken("Logarithmic or linear scale"), () => {
       this.restore({ linear: this.logarithmic });
       this.keep({ linear: !this.logarithmic });
     });
-    const halting = "End the training now; the graph goes on with what was learned so far";
-    this.halt = this.button("Stop and keep", halting, () => this.stopNow());
+    const halting = spoken("End the training now; the graph goes on with what was learned so far");
+    this.halt = this.button(spoken("Stop and keep"), halting, () => this.stopNow());
     this.chart = document.createElementNS(SVG, "svg");
     this.chart.setAttribute("class", "ci-chart");
     this.chart.setAttribute("role", "img");
-    this.legend = element("ul", { class: "ci-legend", "aria-label": "Losses" });
-    this.strip = element("div", { class: "ci-strip", tabindex: "0", role: "group", "aria-label": "Samples during training" });
+    this.legend = element("ul", { class: "ci-legend", "aria-label": spoken("Losses") });
+    this.strip = element("div", { class: "ci-strip", tabindex: "0", role: "group", "aria-label": spoken("Samples during training") });
     this.element = element(
       "div",
-      { class: "ci-view ci-training", role: "group", "aria-label": "Training" },
+      { class: "ci-view ci-training", role: "group", "aria-label": spoken("Training") },
       element("div", { class: "ci-status" }, this.status, element("span", { class: "ci-turner" }, this.scale, this.halt)),
       this.chart,
       this.legend,
@@ -65,24 +66,25 @@ export class TrainingPanel {
     this.facts = facts;
     for (const sample of facts.samples) this.addSample(sample);
     const { step, total_steps: total, seconds_left: left, ended, text } = facts;
-    const progress = `Step ${step} of ${total}`;
-    this.status.textContent = ended ? text || progress : left === null ? progress : `${progress} · ${duration(left)} left`;
+    const progress = spoken("Step {step} of {total}", { step, total });
+    const running = left === null ? progress : `${progress} · ${spoken("{time} left", { time: duration(left) })}`;
+    this.status.textContent = ended ? text || progress : running;
     this.halt.hidden = ended || facts.stoppable === false;
-    if (ended || facts.begins) [this.halt.disabled, this.halt.textContent] = [false, "Stop and keep"];
+    if (ended || facts.begins) [this.halt.disabled, this.halt.textContent] = [false, spoken("Stop and keep")];
     this.draw();
   }
 
   addSample({ step, ...file }) {
-    const label = `step ${step}`;
-    const image = element("img", { src: this.address(file), alt: `Sample at ${label}`, error: () => figure.remove() });
+    const label = spoken("step {step}", { step });
+    const image = element("img", { src: this.address(file), alt: spoken("Sample at {label}", { label }), error: () => figure.remove() });
     const figure = element("figure", {}, image, element("figcaption", { text: label }));
     this.strip.append(figure);
     this.strip.scrollLeft = this.strip.scrollWidth;
   }
 
   async stopNow() {
-    [this.halt.disabled, this.halt.textContent] = [true, "Stopping …"];
-    if (!(await this.stop())) [this.halt.disabled, this.halt.textContent] = [false, "Stop and keep"];
+    [this.halt.disabled, this.halt.textContent] = [true, spoken("Stopping …")];
+    if (!(await this.stop())) [this.halt.disabled, this.halt.textContent] = [false, spoken("Stop and keep")];
   }
 
   draw() {
@@ -91,6 +93,7 @@ export class TrainingPanel {
     drawChart(this.chart, this.curves, this.facts.total_steps, this.logarithmic);
     this.legend.replaceChildren(...legend(this.curves));
     const losses = [...this.legend.children].map((line) => line.textContent).join(", ");
-    this.chart.setAttribute("aria-label", `Losses at step ${this.facts.step} of ${this.facts.total_steps}: ${losses}`);
+    const { step, total_steps: total } = this.facts;
+    this.chart.setAttribute("aria-label", spoken("Losses at step {step} of {total}: {losses}", { step, total, losses }));
   }
 }
