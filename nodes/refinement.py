@@ -130,7 +130,7 @@ class RefineConcept(io.ComfyNode):
         return train_concept(
             cls.hidden.unique_id,
             adapted,
-            plan(adapted, images[..., :3], choices),
+            plan(adapted, choices),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

@@ -17,6 +17,7 @@ from .diffusers_observing import watched
 from .diffusers_text import DiffusersTextEncoder
 from .frozen import autograd, frozen, on_device
 from .gaussian import draw
+from .pipeline_folder import pipeline_options
 from .protocol import AttentionWatcher, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
 
 if TYPE_CHECKING:
@@ -70,14 +71,17 @@ class DiffusersModel:
         Raises:
             ModuleNotFoundError: diffusers is not installed.
             FileNotFoundError: the folder does not exist.
-            ValueError: the pipeline lacks a part that these models have.
+            ValueError: the pipeline lacks a part that these models have, or has it as a pickle alone.
         """
         diffusers = _diffusers()
         if isinstance(pipeline, str | Path):
             if not Path(pipeline).is_dir():
                 raise FileNotFoundError(f"no folder of a diffusers pipeline at {str(pipeline)!r}")
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                str(pipeline), torch_dtype=dtype or torch.float32, local_files_only=True
+                str(pipeline),
+                torch_dtype=dtype or torch.float32,
+                local_files_only=True,
+                **pipeline_options(Path(pipeline)),
             )
         missing = [
             part for part in ("unet", "vae", "text_encoder", "tokenizer") if getattr(pipeline, part, None) is None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +14,15 @@ from comfy.sd1_clip import SDTokenizer
 
 from ...core.concept import Concept
 from ...core.files import check_widths
+from ...core.files.names import ALLOWED_PUNCTUATION
 from .text import text_encoders
+
+log = logging.getLogger(__name__)
+IN_BRACKETS = re.compile(r"<([^<>\s]+)>")
+BEHIND_A_SIGN = re.compile(r"(?:(?<=[^\w\s()])|(?<=\\[()]))embedding:")
+"""Brackets that weigh begin a piece of the prompt for ComfyUI, and a word there is found; other signs hide it."""
+INSIDE_NAMES = ALLOWED_PUNCTUATION + "/\\"
+"""Signs that belong to the name of a word or of an embedding file in a folder, and do not end it."""
 
 
 def encoder_widths(clip: Any) -> dict[str, int]:
@@ -51,18 +61,43 @@ class _KnowsConcepts:
     concepts: Mapping[str, torch.Tensor]
 
     def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> Any:
+        for name in unknown_in_brackets(text, self.concepts):
+            log.warning(
+                "Contextual Inversion: the prompt has <%s>, which %s does not know and reads by letters; it knows %s",
+                name,
+                self.embedding_key,
+                _known(self.concepts),
+            )
         return super().tokenize_with_weights(bare_words(text, self.concepts), *args, **kwargs)
 
     def _try_get_embedding(self, embedding_name: str) -> tuple[torch.Tensor | None, str, str]:
         name = leading_name(embedding_name, self.concepts)
         if name is None:
-            return super()._try_get_embedding(embedding_name)
+            found = super()._try_get_embedding(embedding_name)
+            if found[0] is None:
+                log.warning(
+                    "Contextual Inversion: embedding:%s is lost from the prompt, since %s knows no such word or file; "
+                    "it knows %s. A name ends at a space or a punctuation mark",
+                    found[1],
+                    self.embedding_key,
+                    _known(self.concepts),
+                )
+            return found
         return self.concepts[name], name, embedding_name[len(name) :].strip()
 
 
 def bare_words(text: str, known: Mapping[str, Any]) -> str:
-    """`<name>` of every known name as `embedding:name`, between the spaces that ComfyUI wants around it."""
-    return re.sub(r"<([^<>\s]+)>", lambda match: f" embedding:{match[1]} " if match[1] in known else match[0], text)
+    """`<name>` of every known name as `embedding:name`, between the spaces that ComfyUI wants around it, and such a
+    space before an `embedding:name` that stands behind a punctuation mark."""
+    text = BEHIND_A_SIGN.sub(
+        lambda match: match[0] if leading_name(text[match.end() :], known) is None else f" {match[0]}", text
+    )
+    return IN_BRACKETS.sub(lambda match: f" embedding:{match[1]} " if match[1] in known else match[0], text)
+
+
+def unknown_in_brackets(text: str, known: Mapping[str, Any]) -> list[str]:
+    """What stands in the prompt as `<name>`, could be a name and is none. `<lora:file:1>` of other programs is not."""
+    return [name for name in IN_BRACKETS.findall(text) if name not in known and not any(map(ends_name, name))]
 
 
 def leading_name(text: str, known: Mapping[str, Any]) -> str | None:
@@ -70,6 +105,17 @@ def leading_name(text: str, known: Mapping[str, Any]) -> str | None:
     for name in sorted(known, key=len, reverse=True):
         rest = text[len(name) :]
         # A dot or hyphen inside a word belongs to it: "gear.v2" and "gear-red" are other names than "gear".
-        if text.startswith(name) and re.match(r"$|[\s,;:!?<>\[\](){}\"']|[.]+(\s|$)", rest):
+        behind = rest.lstrip(".")
+        if text.startswith(name) and (not behind or ends_name(behind[0])):
             return name
     return None
+
+
+def ends_name(sign: str) -> bool:
+    """Whether no name can go on with `sign`: a space, a punctuation mark or symbol of any script."""
+    return sign not in INSIDE_NAMES and unicodedata.category(sign)[0] in "PSZC"
+
+
+def _known(concepts: Mapping[str, Any]) -> str:
+    names = sorted(concepts)
+    return ", ".join(f"<{name}>" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
