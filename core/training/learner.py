@@ -64,19 +64,13 @@ class Learner:
         if norm is not None:
             self.norms[name] = norm
         if self.walks:
-            classes = starting_vectors(encoder, self._class_word(), rows.shape[-2]).to(self.device)
+            classes = starting_vectors(encoder, self.settings.class_word, rows.shape[-2]).to(self.device)
             self.toward[name] = classes.expand_as(rows)
 
     @property
     def walks(self) -> bool:
         """Whether vectors go a step of their own (METHODS.md 5.1) and not the optimizer's."""
         return self.settings.norm_mode == "dti"
-
-    def _class_word(self) -> str:
-        word = self.settings.class_word
-        if not isinstance(word, str):
-            raise ValueError("norm mode 'dti' pulls to one class word, and several concepts are trained together")
-        return word
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         kind = optimizer_class(self.settings.optimizer)

@@ -151,6 +151,8 @@ class TrainSettings:
         for caption in chain(*self.captions):
             if PLACEHOLDER not in caption:
                 raise ValueError(f"a caption to train on needs a {PLACEHOLDER}: {caption[:80]!r}")
+        if self.norm_mode == "dti" and not isinstance(self.class_word, str):
+            raise ValueError("norm mode 'dti' pulls to one class word, and several concepts are trained together")
         if not 0 <= self.kappa < float("inf"):
             raise ValueError(f"kappa, the pull to the class word, is 0 or more, not {self.kappa}")
         optimizer_class(self.optimizer)

@@ -261,7 +261,7 @@ def test_an_overflow_lowers_the_loss_scale_and_moves_nothing():
         torch.testing.assert_close(before - run.concept.vectors["clip_l"], 5e-3 + 5e-5 * before, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("mode", ["core_window", "fixed_mean", "spherical"])
+@pytest.mark.parametrize("mode", ["core_window", "fixed_mean", "spherical", "dti"])
 def test_norm_modes_hold_the_norm(mode):
     settings = TrainSettings(class_word="dog and cat", vectors=2, steps=20, batch=2, learning_rate=0.05, norm_mode=mode)
     norms = {}
