@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +12,7 @@ from ..core.concept import Concept
 from ..core.files import load_concept, nameable, safe_name
 from ..core.maths.mlm import RHO
 from ..core.models.protocol import TextToImageModel
-from ..core.training.captions import fitting_captions
+from ..core.training.captions import with_captions
 from ..core.training.methods import method_called
 from ..core.training.plan import CLASS_PICTURES, Choices, Plan, Prior, plan
 from ..core.training.preparation import resolution_for
@@ -26,7 +25,7 @@ from ..core.training.trainer import TrainingRun
 from .loading import load_contextualizers, load_model, prompt_set
 from .places import require_folder, require_none_waiting, write_concept
 from .training_bar import class_picture_lines, follow
-from .training_pictures import Usable, captions_beside, listed, training_files, usable_pictures
+from .training_pictures import captions_beside, listed, training_files, usable_pictures
 
 DEFAULT = next(iter(PRESETS))
 TOY = (
@@ -176,7 +175,7 @@ def main(
     }
     prior = Prior(prior_weight, prior_pictures, folder=out / "class_pictures", progress=class_picture_lines())
     choices = Choices(recipe, class_word, settings, [*added, *further], prior=prior, start=start)
-    planned = with_captions(plan(subject, choices), subject, usable, own)
+    planned = captioned(plan(subject, choices), subject, [own.get(file, ()) for file in usable.files])
     images, shown = usable.read(resolution_for(subject, planned.settings))
     goes_on = planned.settings.checkpoint_dir if resume else None
     finished = finished_or_kept(planned.begin(subject, images, masks=shown, resume=goes_on), out, events)
@@ -185,18 +184,15 @@ def main(
     return {**figures(finished), **told, **write_concept(finished.concept, out)}
 
 
-def with_captions(planned: Plan, model: TextToImageModel, usable: Usable, own: Mapping[Path, Sequence[str]]) -> Plan:
-    """The plan with each picture's own prompts, as far as they have room; the others are named."""
-    if not own:
-        return planned
-    kept, others = fitting_captions(model, planned.settings, planned.start, own)
+def captioned(planned: Plan, model: TextToImageModel, captions: Sequence[Sequence[str]]) -> Plan:
+    """The plan with each picture's own prompts; those that have no room are named."""
+    own, others = with_captions(model, planned, captions)
     if others:
         print(f"left out: captions that do not fit into the text encoder: {listed(repr(one[:60]) for one in others)}")
-    captions = tuple(kept.get(file, ()) for file in usable.files)
-    if not any(captions):
-        return planned
-    print(f"captions: {sum(map(bool, captions))} of {len(captions)} pictures are trained on their own")
-    return replace(planned, settings=replace(planned.settings, captions=captions))
+    used = sum(map(bool, own.settings.captions))
+    if used:
+        print(f"captions: {used} of {len(captions)} pictures are trained on their own")
+    return own
 
 
 def recipe_for(preset: str | None, method: str | None, model: str | Path) -> Preset:

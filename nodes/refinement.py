@@ -11,7 +11,7 @@ from ..core.concept import Concept
 from ..core.training.methods import METHODS, second_stages
 from ..core.training.plan import Choices, Prior, plan
 from .comfy.model import ComfyModel
-from .page.concept_training import require_place, train_concept
+from .page.concept_training import captioned, require_place, train_concept
 from .schema import inputs
 from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
 
@@ -72,6 +72,8 @@ class RefineConcept(io.ComfyNode):
                     "where there is none, so that layout and background are learned less. The result is an ordinary "
                     "LoRA. 0: the whole rank learns everywhere.",
                 ),
+                inputs.masks_mean(),
+                inputs.captions(),
             ],
             outputs=[
                 ConceptSocket.Output(
@@ -103,6 +105,8 @@ class RefineConcept(io.ComfyNode):
         masks: torch.Tensor | None = None,
         regularizer: Regularization | None = None,
         least_rank: int = 0,
+        masks_mean: str = inputs.WHERE_IT_COUNTS,
+        captions: str = "",
     ) -> io.NodeOutput:
         require_place(preview_every, preview_prompt, "the word")
         adapted, method = ComfyModel(model, clip, vae), second_stages()[train]
@@ -121,6 +125,7 @@ class RefineConcept(io.ComfyNode):
                 "seed": seed,
                 "preview_every": preview_every,
                 "preview_prompt": preview_prompt,
+                "transparent_masks": masks_mean == inputs.TRANSPARENCY,
             },
             regularization.added,
             regularization.chosen_norm_mode,
@@ -130,7 +135,7 @@ class RefineConcept(io.ComfyNode):
         return train_concept(
             cls.hidden.unique_id,
             adapted,
-            plan(adapted, choices),
+            captioned(adapted, plan(adapted, choices), captions),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

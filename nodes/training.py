@@ -16,7 +16,7 @@ from ..core.training.plan import CLASS_PICTURES, Choices, Prior, plan
 from ..core.training.regularizers.prior import Progress
 from .comfy.folders import checkpoints_root
 from .comfy.model import ComfyModel
-from .page.concept_training import require_place, train_concept
+from .page.concept_training import captioned, require_place, train_concept
 from .schema import inputs
 from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
 
@@ -166,6 +166,8 @@ class TrainConcept(io.ComfyNode):
                     advanced=True,
                     tooltip="Save memory, take longer. The word is the same.",
                 ),
+                inputs.masks_mean(),
+                inputs.captions(),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept and SaveConcept."),
@@ -203,6 +205,8 @@ class TrainConcept(io.ComfyNode):
         keep_latents: bool = False,
         resolution: int = 0,
         gradient_checkpointing: bool = False,
+        masks_mean: str = inputs.WHERE_IT_COUNTS,
+        captions: str = "",
     ) -> io.NodeOutput:
         if not class_word.strip():
             raise ValueError(
@@ -224,6 +228,7 @@ class TrainConcept(io.ComfyNode):
                 "seed": seed,
                 "preview_every": preview_every,
                 "preview_prompt": preview_prompt,
+                "transparent_masks": masks_mean == inputs.TRANSPARENCY,
                 "keep_latents": keep_latents,
                 "gradient_checkpointing": gradient_checkpointing,
             },
@@ -241,7 +246,7 @@ class TrainConcept(io.ComfyNode):
         return train_concept(
             cls.hidden.unique_id,
             adapted,
-            plan(adapted, choices),
+            captioned(adapted, plan(adapted, choices), captions),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..concept import PLACEHOLDER
@@ -26,6 +27,13 @@ def templates_in(text: str, class_word: str) -> tuple[str, ...]:
     """The prompts in a caption file, one a line; lines with neither placeholder nor class word are none."""
     found = (template_of(line, class_word) for line in text.splitlines() if line.strip())
     return tuple(dict.fromkeys(one for one in found if one is not None))
+
+
+def captions_of_pictures(captions: str | Sequence[str], class_word: str) -> tuple[tuple[str, ...], ...]:
+    """The prompts of each picture: one line a picture, or one text a picture, of which every line may be one. () for a
+    picture whose text has none."""
+    texts = captions.strip("\n").split("\n") if isinstance(captions, str) else captions
+    return tuple(templates_in(text, class_word) for text in texts)
 
 
 def read_captions(file: Path, class_word: str) -> tuple[str, ...]:
