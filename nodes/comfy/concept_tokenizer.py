@@ -19,8 +19,8 @@ from .text import text_encoders
 
 log = logging.getLogger(__name__)
 IN_BRACKETS = re.compile(r"<([^<>\s]+)>")
-BEHIND_A_SIGN = re.compile(r"(?:(?<=[^\w\s()])|(?<=\\[()]))embedding:")
-"""Brackets that weigh begin a piece of the prompt for ComfyUI, and a word there is found; other signs hide it."""
+UNSPACED = re.compile(r"(?:(?<=[^\s()])|(?<=\\[()]))embedding:")
+"""ComfyUI finds a word at the beginning of a prompt, of a bracket that weighs, and behind a space; nowhere else."""
 INSIDE_NAMES = ALLOWED_PUNCTUATION + "/\\"
 """Signs that belong to the name of a word or of an embedding file in a folder, and do not end it."""
 
@@ -61,10 +61,10 @@ class _KnowsConcepts:
     concepts: Mapping[str, torch.Tensor]
 
     def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> Any:
-        for name in unknown_in_brackets(text, self.concepts):
+        for lost in lost_words(text, self.concepts):
             log.warning(
-                "Contextual Inversion: the prompt has <%s>, which %s does not know and reads by letters; it knows %s",
-                name,
+                "Contextual Inversion: %s is read by letters, not as a word of %s, which knows %s",
+                lost,
                 self.embedding_key,
                 _known(self.concepts),
             )
@@ -87,17 +87,18 @@ class _KnowsConcepts:
 
 
 def bare_words(text: str, known: Mapping[str, Any]) -> str:
-    """`<name>` of every known name as `embedding:name`, between the spaces that ComfyUI wants around it, and such a
-    space before an `embedding:name` that stands behind a punctuation mark."""
-    text = BEHIND_A_SIGN.sub(
-        lambda match: match[0] if leading_name(text[match.end() :], known) is None else f" {match[0]}", text
-    )
+    """`<name>` of every known name as `embedding:name`, between the spaces that ComfyUI wants around it."""
     return IN_BRACKETS.sub(lambda match: f" embedding:{match[1]} " if match[1] in known else match[0], text)
 
 
-def unknown_in_brackets(text: str, known: Mapping[str, Any]) -> list[str]:
-    """What stands in the prompt as `<name>`, could be a name and is none. `<lora:file:1>` of other programs is not."""
-    return [name for name in IN_BRACKETS.findall(text) if name not in known and not any(map(ends_name, name))]
+def lost_words(text: str, known: Mapping[str, Any]) -> list[str]:
+    """What of a prompt looks like a word of ours and is none: `<name>` that nobody knows (`<lora:file:1>` of other
+    programs is no name), and known ones with no space before `embedding:`."""
+    brackets = [
+        f"<{name}>" for name in IN_BRACKETS.findall(text) if name not in known and not any(map(ends_name, name))
+    ]
+    found = (leading_name(text[match.end() :], known) for match in UNSPACED.finditer(text))
+    return brackets + [f"embedding:{name} without a space before it" for name in found if name is not None]
 
 
 def leading_name(text: str, known: Mapping[str, Any]) -> str | None:

@@ -77,9 +77,9 @@ def masks_mean() -> Any:
         default=WHERE_IT_COUNTS,
         optional=True,
         advanced=True,
-        tooltip="What the masks say. where it counts: only there the picture teaches. transparency, on white: what "
-        "Load Image gives of a cut-out, as it comes; the picture is put on white there, as the command line does, and all "
-        "of it counts.",
+        tooltip="What masks say. where it counts: only there the picture teaches. transparency, on white: what "
+        "Load Image gives of a cut-out, as it comes; the picture is put on white there, as the command line does, and "
+        "all of it counts.",
     )
 
 
