@@ -11,9 +11,9 @@ import torch
 
 from ..core.files import pictures
 from ..core.files.picture_folder import PictureFolder, read_folder
+from ..core.files.shrinking import require_enough, resized
 from ..core.files.side_files import ENDINGS
 from ..core.prompts.picture_captions import read_captions
-from ..core.training.shrinking import require_enough, resized
 
 NAMED = 8
 """Files that are named in a line; of the others their number is said."""

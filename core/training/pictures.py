@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from ..files.shrinking import require_enough, resized, unit_range
 from ..models.protocol import TextToImageModel
 from .run.draws import generator_for
 from .settings import Augmentation
-from .shrinking import require_enough, resized, unit_range
 
 ENCODE_BATCH = 4
 """Pictures the autoencoder takes at once: a bank is encoded in pieces so that it never sets the peak of memory."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from ..shrinking import require_enough
+from ...files.shrinking import require_enough
 
 
 def square_picture(picture: torch.Tensor, side: int) -> torch.Tensor:

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from PIL import Image
 from stub_model import StubModel
 
+from contextual_inversion.core.files import shrinking
 from contextual_inversion.core.files.pictures import read_as_tensor, read_picture
-from contextual_inversion.core.training import shrinking
+from contextual_inversion.core.files.shrinking import LONGEST, SMALLEST, require_enough, resized
 from contextual_inversion.core.training.pictures import encode_pictures
-from contextual_inversion.core.training.shrinking import LONGEST, SMALLEST, require_enough, resized
 
 
 def whole(picture, side):
