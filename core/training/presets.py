@@ -111,8 +111,6 @@ PRESETS = {
                 "steps": 400,
                 "batch": 4,
                 "learning_rate": 4e-2,
-                "optimizer": "SGD",  # of weights, where somebody trains any; the word has a step of its own
-                "optimizer_options": {},
                 "norm_mode": "dti",
                 "templates": CORE_TEMPLATES,
             },
