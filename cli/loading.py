@@ -1,4 +1,4 @@
-"""What commands share: the device, models, networks, prompts and pictures that their options name."""
+"""What commands share: the device, models, networks and prompts that their options name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..core.files import pictures
-
 if TYPE_CHECKING:
     from ..core.models.diffusers_adapter import DiffusersModel
     from ..core.models.diffusers_text import DiffusersTextEncoder
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
     from ..core.prompts.sets import PromptSet
     from ..core.training.run.processes import Processes
 
-UNREAD = (".heic", ".heif", ".avif", ".jxl", ".gif", ".tif", ".tiff")
-"""Pictures to people, who would miss them."""
 BUNDLED = "tuning_encoder"
 
 
@@ -141,46 +137,3 @@ def prompt_set(name: str) -> PromptSet:
     if name.startswith("rich ") and name.removeprefix("rich ") in rich_sets():
         return rich_set(name.removeprefix("rich "))
     return built_in_set(name) if name in built_in_sets() else prompt_set_from_file(Path(name))
-
-
-def training_files(folder: Path) -> list[Path]:
-    """Pictures of a folder in the order of their names; those of kinds that are not read are named.
-
-    Raises NotADirectoryError where there is no such folder, FileNotFoundError where no picture is in it.
-    """
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder: name the one that holds the training pictures")
-    files = pictures.picture_files(folder)
-    unread = [file.name for file in sorted(folder.iterdir()) if file.suffix.lower() in UNREAD]
-    if unread and files:
-        print(f"left out: {', '.join(unread)}; only {', '.join(pictures.ENDINGS)} are read, so convert them first")
-    if not files:
-        raise FileNotFoundError(f"no pictures ({', '.join(pictures.ENDINGS)}) in {folder}")
-    return files
-
-
-def usable_pictures(
-    files: Sequence[Path], masks: Path | None = None, skip_broken: bool = False
-) -> tuple[list[Path], list[torch.Tensor], list[torch.Tensor] | None, list[str]]:
-    """The files that can be used, their pictures and, with a folder of `masks`, their masks; and what was left out.
-
-    Raises BrokenPictureError that names the first file which is broken, or whose mask is missing, broken or empty;
-    with `skip_broken` only where nothing is left.
-    """
-    used, images, shown, skipped = [], [], [], []
-    for file in files:
-        try:
-            image = pictures.read_as_tensor(file)
-            mask = None if masks is None else pictures.read_mask_as_tensor(pictures.mask_of(file, masks))
-        except pictures.BrokenPictureError as error:
-            if not skip_broken:
-                raise pictures.BrokenPictureError(f"{error}; --skip-broken trains without it") from error
-            print(f"left out: {error}")
-            skipped.append(str(error))
-            continue
-        used.append(file)
-        images.append(image)
-        shown.append(mask)
-    if not used:
-        raise pictures.BrokenPictureError(f"no picture can be used: {'; '.join(skipped)}")
-    return used, images, None if masks is None else shown, skipped

@@ -11,20 +11,28 @@ import tyro
 from ..core.concept import Concept
 from ..core.files import load_concept, nameable, safe_name
 from ..core.maths.mlm import RHO
+from ..core.models.protocol import TextToImageModel
+from ..core.training.captions import with_captions
 from ..core.training.methods import method_called
-from ..core.training.plan import CLASS_PICTURES, Choices, Prior, plan
+from ..core.training.plan import CLASS_PICTURES, Choices, Plan, Prior, plan
+from ..core.training.preparation import resolution_for
 from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset, first_preset
 from ..core.training.regularizers.registry import Added
 from ..core.training.run.checkpoint import checkpoints_in
 from ..core.training.run.events import Finished
 from ..core.training.settings import Precision
 from ..core.training.trainer import TrainingRun
-from .loading import load_contextualizers, load_model, prompt_set, training_files, usable_pictures
+from .loading import load_contextualizers, load_model, prompt_set
 from .places import require_folder, write_concept
 from .training_bar import class_picture_lines, follow
+from .training_pictures import captions_beside, listed, training_files, usable_pictures
 from .words import IfTaken, kept_in, place_for
 
 DEFAULT = next(iter(PRESETS))
+TOY = (
+    "the bundled model is a toy of 128 x 128 pixels that knows a drawn world: photographs become something like a "
+    "word, and no good one. For photographs name a Stable Diffusion pipeline's folder with --model"
+)
 
 
 def main(
@@ -71,6 +79,7 @@ def main(
     skip_broken: bool = False,
     also: tuple[str, ...] = (),
     if_taken: IfTaken = "number",
+    captions: bool = True,
 ) -> dict[str, Any]:
     """Train a word on your own pictures: an embedding file, a bundle, previews and checkpoints.
 
@@ -87,13 +96,14 @@ def main(
         prompts: CoRe's prompts: a built-in set or a text file with one prompt a line.
         core_embedding: lambda of the context-embedding loss; chosen by the model's text encoder if not given.
         core_attention: lambda of the context-attention loss; chosen by the model's text encoder if not given.
-        masks: Folder of masks, named like their pictures; white counts.
+        masks: Folder of masks, named like their pictures; white counts. If not given, masks that lie beside their
+            pictures (NAME-masklabel.png, NAME-mask.png, NAME_mask.png).
         initial: A concept file to start from instead of the class word.
         steps: Training steps.
         batch: Samples in the UNet at once.
         learning_rate: Of the vectors.
         vectors: Token positions that the word takes; as the recipe says, or as --initial has them, if not given.
-        resolution: Side of the square training pictures; the model's own if not given.
+        resolution: Side of the square training pictures; the model's own if not given (tiny: 128).
         seed: Seed of everything random.
         precision: What the UNet computes in.
         method: What is trained: ti, xti, xti-blocks, custom-diffusion, dreambooth-lora, dreambooth (all weights but
@@ -124,6 +134,7 @@ def main(
             is answered with a list.
         if_taken: Where the output folder has a word of this name: train name_2 beside it, with checkpoints of its own,
             replace both, or refuse before the training.
+        captions: Train each picture on the lines of the text file beside it that hold {} or the class word.
     """
     recipe, start = recipe_for(preset, method, model), begun_from(initial)
     if method_called(recipe.method).refines and start is None:
@@ -131,11 +142,15 @@ def main(
     if mlm == ():
         raise ValueError("--mlm needs contextualizer files, one for each text encoder, or bundled for the tiny model's")
     further = [parsed(said) for said in also]
-    files, images, shown, skipped = usable_pictures(training_files(pictures), masks, skip_broken)
+    folder = training_files(pictures)
+    usable = usable_pictures(folder, masks, skip_broken)
+    own = captions_beside(folder, usable.files, class_word) if captions else {}
     require_folder(out)
     named = safe_name(name) if name else nameable(pictures.resolve().name)
     name, checkpoints = place_for(out, named, if_taken, resume)  # before hours of training
     subject = load_model(model, device)
+    if model == "tiny":
+        print(TOY)
     added: list[Added] = []
     if recipe.core if core is None else core:
         added.append(core_added(prompts, core_embedding, core_attention))
@@ -164,12 +179,25 @@ def main(
     }
     prior = Prior(prior_weight, prior_pictures, folder=out / "class_pictures", progress=class_picture_lines())
     choices = Choices(recipe, class_word, settings, [*added, *further], prior=prior, start=start)
-    planned = plan(subject, images, choices)
+    planned = captioned(plan(subject, choices), subject, [own.get(file, ()) for file in usable.files])
+    images, shown = usable.read(resolution_for(subject, planned.settings))
     goes_on = planned.settings.checkpoint_dir if resume else None
     finished = finished_or_kept(planned.begin(subject, images, masks=shown, resume=goes_on), out, events)
-    told = {"pictures": [file.name for file in files], "skipped": skipped}
+    told = {"pictures": [file.name for file in usable.files], "skipped": list(usable.skipped)}
+    told["left_out"] = dict(folder.left_out)
     with kept_in(checkpoints):
         return {**figures(finished), **told, **write_concept(finished.concept, out)}
+
+
+def captioned(planned: Plan, model: TextToImageModel, captions: Sequence[Sequence[str]]) -> Plan:
+    """The plan with each picture's own prompts; those that have no room are named."""
+    own, others = with_captions(model, planned, captions)
+    if others:
+        print(f"left out: captions that do not fit into the text encoder: {listed(repr(one[:60]) for one in others)}")
+    used = sum(map(bool, own.settings.captions))
+    if used:
+        print(f"captions: {used} of {len(captions)} pictures are trained on their own")
+    return own
 
 
 def recipe_for(preset: str | None, method: str | None, model: str | Path) -> Preset:

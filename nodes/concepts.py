@@ -15,6 +15,7 @@ from ..core.concept import Concept
 from ..core.files import all_or_none, check_widths, layout_of, load_concept, save_bundle, save_embedding
 from ..core.files.embedding import LEFT_OUT
 from ..core.files.typed_names import advice
+from ..core.models.blending import blended
 from .comfy.concept_lora import with_weights
 from .comfy.concept_tokenizer import with_concept
 from .comfy.folders import BUNDLES, EMBEDDINGS, ENDING, LORAS, files_of, first_folder, not_there, told, version
@@ -65,6 +66,22 @@ class ApplyConcept(io.ComfyNode):
                     default="",
                     tooltip="Another name to type, for example to compare two trainings of one thing.",
                 ),
+                ConceptSocket.Input(
+                    "blend_with",
+                    optional=True,
+                    tooltip="Another word of the same length for the same model: what is typed then means something "
+                    "between the two.",
+                ),
+                io.Float.Input(
+                    "blend",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="How far the word is on its way to the other one, along the great circle (DTI). Only where "
+                    "blend_with is connected.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, with the concept's LoRA where it has one."),
@@ -78,8 +95,18 @@ class ApplyConcept(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, concept: Concept, strength_model: float, strength_clip: float, name: str
+        cls,
+        model: Any,
+        clip: Any,
+        concept: Concept,
+        strength_model: float,
+        strength_clip: float,
+        name: str,
+        blend_with: Concept | None = None,
+        blend: float = 0.5,
     ) -> io.NodeOutput:
+        if blend_with is not None:
+            concept = blended(concept, blend_with, blend)
         concept = concept.renamed(checked_word(name.strip() or concept.name))
         check_widths(concept, text_widths(clip))
         if concept.lora:

@@ -11,7 +11,7 @@ from ..core.concept import Concept
 from ..core.training.methods import METHODS, second_stages
 from ..core.training.plan import Choices, Prior, plan
 from .comfy.model import ComfyModel
-from .page.concept_training import require_place, rgb, train_concept
+from .page.concept_training import captioned, require_place, train_concept
 from .schema import inputs
 from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
 
@@ -73,6 +73,8 @@ class RefineConcept(io.ComfyNode):
                     "LoRA. 0: the whole rank learns everywhere.",
                 ),
                 *inputs.memory_savers(),
+                inputs.masks_mean(),
+                inputs.captions(),
             ],
             outputs=[
                 ConceptSocket.Output(
@@ -107,6 +109,8 @@ class RefineConcept(io.ComfyNode):
         least_rank: int = 0,
         resolution: int = 0,
         gradient_checkpointing: bool = False,
+        masks_mean: str = inputs.WHERE_IT_COUNTS,
+        captions: str = "",
     ) -> io.NodeOutput:
         require_place(preview_every, preview_prompt, "the word")
         adapted, method = ComfyModel(model, clip, vae), second_stages()[train]
@@ -126,6 +130,7 @@ class RefineConcept(io.ComfyNode):
                 "preview_every": preview_every,
                 "preview_prompt": preview_prompt,
                 "gradient_checkpointing": gradient_checkpointing,
+                "transparent_masks": masks_mean == inputs.TRANSPARENCY,
             },
             regularization.added,
             regularization.chosen_norm_mode,
@@ -135,7 +140,7 @@ class RefineConcept(io.ComfyNode):
         return train_concept(
             cls.hidden.unique_id,
             adapted,
-            plan(adapted, rgb(images), choices),
+            captioned(adapted, plan(adapted, choices), captions),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

@@ -84,11 +84,12 @@ class CoReRegularizerNode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "rescale_mode",
-                    options=[AS_RECIPE, "core_window", "fixed_mean", "spherical", "none"],
+                    options=[AS_RECIPE, "core_window", "fixed_mean", "spherical", "none", "dti"],
                     default=AS_RECIPE,
                     tooltip="The length of the learned vector. as the recipe: TrainConcept decides. core_window: held "
                     "during the middle fifth of the training, as in the paper. fixed_mean: always that of an average "
-                    "word. spherical: as fixed_mean, and only the direction is learned. none: free.",
+                    "word. spherical: as fixed_mean, and only the direction is learned. none: free. dti: as spherical, "
+                    "by steps of one angle, the learning rate in radians, and a slight pull to the class word (DTI).",
                 ),
                 io.Combo.Input(
                     "embedding_axis",

@@ -11,7 +11,7 @@ from ..core.inspection.attention.heat_pictures import mask_of, word_pictures
 from ..core.inspection.attention.maps import AttentionMaps, normalised, stretched, word_maps
 from ..core.prompts.words import PromptWord, chosen
 from .attention import AttentionSocket, RecordedAttention
-from .comfy.prompt_words import words_in
+from .comfy.prompt_words import words_of
 from .page.attention_view import UI_KEY, lost_results, viewer_data
 from .schema.sockets import CATEGORY, PREFIX
 
@@ -33,7 +33,11 @@ class ShowAttention(io.ComfyNode):
             inputs=[
                 AttentionSocket.Input("attention", tooltip="From Record Attention or Attend Image."),
                 io.String.Input(
-                    "prompt", multiline=True, default="", tooltip="The positive prompt, exactly as it was encoded."
+                    "prompt",
+                    multiline=True,
+                    default="",
+                    tooltip="The positive prompt, exactly as it was encoded. Prompts that ConditioningConcat put one "
+                    "behind another: all of them, with the word BREAK between.",
                 ),
                 io.Image.Input(
                     "image",
@@ -158,8 +162,9 @@ class ShowAttention(io.ComfyNode):
         clip: Any = None,
     ) -> io.NodeOutput:
         require_sampled(attention, image if latent is None else latent["samples"])
-        found, tokens = words_in(prompt, clip)
-        maps = attention.recorder.maps(conditioning - 1).for_prompt(tokens)
+        recorded = attention.recorder.maps(conditioning - 1)
+        found, tokens = words_of(prompt, clip, recorded.tokens)
+        maps = recorded.for_prompt(tokens)
         pictures = fitting(image, maps.images)
         kinds = {"word", *(["special"] if special_tokens else []), *(["padding"] if padding else [])}
         drawn = chosen(found, words) or [word for word in found if word.kind in kinds]

@@ -17,7 +17,7 @@ from ..core.training.regularizers.prior import Progress
 from .comfy.folders import checkpoints_root
 from .comfy.model import ComfyModel
 from .comfy.saving import why_no_word
-from .page.concept_training import require_place, rgb, train_concept
+from .page.concept_training import captioned, require_place, train_concept
 from .schema import inputs
 from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
 
@@ -150,6 +150,8 @@ class TrainConcept(io.ComfyNode):
                     "Optimize for Prompt.",
                 ),
                 *inputs.memory_savers(),
+                inputs.masks_mean(),
+                inputs.captions(),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept and SaveConcept."),
@@ -192,6 +194,8 @@ class TrainConcept(io.ComfyNode):
         keep_latents: bool = False,
         resolution: int = 0,
         gradient_checkpointing: bool = False,
+        masks_mean: str = inputs.WHERE_IT_COUNTS,
+        captions: str = "",
     ) -> io.NodeOutput:
         if not class_word.strip():
             raise ValueError(
@@ -213,6 +217,7 @@ class TrainConcept(io.ComfyNode):
                 "seed": seed,
                 "preview_every": preview_every,
                 "preview_prompt": preview_prompt,
+                "transparent_masks": masks_mean == inputs.TRANSPARENCY,
                 "keep_latents": keep_latents,
                 "gradient_checkpointing": gradient_checkpointing,
             },
@@ -230,7 +235,7 @@ class TrainConcept(io.ComfyNode):
         return train_concept(
             cls.hidden.unique_id,
             adapted,
-            plan(adapted, rgb(images), choices),
+            captioned(adapted, plan(adapted, choices), captions),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

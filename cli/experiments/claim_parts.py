@@ -45,7 +45,8 @@ FAST = (
     ),
 )
 """Quick recipes for a word alone: name, label, and what differs from `DEMO`."""
-NORM_MODES = get_args(NormMode)
+NORM_MODES = tuple(mode for mode in get_args(NormMode) if mode != "dti")
+"""Rules for the length at one and the same optimizer; "dti" replaces that too, and its rate is an angle."""
 
 
 def regime_part(model: DiffusersModel) -> Comparison:

@@ -215,7 +215,7 @@ def training(
 ) -> TrainingRun:
     """The training of a trial, not begun."""
     images = list(as_training_images(pictures))
-    return plan(model, images, choices(arm, name, class_word, seed, prompts)).begin(model, images)
+    return plan(model, choices(arm, name, class_word, seed, prompts)).begin(model, images)
 
 
 def choices(arm: Arm, name: str, class_word: str, seed: int, prompts: Sequence[str] | None = None) -> Choices:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageOps
 
 from ..maths.masks import shows_something
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from .depths import in_bytes, written_as
+from .side_files import MASKS, is_picture, without_side_pictures
 
 
 class BrokenPictureError(ValueError):
@@ -19,21 +19,28 @@ class BrokenPictureError(ValueError):
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """The pictures directly in `folder`, in the order of their names; none where there is no such folder."""
-    return sorted(file for file in folder.glob("*") if file.suffix.lower() in ENDINGS and not file.name.startswith("."))
+    """The pictures directly in `folder`, in the order of their names, without masks that lie beside them; none where
+    there is no such folder."""
+    return sorted(without_side_pictures(file for file in folder.glob("*") if is_picture(file)))
 
 
 def read_picture(file: Path | BinaryIO, name: str | None = None) -> np.ndarray:
     """uint8 (H, W, 3), turned as the camera says; transparency on white. Raises BrokenPictureError that calls the file
     `name`, as has to be said of one that is open."""
-    return np.asarray(_opaque(_opened(file, name), "white").convert("RGB"))
+    picture = _opaque(_opened(file, name), "white")
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def read_mask(file: Path) -> np.ndarray:
     """float32 (H, W) in [0, 1], white is the subject and transparency is not. Raises BrokenPictureError, also where no
     pixel is."""
-    mask = np.asarray(_opaque(_opened(file), "black").convert("L"), dtype=np.float32) / 255
-    if not shows_something(mask):
+    return read_mask_levels(file).astype(np.float32) / 255
+
+
+def read_mask_levels(file: Path) -> np.ndarray:
+    """`read_mask` as uint8 (H, W), 255 where that is 1."""
+    mask = np.array(_opaque(_opened(file), "black").convert("L"))
+    if not shows_something(mask / 255):
         raise BrokenPictureError(f"the mask {_place(file)} is empty: it says that the subject is nowhere")
     return mask
 
@@ -43,14 +50,13 @@ def read_as_tensor(file: Path | BinaryIO, name: str | None = None) -> torch.Tens
     return torch.from_numpy(read_picture(file, name).astype(np.float32) / 255)
 
 
-def read_mask_as_tensor(file: Path) -> torch.Tensor:
-    """`read_mask` as float32 (H, W), as training takes it."""
-    return torch.from_numpy(read_mask(file))
-
-
 def mask_of(picture: Path, folder: Path) -> Path:
-    """The mask in `folder` that is named like `picture`, whatever its ending. Raises BrokenPictureError."""
-    found = [file for file in picture_files(folder) if file.stem == picture.stem]
+    """The mask in `folder` that is named like `picture`, or like a mask beside it, whatever its ending. Raises
+    BrokenPictureError."""
+    names = {picture.stem, *(picture.stem + ending for ending in MASKS)}
+    found = [file for file in sorted(folder.glob("*")) if is_picture(file) and file.stem in names]
+    # Where masks lie beside their pictures, the picture of this name is no mask.
+    found = [file for file in found if not (file.exists() and picture.exists() and file.samefile(picture))]
     if not found:
         raise BrokenPictureError(f"no mask {picture.stem}.png in {'/'.join(folder.parts[-2:])}")
     return found[0]
@@ -59,17 +65,13 @@ def mask_of(picture: Path, folder: Path) -> Path:
 def _opened(file: Path | BinaryIO, name: str | None = None) -> Image.Image:
     try:
         with Image.open(file) as picture:
-            return _in_bytes(ImageOps.exif_transpose(picture))
+            written = written_as(picture)
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)  # a copy of a photograph is forty megabytes
+            return in_bytes(picture, written)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = "no picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise BrokenPictureError(f"{name or _place(file)} cannot be read: {what}") from error
-
-
-def _in_bytes(picture: Image.Image) -> Image.Image:
-    """16 bits a pixel as 8; Pillow's own conversion would cut everything above 255 off."""
-    if not picture.mode.startswith("I"):
-        return picture
-    return Image.fromarray((np.asarray(picture).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
 
 
 def _opaque(picture: Image.Image, background: str) -> Image.Image:

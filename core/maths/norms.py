@@ -9,6 +9,7 @@ what these are made of. All are pure: they return new rows in the dtype of `v`, 
 - "fixed_mean": the norm is the mean norm of the vocabulary from the first step on.
 - "spherical": the same, and the gradient is projected to the tangent space, so that the optimiser's state knows only
   directions in which the vector can move.
+- "dti": the same length, and in place of the optimizer's step the one of `sphere.dti_step` (METHODS.md 5.1).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from array_api_compat import array_namespace
 from .arrays import Array, mean, require_same_shape, take, widen
 from .similarity import unit
 
-NormMode = Literal["none", "core_window", "fixed_mean", "spherical"]
+NormMode = Literal["none", "core_window", "fixed_mean", "spherical", "dti"]
+HELD: tuple[NormMode, ...] = ("fixed_mean", "spherical", "dti")
+"""The modes in which rows are as long as the vocabulary's mean from the first step on."""
 
 
 def row_norms(v: Array) -> Array:
@@ -81,7 +84,8 @@ def enter(mode: NormMode, v: Array, vocabulary_norm: Array | float | None = None
 
 
 def direct(mode: NormMode, gradient: Array, v: Array) -> Array:
-    """The gradient the optimiser is to see: its tangent part in mode "spherical", else as it is."""
+    """The gradient the optimiser is to see: its tangent part in mode "spherical", else as it is. In mode "dti" no
+    optimiser moves the rows."""
     _require_mode(mode)
     return tangent(gradient, v) if mode == "spherical" else gradient
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property, lru_cache, partial
@@ -18,6 +17,7 @@ from .diffusers_observing import watched
 from .diffusers_text import DiffusersTextEncoder
 from .frozen import autograd, frozen, on_device
 from .gaussian import draw
+from .pipeline_folder import pipeline_options
 from .protocol import AttentionWatcher, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
 from .requirements import (
     PREDICTIONS,
@@ -74,8 +74,8 @@ class DiffusersModel:
 
         Raises:
             ModuleNotFoundError: diffusers is not installed.
-            FileNotFoundError: the folder does not exist, or its UNet has no safetensors file (pickles are not opened).
-            ValueError: the pipeline lacks a part that these models have.
+            FileNotFoundError: the folder does not exist.
+            ValueError: the pipeline lacks a part that these models have, or has it as a pickle alone.
         """
         diffusers = _diffusers()
         if isinstance(pipeline, str | Path):
@@ -85,8 +85,7 @@ class DiffusersModel:
                 str(pipeline),
                 torch_dtype=dtype or torch.float32,
                 local_files_only=True,
-                use_safetensors=True,
-                variant=_variant(Path(pipeline)),
+                **pipeline_options(Path(pipeline)),
             )
         if getattr(pipeline, "text_encoder_2", None) is not None and getattr(pipeline, "text_encoder", None) is None:
             refuse_refiner(type(pipeline).__name__)
@@ -250,10 +249,6 @@ class DiffusersModel:
         return getattr(self.unet.config, "addition_embed_type", None) == "text_time"
 
 
-VARIANT = re.compile(r"\w+\.(\w+)(?:-\d+-of-\d+)?\.safetensors")
-"""A weight file that names its variant, such as fp16, whole or in several parts."""
-
-
 def noise_schedule(config: Mapping[str, Any]) -> NoiseSchedule:
     """The schedule a diffusers scheduler configuration describes, whichever sampler it belongs to.
 
@@ -290,22 +285,6 @@ def _facts(model: DiffusersModel, text_encoders: Sequence[DiffusersTextEncoder])
         vae_channels=model.latent_channels,
         purpose="" if usual else "takes another condition beside text",
     )
-
-
-def _variant(folder: Path) -> str | None:
-    """The "fp16" of `unet/diffusion_pytorch_model.fp16.safetensors`, where a folder holds such files alone.
-
-    Raises FileNotFoundError where the UNet has no safetensors file at all.
-    """
-    unet = folder / "unet"
-    names = sorted(path.name for path in unet.glob("*.safetensors"))
-    if unet.is_dir() and not names:
-        raise FileNotFoundError(
-            f"no safetensors file in {unet}: pickles (.bin) are not opened, convert the model first"
-        )
-    # model.fp16.safetensors, or in parts model.fp16-00001-of-00002.safetensors
-    variants = [found[1] if (found := VARIANT.fullmatch(name)) else None for name in names]
-    return None if None in variants or not variants else variants[0]
 
 
 def _text_encoders(pipeline: Any) -> list[DiffusersTextEncoder]:

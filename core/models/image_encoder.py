@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from .pipeline_folder import part_options
 from .protocol import ImageFeatures, fingerprint
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -66,13 +67,15 @@ class ImageEncoder:
     def from_folder(cls, folder: Path | str, *, device: torch.device | str = "cpu") -> ImageEncoder:
         """A transformers `CLIPVisionModelWithProjection` in a folder, such as a pipeline's `image_encoder`.
 
-        Raises FileNotFoundError where there is no folder.
+        Raises FileNotFoundError where there is no folder, ValueError where it holds only pickles.
         """
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"no folder of a CLIP vision model at {str(folder)!r}")
         from transformers import CLIPVisionModelWithProjection
 
-        module = CLIPVisionModelWithProjection.from_pretrained(str(folder), local_files_only=True)
+        module = CLIPVisionModelWithProjection.from_pretrained(
+            str(folder), local_files_only=True, **part_options(Path(folder))
+        )
         module.requires_grad_(False).eval().to(device)
         return cls(module.vision_model, size=int(module.config.image_size))
 

@@ -17,7 +17,7 @@ from .settings import TrainSettings
 
 @dataclass(frozen=True)
 class InstanceBatch:
-    """B samples: noised latents, the numbers of their `templates`, and what their errors are weighed with.
+    """B samples: noised latents, the numbers of their prompts (`templates`), and what their errors are weighed with.
 
     `pixels` (B, 1, h, w) and `samples` (B,) are None where all count alike.
     """
@@ -43,6 +43,9 @@ class Instances:
         self.noising = Noising(model)
         low, high = (round(share * model.schedule.steps) for share in settings.timestep_range)
         self.timesteps = range(low, max(high, low + 1))
+        self.own = settings.prompts_of_pictures
+        if len(self.own) not in (0, bank.pictures):
+            raise ValueError(f"{bank.pictures} pictures have captions for {len(self.own)}: one entry for each")
 
     def __call__(self, step: int) -> InstanceBatch:
         """The batch of `step`, 0 the first, on the device."""
@@ -65,5 +68,6 @@ class Instances:
             timesteps=self.timesteps.stop - self.timesteps.start,
             first_timestep=self.timesteps.start,
             templates=len(settings.templates),
+            own=self.own,
             device=self.device,
         )

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ..maths import norms
+from ..maths import norms, sphere
 from ..models.protocol import TextEncoder, TextToImageModel
+from ..models.words import starting_vectors
 from .run.checkpoint import restore_optimizer
 from .run.loss_scale import LossScale
 from .run.precision import gradient_dtype
@@ -40,6 +41,7 @@ class Learner:
         self.window = norms.rescale_window(settings.steps, *settings.window)
         self.vectors: TensorTree = {}
         self.norms: TensorTree = {}
+        self.toward: TensorTree = {}
         for name, value in start.learned.items():
             self._enter(name, model.text_encoders[name], value)
         fixed = {name: value.to(self.device) for name, value in start.fixed.items()}
@@ -54,13 +56,21 @@ class Learner:
 
     def _enter(self, name: str, encoder: TextEncoder, start: torch.Tensor) -> None:
         mean_norm = None
-        if self.settings.norm_mode in ("fixed_mean", "spherical"):
+        if self.settings.norm_mode in norms.HELD:
             specials = sorted({encoder.bos, encoder.eos, encoder.pad})
             mean_norm = norms.vocabulary_norm(encoder.table().detach(), specials).to(self.device)
         rows, norm = norms.enter(self.settings.norm_mode, start.to(self.device), mean_norm)
         self.vectors[name] = rows.detach().clone().requires_grad_(True)
         if norm is not None:
             self.norms[name] = norm
+        if self.walks:
+            classes = starting_vectors(encoder, self.settings.class_word, rows.shape[-2]).to(self.device)
+            self.toward[name] = classes.expand_as(rows)
+
+    @property
+    def walks(self) -> bool:
+        """Whether vectors go a step of their own (METHODS.md 5.1) and not the optimizer's."""
+        return self.settings.norm_mode == "dti"
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         kind = optimizer_class(self.settings.optimizer)
@@ -68,10 +78,10 @@ class Learner:
         groups = [
             {"params": list(tree.values()), "lr": rate}
             for tree, rate in (
-                (self.vectors, options["lr"]),
+                ({} if self.walks else self.vectors, options["lr"]),
                 (self.weights, self.settings.weight_rate or options["lr"]),
             )
-            if tree
+            if tree or self.walks
         ]
         self.rates = [float(group["lr"]) for group in groups]
         try:
@@ -88,7 +98,7 @@ class Learner:
         """The word as it is now, by its running average where there is one: float32 on the CPU."""
         now = self.average or self.leaves
         learned = {name: now[name].detach().to("cpu", copy=True) for name in self.vectors}
-        if self.average and self.settings.norm_mode in ("fixed_mean", "spherical"):
+        if self.average and self.settings.norm_mode in norms.HELD:
             # The mean of points on a sphere lies inside it.
             learned = {name: norms.rescale(value, self.norms[name].cpu()) for name, value in learned.items()}
         fixed = {name: value.to("cpu", copy=True) for name, value in self.word.fixed.items()}
@@ -124,12 +134,13 @@ class Learner:
             self._restore(before)
             raise
         finally:
-            self.optimizer.zero_grad(set_to_none=True)
+            self.forget_gradients()
         return failed
 
     def forget_gradients(self) -> None:
         """Drop what a step that was interrupted halfway had gathered."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for value in self.leaves.values():
+            value.grad = None
 
     def _gradients(self) -> list[torch.Tensor]:
         return [
@@ -142,12 +153,15 @@ class Learner:
         for (name, value), gradient in zip(self.leaves.items(), gradients, strict=True):
             gradient = torch.where(good, gradient, torch.zeros_like(gradient))
             value.grad = norms.direct(mode, gradient, value.detach()) if name in self.vectors else gradient
+        factor = learning_rate_factor(
+            self.done, self.settings.steps, schedule=self.settings.schedule, warmup=self.settings.warmup
+        )
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * learning_rate_factor(
-                self.done, self.settings.steps, schedule=self.settings.schedule, warmup=self.settings.warmup
-            )
+            group["lr"] = rate * factor
         self.optimizer.step()
         with torch.no_grad():
+            if self.walks:
+                self._walk(self.rates[0] * factor)
             for name, value in self.vectors.items():
                 rows, norm = norms.constrain(
                     mode, value.detach(), self.norms.get(name), step=number, window=self.window
@@ -157,6 +171,12 @@ class Learner:
                     self.norms[name] = norm
             for name, value in self.average.items():
                 value.lerp_(self.leaves[name], 1 - self.settings.ema)
+
+    def _walk(self, rate: float) -> None:
+        for name, value in self.vectors.items():
+            value.copy_(
+                sphere.dti_step(value.detach(), value.grad, self.toward[name], rate=rate, kappa=self.settings.kappa)
+            )
 
     def _snapshot(self) -> dict[str, Any]:
         state = self.optimizer.state

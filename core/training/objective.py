@@ -103,7 +103,7 @@ class Objective:
     def _instance_conditioning(self, templates: Sequence[int]) -> Conditioning:
         """The instance prompts of one batch; a prompt that all samples share is encoded once."""
         chosen = templates[:1] if len(set(templates)) == 1 else templates
-        encodings = self.prompts.with_concept([self.settings.templates[index] for index in chosen])
+        encodings = self.prompts.with_concept([self.settings.prompts[index] for index in chosen])
         return self.prompts.conditioning(encodings).expand(len(templates))
 
     def _autocast(self) -> AbstractContextManager[Any]:

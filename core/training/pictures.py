@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from ..files.shrinking import require_enough, resized, unit_range
 from ..maths.masks import shows_something
 from ..models.protocol import TextToImageModel
 from .run.draws import generator_for
@@ -63,25 +65,26 @@ def encode_pictures(
     resolution: int,
     augmentation: Augmentation | None,
     seed: int,
+    transparency: torch.Tensor | Sequence[torch.Tensor] | None = None,
 ) -> LatentBank:
     """Prepare, augment and encode. `images` are (H, W, 3) in [0, 1] each, of any sizes; `masks` (H, W), 1 counts.
 
-    Without augmentation the short side is resized to `resolution` and the middle square cropped. The latents are the
-    mean of the autoencoder's posterior where it has one. Raises ValueError for shapes or values that do not fit.
+    Without augmentation the short side is resized to `resolution` and the middle square cropped. Where `transparency`
+    (H, W) is 1 a picture is white. The latents are the mean of the autoencoder's posterior where it has one. What came
+    in is looked at one picture at a time and never copied whole. Raises ValueError for shapes or values that do not
+    fit.
     """
     pictures = checked_pictures(images)
-    coverage = _checked_masks(masks, pictures)
+    coverage = None if masks is None else _checked_masks(masks, pictures)
+    clear = _checked_transparency(transparency, pictures)
     versions = 1 if augmentation is None else augmentation.bank
     weighed = masks is not None or (augmentation is not None and augmentation.rotation > 0)
     parts, shares = [], []
+    rows = _versions(pictures, coverage, clear, resolution, augmentation, seed)
     # Piece by piece: a bank of large pictures would be gigabytes before it is latents.
-    for start in range(0, len(pictures) * versions, ENCODE_BATCH):
-        prepared = [
-            _prepare(pictures[row // versions], coverage[row // versions], resolution, augmentation, seed, row)
-            for row in range(start, min(start + ENCODE_BATCH, len(pictures) * versions))
-        ]
-        piece, covered = (torch.stack(column) for column in zip(*prepared, strict=True))
-        parts.append(model.to_latents(piece.to(model.device) * 2 - 1).to(model.device, torch.float32))
+    while piece := list(islice(rows, ENCODE_BATCH)):
+        prepared, covered = (torch.stack(column) for column in zip(*piece, strict=True))
+        parts.append(model.to_latents(prepared.to(model.device) * 2 - 1).to(model.device, torch.float32))
         if weighed:
             shares.append(F.interpolate(covered, size=parts[-1].shape[-2:], mode="area"))
     latents = torch.cat(parts)
@@ -89,15 +92,15 @@ def encode_pictures(
     if weights is not None:
         _require_something(rearrange(weights, "(pictures versions) ... -> pictures versions ...", versions=versions))
         weights = weights.to(model.device)
-    digest = _digest([*pictures, *(coverage if masks is not None else [])])
+    digest = _digest([*pictures, *(coverage or []), *(one for one in clear if one is not None)])
     # Cloned: what came out of a model loaded in inference mode may not be kept for a backward pass.
     return LatentBank(latents.clone(), weights, len(pictures), versions, digest)
 
 
 def checked_pictures(images: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Single (3, H, W) float32 pictures on the CPU, from (N, H, W, 3), (H, W, 3) or a sequence of either.
+    """Single pictures (H, W, 3), as they lie in (N, H, W, 3), (H, W, 3) or a sequence of either.
 
-    Raises ValueError where there are none, or one has another shape or values outside [0, 1].
+    Raises ValueError where there are none, or one has another shape, too few pixels or values outside [0, 1].
     """
     pictures = [picture for value in images for picture in (value if value.ndim == 4 else [value])]
     if isinstance(images, torch.Tensor) and images.ndim == 3:
@@ -107,17 +110,38 @@ def checked_pictures(images: torch.Tensor | Sequence[torch.Tensor]) -> list[torc
     for number, picture in enumerate(pictures, 1):
         if picture.ndim != 3 or picture.shape[-1] != 3 or 0 in picture.shape:
             raise ValueError(f"picture {number} must be (height, width, 3), got {tuple(picture.shape)}")
-        low, high = float(picture.min()), float(picture.max())
+        require_enough(*picture.shape[:2], f"picture {number}")
+        low, high = (float(bound) for bound in picture.aminmax())
         if not (low >= -1e-3 and high <= 1 + 1e-3):
             raise ValueError(f"picture {number} must have values in 0 .. 1, got {low:.3g} .. {high:.3g}")
-    return [rearrange(picture.detach().to("cpu", torch.float32), "h w c -> c h w").clone() for picture in pictures]
+    return pictures
 
 
 def _checked_masks(
-    masks: torch.Tensor | Sequence[torch.Tensor] | None, pictures: Sequence[torch.Tensor]
+    masks: torch.Tensor | Sequence[torch.Tensor], pictures: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
+    singles = _single_masks(masks, pictures)
+    for number, (mask, picture) in enumerate(zip(singles, pictures, strict=True), 1):
+        _require_fitting(number, mask, picture)
+        if not shows_something(mask):
+            raise ValueError(f"mask {number} is empty: it leaves nothing of its picture to learn from; is it inverted?")
+    return singles
+
+
+def _checked_transparency(
+    masks: torch.Tensor | Sequence[torch.Tensor] | None, pictures: Sequence[torch.Tensor]
+) -> Sequence[torch.Tensor | None]:
+    """A mask for each picture; None where nothing is transparent, of whatever size a loader says that."""
     if masks is None:
-        return [torch.ones(1, *picture.shape[1:]) for picture in pictures]
+        return [None] * len(pictures)
+    singles = [mask if shows_something(mask) else None for mask in _single_masks(masks, pictures)]
+    for number, (mask, picture) in enumerate(zip(singles, pictures, strict=True), 1):
+        if mask is not None:
+            _require_fitting(number, mask, picture)
+    return singles
+
+
+def _single_masks(masks: torch.Tensor | Sequence[torch.Tensor], pictures: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     singles = [mask for value in masks for mask in (value if value.ndim == 3 else [value])]
     if isinstance(masks, torch.Tensor) and masks.ndim == 2:
         singles = [masks]
@@ -125,16 +149,16 @@ def _checked_masks(
         raise ValueError(
             f"{len(pictures)} pictures need as many masks, got {len(singles)}: one for each, in the same order"
         )
-    for number, (mask, picture) in enumerate(zip(singles, pictures, strict=True), 1):
-        if mask.shape != picture.shape[1:]:
-            (tall, wide), (height, width) = mask.shape, picture.shape[1:]
-            raise ValueError(
-                f"mask {number} is {wide} x {tall} pixels and its picture {width} x {height}: resize one. Where a file "
-                "has no transparency a loader may give an empty mask of another size: go without"
-            )
-        if not shows_something(mask):
-            raise ValueError(f"mask {number} is empty: it leaves nothing of its picture to learn from; is it inverted?")
-    return [mask.detach().to("cpu", torch.float32).clamp(0, 1)[None].clone() for mask in singles]
+    return singles
+
+
+def _require_fitting(number: int, mask: torch.Tensor, picture: torch.Tensor) -> None:
+    if mask.shape != picture.shape[:2]:
+        (tall, wide), (height, width) = mask.shape, picture.shape[:2]
+        raise ValueError(
+            f"mask {number} is {wide} x {tall} pixels and its picture {width} x {height}: resize one. Where a file "
+            "has no transparency a loader may give an empty mask of another size: go without"
+        )
 
 
 def _require_something(weights: torch.Tensor) -> None:
@@ -147,6 +171,25 @@ def _require_something(weights: torch.Tensor) -> None:
             )
 
 
+def _versions(
+    pictures: Sequence[torch.Tensor],
+    masks: Sequence[torch.Tensor] | None,
+    transparency: Sequence[torch.Tensor | None],
+    size: int,
+    augmentation: Augmentation | None,
+    seed: int,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Every version of every picture (3, size, size) with its mask (1, size, size), each picture resized once."""
+    versions = 1 if augmentation is None else augmentation.bank
+    for number, picture in enumerate(pictures):
+        small = resized(picture, size, transparency[number])
+        covered = torch.ones(1, *small.shape[1:])
+        if masks is not None:
+            covered = resized(masks[number][..., None].clamp(0, 1), size)
+        for version in range(versions):
+            yield _prepare(small, covered, size, augmentation, seed, number * versions + version)
+
+
 def _prepare(
     picture: torch.Tensor,
     mask: torch.Tensor,
@@ -155,8 +198,7 @@ def _prepare(
     seed: int,
     version: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One picture (3, size, size) and its mask (1, size, size)."""
-    picture, mask = _short_side(picture, size), _short_side(mask, size)
+    """A picture (3, H, W) whose short side is `size` as (3, size, size), and its mask (1, H, W) as (1, size, size)."""
     if augmentation is None:
         return _middle(picture, size), _middle(mask, size)
     chance = torch.rand(5, generator=generator_for(seed, "augmentation", version)).tolist()
@@ -191,23 +233,17 @@ def _augmenting_grid(
     return torch.stack([2 * source_x / w, 2 * source_y / h], dim=-1)[None].float()
 
 
-def _short_side(picture: torch.Tensor, size: int) -> torch.Tensor:
-    h, w = picture.shape[1:]
-    if min(h, w) == size:
-        return picture
-    scale = size / min(h, w)
-    target = (max(size, round(h * scale)), max(size, round(w * scale)))
-    return F.interpolate(picture[None], size=target, mode="bilinear", antialias=True, align_corners=False)[0]
-
-
 def _middle(picture: torch.Tensor, size: int) -> torch.Tensor:
     top, left = ((side - size) // 2 for side in picture.shape[1:])
     return picture[:, top : top + size, left : left + size]
 
 
 def _digest(values: Sequence[torch.Tensor]) -> str:
+    """Of pictures (H, W, 3) and masks (H, W), colour by colour."""
     digest = hashlib.blake2b(digest_size=8)
     for value in values:
-        digest.update(str(tuple(value.shape)).encode())
-        digest.update(value.contiguous().numpy().tobytes())
+        planes = value.detach()[..., None] if value.ndim == 2 else value.detach()
+        digest.update(str((planes.shape[-1], *planes.shape[:2])).encode())
+        for colour in range(planes.shape[-1]):
+            digest.update(unit_range(planes[..., colour]).contiguous().numpy())
     return digest.hexdigest()

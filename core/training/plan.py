@@ -13,7 +13,6 @@ import torch
 from ..concept import Concept
 from ..maths.norms import NormMode
 from ..models.protocol import TextToImageModel
-from .pictures import checked_pictures
 from .preparation import resolution_for
 from .presets import Preset, without_core
 from .regularizers.prior import PriorPreservation, Progress, require_weights
@@ -84,13 +83,13 @@ class Plan:
         )
 
 
-def plan(model: TextToImageModel, images: torch.Tensor | Sequence[torch.Tensor], choices: Choices) -> Plan:
-    """What was chosen, for this model and these pictures. Raises ValueError for what cannot be trained."""
+def plan(model: TextToImageModel, choices: Choices) -> Plan:
+    """What was chosen, for this model. Raises ValueError for what cannot be trained."""
     settings = settings_of(choices)
     weight = prior_weight(choices, settings)
     made = tuple(added.make(model, settings.method) for added in choices.added)
     if weight > 0:
-        made += (prior_preservation(model, images, settings, choices.prior, weight),)
+        made += (prior_preservation(model, settings, choices.prior, weight),)
     return Plan(settings, made, choices.start)
 
 
@@ -117,7 +116,6 @@ def prior_weight(choices: Choices, settings: TrainSettings) -> float:
 
 def prior_preservation(
     model: TextToImageModel,
-    images: torch.Tensor | Sequence[torch.Tensor],
     settings: TrainSettings,
     chosen: Prior,
     weight: float,
@@ -128,7 +126,7 @@ def prior_preservation(
         weight=weight,
         pictures=chosen.pictures,
         batch=settings.batch,
-        resolution=resolution_for(model, settings, checked_pictures(images)),
+        resolution=resolution_for(model, settings),
         seed=settings.seed if chosen.seed is None else chosen.seed,
         progress=chosen.progress,
         applied=chosen.applied,

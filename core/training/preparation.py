@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from ..concept import Concept
-from ..models.families import native_resolution
+from ..models.families import drawn_resolution
 from ..models.low_rank import Delta, apply_deltas
 from ..models.protocol import ImageSize, TextToImageModel
 from .learner import Learner
 from .objective import Objective
-from .pictures import LatentBank, checked_pictures, encode_pictures
+from .pictures import LatentBank, encode_pictures
 from .prompts import PromptEncoder
 from .regularizers.seam import Regularizer
 from .settings import TrainSettings
@@ -63,7 +63,7 @@ def prepare(
     identity = identity_of(model, settings, bank, regularizers, start)
     side = resolution_of(model, bank)
     prompts = PromptEncoder(model, learner.word, ImageSize(side, side), weights)
-    prompts.require_room([*settings.templates, *([settings.preview_prompt] if settings.preview_every else [])])
+    prompts.require_room([*settings.prompts, *([settings.preview_prompt] if settings.preview_every else [])])
     seen = RankedModel(model, weights) if weights is not None and weights.ranked else model
     objective = Objective(seen, settings, regularizers, bank, prompts)
     return Prepared(bank, learner, weights, prompts, objective, identity)
@@ -78,27 +78,30 @@ def latent_bank_of(
     """What a run looks at, on the model's device, encoded if it was not. Raises ValueError as `encode_pictures`."""
     if isinstance(images, LatentBank):
         return images.to(model.device)
-    side = resolution_for(model, settings, checked_pictures(images))
+    transparent = settings.transparent_masks
     return encode_pictures(
-        model, images, masks, resolution=side, augmentation=settings.augmentation, seed=settings.seed
+        model,
+        images,
+        None if transparent else masks,
+        resolution=resolution_for(model, settings),
+        augmentation=settings.augmentation,
+        seed=settings.seed,
+        transparency=masks if transparent else None,
     )
 
 
-def resolution_for(model: TextToImageModel, settings: TrainSettings, pictures: Sequence[torch.Tensor]) -> int:
-    """Side of the square training pictures in pixels: as set, else the model's own, else the smallest picture's.
+def resolution_for(model: TextToImageModel, settings: TrainSettings) -> int:
+    """Side of the square training pictures in pixels: as set, else the one that the model draws at.
 
     A photograph has many times the pixels that a model knows, and a thumbnail hardly any. A multiple of eight latent
     cells, so that every UNet can halve it three times. Raises ValueError where it is not.
     """
     unit = model.latent_factor * 8
-    if settings.resolution is not None:
-        if settings.resolution % unit:
-            raise ValueError(f"the resolution is a multiple of {unit} for this model, not {settings.resolution}")
-        return settings.resolution
-    own = native_resolution(model)
-    if own is not None:
-        return own
-    return max(unit, min(min(picture.shape[1:]) for picture in pictures) // unit * unit)
+    if settings.resolution is None:
+        return drawn_resolution(model)
+    if settings.resolution % unit:
+        raise ValueError(f"the resolution is a multiple of {unit} for this model, not {settings.resolution}")
+    return settings.resolution
 
 
 def resolution_of(model: TextToImageModel, bank: LatentBank) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,7 @@ import torch
 from ..concept import PLACEHOLDER
 from ..maths.finite import require_finite_fields
 from ..maths.norms import NormMode
+from ..maths.sphere import KAPPA
 from ..prompts.phrases import checked_phrase, checked_text
 from ..prompts.tokens import Words
 from .methods import Method, method_called
@@ -68,6 +70,11 @@ class TrainSettings:
     depend on the timestep while it is trained, from all of it without noise to this one where there is most (T-LoRA,
     METHODS.md 6 no. 4); what is saved is an ordinary LoRA, which acts with its whole rank. `class_word` has one entry
     a placeholder where several concepts are trained together.
+
+    `captions` are prompts of each picture's own, in the order of the pictures, in place of the `templates` for that
+    picture where there are any. With `transparent_masks` masks say where a picture is transparent, which is put on
+    white and counts, and not what counts. `kappa` is the pull to the class word in norm mode "dti" (METHODS.md 5.1),
+    where a step goes `learning_rate` radians, whatever the optimizer.
     """
 
     class_word: Words
@@ -108,6 +115,9 @@ class TrainSettings:
     timestep_range: tuple[float, float] = (0.0, 1.0)
     keep_latents: bool = False
     least_rank: int | None = None
+    captions: tuple[tuple[str, ...], ...] = ()
+    transparent_masks: bool = False
+    kappa: float = KAPPA
 
     def __post_init__(self) -> None:
         for name in ("vectors", "steps", "batch", "gradient_accumulation", "log_every", "checkpoint_every"):
@@ -145,7 +155,28 @@ class TrainSettings:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: expected one of {options}")
         if not self.templates or any(PLACEHOLDER not in template for template in self.templates):
             raise ValueError(f"every training template needs a {PLACEHOLDER}: {self.templates}")
+        for caption in chain(*self.captions):
+            if PLACEHOLDER not in caption:
+                raise ValueError(f"a caption to train on needs a {PLACEHOLDER}: {caption[:80]!r}")
+        if self.norm_mode == "dti" and not isinstance(self.class_word, str):
+            raise ValueError("norm mode 'dti' pulls to one class word, and several concepts are trained together")
+        if not 0 <= self.kappa < float("inf"):
+            raise ValueError(f"kappa, the pull to the class word, is 0 or more, not {self.kappa}")
         optimizer_class(self.optimizer)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All that is trained on: the templates, then the captions of one picture after the other."""
+        return (*self.templates, *chain(*self.captions))
+
+    @property
+    def prompts_of_pictures(self) -> tuple[range, ...]:
+        """Which of `prompts` each picture is trained on; () where every picture takes the templates."""
+        found, start = [], len(self.templates)
+        for own in self.captions:
+            found.append(range(start, start + len(own)) if own else range(len(self.templates)))
+            start += len(own)
+        return tuple(found)
 
     @property
     def samples(self) -> int:
@@ -169,6 +200,13 @@ class TrainSettings:
         values = asdict(self)
         for name in _REPORTING:
             values.pop(name)
+        # What was added later is left out where it decides nothing, so that earlier checkpoints are gone on with.
+        if not self.captions:
+            values.pop("captions")
+        if not self.transparent_masks:
+            values.pop("transparent_masks")
+        if self.norm_mode != "dti":
+            values.pop("kappa")
         augmentation = values.pop("augmentation")
         values |= {f"augmentation.{key}": value for key, value in (augmentation or {"bank": None}).items()}
         values["optimizer_options"] = dict(self.optimizer_options)

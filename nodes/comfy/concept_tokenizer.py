@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +14,15 @@ from comfy.sd1_clip import SDTokenizer
 
 from ...core.concept import Concept
 from ...core.files import check_widths
+from ...core.files.names import ALLOWED_PUNCTUATION
 from .text import text_widths
+
+log = logging.getLogger(__name__)
+IN_BRACKETS = re.compile(r"<([^<>\s]+)>")
+UNSPACED = re.compile(r"(?:(?<=[^\s()])|(?<=\\[()]))embedding:")
+"""ComfyUI finds a word at the beginning of a prompt, of a bracket that weighs, and behind a space; nowhere else."""
+INSIDE_NAMES = ALLOWED_PUNCTUATION + "/\\"
+"""Signs that belong to the name of a word or of an embedding file in a folder, and do not end it."""
 
 
 def with_concept(clip: Any, concept: Concept) -> Any:
@@ -46,18 +56,44 @@ class _KnowsConcepts:
     concepts: Mapping[str, torch.Tensor]
 
     def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> Any:
+        for lost in lost_words(text, self.concepts):
+            log.warning(
+                "Contextual Inversion: %s is read by letters, not as a word of %s, which knows %s",
+                lost,
+                self.embedding_key,
+                _known(self.concepts),
+            )
         return super().tokenize_with_weights(bare_words(text, self.concepts), *args, **kwargs)
 
     def _try_get_embedding(self, embedding_name: str) -> tuple[torch.Tensor | None, str, str]:
         name = leading_name(embedding_name, self.concepts)
         if name is None:
-            return super()._try_get_embedding(embedding_name)
+            found = super()._try_get_embedding(embedding_name)
+            if found[0] is None:
+                log.warning(
+                    "Contextual Inversion: embedding:%s is lost from the prompt, since %s knows no such word or file; "
+                    "it knows %s. A name ends at a space or a punctuation mark",
+                    found[1],
+                    self.embedding_key,
+                    _known(self.concepts),
+                )
+            return found
         return self.concepts[name], name, embedding_name[len(name) :].strip()
 
 
 def bare_words(text: str, known: Mapping[str, Any]) -> str:
     """`<name>` of every known name as `embedding:name`, between the spaces that ComfyUI wants around it."""
-    return re.sub(r"<([^<>\s]+)>", lambda match: f" embedding:{match[1]} " if match[1] in known else match[0], text)
+    return IN_BRACKETS.sub(lambda match: f" embedding:{match[1]} " if match[1] in known else match[0], text)
+
+
+def lost_words(text: str, known: Mapping[str, Any]) -> list[str]:
+    """What of a prompt looks like a word of ours and is none: `<name>` that nobody knows (`<lora:file:1>` of other
+    programs is no name), and known ones with no space before `embedding:`."""
+    brackets = [
+        f"<{name}>" for name in IN_BRACKETS.findall(text) if name not in known and not any(map(ends_name, name))
+    ]
+    found = (leading_name(text[match.end() :], known) for match in UNSPACED.finditer(text))
+    return brackets + [f"embedding:{name} without a space before it" for name in found if name is not None]
 
 
 def leading_name(text: str, known: Mapping[str, Any]) -> str | None:
@@ -65,6 +101,17 @@ def leading_name(text: str, known: Mapping[str, Any]) -> str | None:
     for name in sorted(known, key=len, reverse=True):
         rest = text[len(name) :]
         # A dot or hyphen inside a word belongs to it: "gear.v2" and "gear-red" are other names than "gear".
-        if text.startswith(name) and re.match(r"$|[\s,;:!?<>\[\](){}\"']|[.]+(\s|$)", rest):
+        behind = rest.lstrip(".")
+        if text.startswith(name) and (not behind or ends_name(behind[0])):
             return name
     return None
+
+
+def ends_name(sign: str) -> bool:
+    """Whether no name can go on with `sign`: a space, a punctuation mark or symbol of any script."""
+    return sign not in INSIDE_NAMES and unicodedata.category(sign)[0] in "PSZC"
+
+
+def _known(concepts: Mapping[str, Any]) -> str:
+    names = sorted(concepts)
+    return ", ".join(f"<{name}>" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

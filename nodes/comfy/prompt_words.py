@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import folder_paths
@@ -12,11 +13,24 @@ from comfy.sd1_clip import SDTokenizer
 
 from ...core.prompts.words import END, PADDING, START, Piece, PromptWord, prompt_words
 
+MOST_WORDS = 1_000_000
+"""More than any prompt has."""
 IN_BRACKETS = re.compile(r"<[^<>\s]+>")
+BEHIND = re.compile(r"\s+BREAK\s+")
+"""Stands between prompts that were encoded apart and put one behind another, as ConditioningConcat does."""
 
 
-def words_in(prompt: str, clip: Any = None) -> tuple[list[PromptWord], int]:
-    """The words of `prompt`, and how many positions it takes in the context: 77 for each chunk.
+def words_of(prompt: str, clip: Any, positions: int) -> tuple[list[PromptWord], int]:
+    """`words_in` for a prompt of which `positions` were recorded; where that is not one prompt's number, of the prompts
+    between BREAKs one behind another."""
+    found = words_in(prompt, clip)
+    parts = BEHIND.split(prompt)
+    return found if len(parts) == 1 or found[1] == positions else words_in(parts, clip)
+
+
+def words_in(prompt: str | Sequence[str], clip: Any = None) -> tuple[list[PromptWord], int]:
+    """The words of a prompt, or of several whose contexts lie one behind another, and how many positions that takes in
+    the context: 77 for each chunk.
 
     `clip` is the text encoder that the prompt is encoded with; without one ComfyUI's own CLIP tokenizer is taken, which
     knows the files in the embeddings folders but no concept of ApplyConcept.
@@ -24,6 +38,12 @@ def words_in(prompt: str, clip: Any = None) -> tuple[list[PromptWord], int]:
     Raises ValueError where the prompt seems to have such a concept and there is no `clip`: every word behind it would
     be looked for at the wrong positions.
     """
+    parts = [prompt] if isinstance(prompt, str) else prompt
+    pieces = [piece for number, part in enumerate(parts) for piece in _pieces_of(part, clip, number)]
+    return prompt_words(pieces), len(pieces)
+
+
+def _pieces_of(prompt: str, clip: Any, number: int) -> list[Piece]:
     tokenizer = _tokenizer(clip)
     names: list[str] = []
     unknown = IN_BRACKETS.findall(prompt)
@@ -36,7 +56,8 @@ def words_in(prompt: str, clip: Any = None) -> tuple[list[PromptWord], int]:
         )
     known = _Names(names)
     pieces = [piece for chunk in chunks for piece in _pieces(tokenizer, chunk, known)]
-    return prompt_words(pieces), len(pieces)
+    # ComfyUI numbers the words of every prompt from 1.
+    return [piece._replace(word=piece.word + number * MOST_WORDS) for piece in pieces]
 
 
 def _tokenizer(clip: Any) -> Any:

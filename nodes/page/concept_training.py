@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import torch
 from comfy_api.latest import io
 
 from ...core.concept import PLACEHOLDER
+from ...core.prompts.picture_captions import captions_of_pictures
+from ...core.training.captions import with_captions
 from ...core.training.plan import Plan
 from ...core.training.trainer import train
 from ..comfy.model import ComfyModel
@@ -15,6 +18,8 @@ from .interrupted import Resumable, digest
 from .live_view import OUTPUT
 from .reporting import Reporter, loss_map
 from .running import report_resumable
+
+log = logging.getLogger(__name__)
 
 
 def require_place(preview_every: int, preview_prompt: str, word: str) -> None:
@@ -31,6 +36,20 @@ def rgb(images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.
 def batches(values: torch.Tensor | list[torch.Tensor] | None) -> list[torch.Tensor | None]:
     """One batch or several as a list."""
     return values if isinstance(values, list) else [values]
+
+
+def captioned(model: ComfyModel, plan: Plan, captions: str) -> Plan:
+    """The plan in which each picture is trained on its own line of `captions`; what is not is said in the log."""
+    if not captions or not isinstance(plan.settings.class_word, str):
+        return plan
+    prompts = captions_of_pictures(captions, plan.settings.class_word)
+    own, others = with_captions(model, plan, prompts)
+    without = [str(number) for number, kept in enumerate(prompts, 1) if not kept]
+    if without:
+        log.warning("Contextual Inversion: captions without {} or the class word: of picture %s", ", ".join(without))
+    for caption in others:
+        log.warning("Contextual Inversion: this caption does not fit into the text encoder: %s", caption[:200])
+    return own
 
 
 def train_concept(

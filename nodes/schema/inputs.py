@@ -16,6 +16,7 @@ from .sockets import LossMapSocket
 
 AUTO = "auto (for this model)"
 BUNDLED = "bundled: demo model"
+WHERE_IT_COUNTS, TRANSPARENCY = "where it counts", "transparency, on white"
 ZERO_AS_RECIPE = "0: as the recipe says."
 
 
@@ -67,6 +68,33 @@ def masks(counts: str) -> Any:
         optional=True,
         tooltip=f"Where the thing is, one mask a picture{counts}. What Load Image gives is the transparent part: for "
         "cut-out things put Invert Mask behind it.",
+    )
+
+
+def masks_mean() -> Any:
+    return io.Combo.Input(
+        "masks_mean",
+        options=[WHERE_IT_COUNTS, TRANSPARENCY],
+        default=WHERE_IT_COUNTS,
+        optional=True,
+        advanced=True,
+        tooltip="What masks say. where it counts: only there the picture teaches. transparency, on white: what "
+        "Load Image gives of a cut-out, as it comes; the picture is put on white there, as the command line does, and "
+        "all of it counts.",
+    )
+
+
+def captions() -> Any:
+    """A prompt of each picture's own."""
+    return io.String.Input(
+        "captions",
+        default="",
+        multiline=True,
+        optional=True,
+        advanced=True,
+        tooltip="What each picture shows, one line a picture in their order, with {} or the class word where the new "
+        "word goes: a photo of {} in the snow. A picture whose line has neither takes the recipe's prompts. Empty: all "
+        "take those.",
     )
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from contextual_inversion.cli import evaluate, optimize, prompts, train
 from contextual_inversion.cli.experiments import demo, transplant, world_report
 from contextual_inversion.cli.experiments.tables import END, START, require_marks
-from contextual_inversion.cli.loading import chosen_device, training_files
+from contextual_inversion.cli.loading import chosen_device
 from contextual_inversion.cli.places import require_file, require_folder, write_picture
 from contextual_inversion.cli.training_bar import class_picture_lines
+from contextual_inversion.cli.training_pictures import training_files
 from contextual_inversion.core.training.regularizers.prior import PriorPreservation
 from contextual_inversion.core.training.trainer import TrainingRun
 from contextual_inversion.core.world.render import concept_images

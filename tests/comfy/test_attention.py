@@ -399,3 +399,25 @@ def test_two_paths_are_recorded_without_changing_them(run_graph, comfyui):
     assert torch.equal(*latents)
     values = decoded(report(run), comfyui.folder_paths.get_temp_directory())
     assert values.max() > 0
+
+
+def test_prompts_that_were_put_one_behind_another_are_shown(run_graph):
+    """ConditioningConcat: the second prompt's words stand 77 positions further on, as if each had been shown alone."""
+    first, second = "a photo of a red cat", "grass under a blue sky"
+    nodes = graph(prompt=first, show={"prompt": f"{first} BREAK {second}", "words": "cat, sky"})
+    nodes["q"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["m", 1], "text": second}}
+    nodes["c"] = {
+        "class_type": "ConditioningConcat",
+        "inputs": {"conditioning_to": ["p", 0], "conditioning_from": ["q", 0]},
+    }
+    nodes["s"]["inputs"]["positive"] = ["c", 0]
+    run = run_graph(nodes, keep={"images": ("a", 0)})
+    assert run.status == "success", run.error
+    places = {word["text"]: word["positions"] for word in report(run)["words"]}
+    assert places["cat"] == [6]
+    assert places["sky"] == [77 + 5]
+    assert run.kept["images"].shape[0] == 4
+    nodes["a"]["inputs"].update(prompt=first, words="")
+    failed = run_graph(nodes, keep={"images": ("a", 0)})
+    assert failed.status == "error"
+    assert "BREAK" in failed.error["exception_message"]

@@ -423,3 +423,72 @@ def test_pickles_and_strangers_are_not_opened(run_graph, given, comfyui):
     assert "pickle" in run.error["exception_message"]
     outside = call("LoadConcept", file="embeddings/../../../etc/passwd")
     assert run_graph({"load": outside}, keep={"c": ("load", 0)}).status == "invalid"
+
+
+SIGNS = "，。、；：！？」』）】》…—、。！؟؛،।॥،༎·;!?\"')]}|~*&@#$%^=`"
+
+
+def test_punctuation_of_every_script_ends_a_name(run_graph, given):
+    """A sign behind the word is text, as if a space stood between; stock ComfyUI loses the word."""
+    texts = {sign: (f"a embedding:gizmo{sign} in snow", f"a embedding:gizmo {sign} in snow") for sign in set(SIGNS)}
+    # Escaped, so that brackets are text and not weights.
+    texts |= {
+        sign: tuple(f"a embedding:gizmo{space}\\{sign} in snow" for space in ("", " "))
+        for sign in "()"
+        if sign in texts
+    }
+    graph = given(thing=concept()) | {"apply": applied()}
+    graph |= {text: encode(["apply", 1], text) for pair in texts.values() for text in pair}
+    run = run_graph(graph, keep={text: (text, 0) for pair in texts.values() for text in pair})
+    assert run.status == "success", run.error
+    for there, spaced in texts.values():
+        for one, other in zip(tensors(run.kept[there]), tensors(run.kept[spaced]), strict=True):
+            assert torch.equal(one, other), there
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a embedding:gadget here", "embedding:gadget is lost"),
+        ("a embedding:gizmo-red here", "embedding:gizmo-red is lost"),
+        ("a embedding:gizmo在雪中", "embedding:gizmo在雪中 is lost"),
+        ("a <gadget> here", "<gadget> is read by letters"),
+        ("dog,embedding:gizmo", "embedding:gizmo without a space before it is read by letters"),
+        ("a <gizmo>, (embedding:gizmo:1.2) <lora:file:1>", None),
+    ],
+)
+def test_a_word_that_is_lost_is_said_in_the_log(run_graph, given, caplog, prompt, said):
+    graph = given(thing=concept()) | {"apply": applied(), "text": encode(["apply", 1], prompt)}
+    run = run_graph(graph, keep={"text": ("text", 0)})
+    assert run.status == "success", run.error
+    lines = [line for line in caplog.messages if line.startswith("Contextual Inversion")]
+    assert (said is None and not lines) or any(said in line and "<gizmo>" in line for line in lines), lines
+
+
+def test_a_word_between_two_words(run_graph, given):
+    """METHODS.md 5.1: at its ends the blend is the one word and the other, between them the great circle's."""
+    from contextual_inversion.core.models.blending import blended
+
+    one, other = concept(), concept("other", seed=1)
+    between = {share: blended(one, other, share) for share in (0.0, 0.3, 1.0)}
+    graph = given(thing=one, other=other, between=between[0.3], longer=concept("longer", n=3))
+    text = "a <gizmo> in the snow"
+    graph |= {f"at {share}": applied(blend_with=["other", 0], blend=share) for share in between}
+    graph |= {
+        "plain": applied(),
+        "far": applied(concept=["other", 0], name="gizmo"),
+        "made": applied(concept=["between", 0]),
+    }
+    names = [*(f"at {share}" for share in between), "plain", "far", "made"]
+    graph |= {f"text {name}": encode([name, 1], text) for name in names}
+    run = run_graph(graph, keep={name: (f"text {name}", 0) for name in names})
+    assert run.status == "success", run.error
+    found = {name: tensors(run.kept[name])[0] for name in names}
+    assert torch.equal(found["at 0.3"], found["made"])
+    torch.testing.assert_close(found["at 0.0"], found["plain"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found["at 1.0"], found["far"], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found["at 0.3"], found["plain"], atol=1e-3)
+    graph["apply"] = applied(blend_with=["longer", 0])
+    failed = run_graph({name: graph[name] for name in ("model", "thing", "longer", "apply")}, keep={"x": ("apply", 0)})
+    assert failed.status == "error"
+    assert "of one length" in failed.error["exception_message"]

@@ -359,3 +359,59 @@ def test_memory_is_saved_without_another_word_and_the_resolution_is_what_is_aske
     whole = word()
     torch.testing.assert_close(word(gradient_checkpointing=True), whole, rtol=1e-4, atol=1e-5)
     assert (word(resolution=64) - whole).abs().max() > 1e-3
+
+
+def test_what_load_image_says_of_a_cut_out_puts_it_on_white(run_graph, comfyui):
+    """The two ways into a training agree: the command reads the file on white, the graph has its transparency."""
+    from PIL import Image
+
+    from contextual_inversion.core.files.pictures import read_as_tensor
+
+    cut_out = torch.zeros(128, 160, 4, dtype=torch.uint8)
+    cut_out[30:90, 40:110] = torch.tensor([200, 30, 60, 255], dtype=torch.uint8)
+    cut_out[30:60, 40:110, 1] = 150
+    file = comfyui.base / "input" / "cut_out.png"
+    file.parent.mkdir(exist_ok=True)
+    Image.fromarray(cut_out.numpy()).save(file)
+    read = read_as_tensor(file)
+
+    def learned(images: list, **changes: object) -> torch.Tensor:
+        prompt = graph(regularized=False, **{"steps": 2, **changes})
+        prompt["train"]["inputs"]["images"] = images
+        prompt["load"] = {"class_type": "LoadImage", "inputs": {"image": "cut_out.png"}}
+        prompt["white"] = {"class_type": "TestRead", "inputs": {}}
+        run = run_graph(prompt, keep=KEEP)
+        assert run.status == "success", run.error
+        return vectors(run)
+
+    class TestRead:
+        INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+        RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "read", "test"
+
+        def read(self) -> tuple:
+            return (read[None],)
+
+    comfyui.nodes.NODE_CLASS_MAPPINGS["TestRead"] = TestRead
+    try:
+        as_loaded = learned(["load", 0], masks=["load", 1], masks_mean="transparency, on white")
+        on_white = learned(["white", 0])
+        assert torch.equal(as_loaded, on_white)
+        assert not torch.equal(learned(["load", 0]), on_white)
+    finally:
+        del comfyui.nodes.NODE_CLASS_MAPPINGS["TestRead"]
+
+
+def test_each_picture_has_its_own_line_of_captions(run_graph, caplog):
+    run = run_graph(graph(regularized=False, captions="a {} on a table\nthe House, red\n"), keep=KEEP)
+    assert run.status == "success", run.error
+    said = run.kept["concept"].provenance["settings"]["captions"]
+    assert [list(one) for one in said] == [["a {} on a table"], ["the {}, red"]]
+    other = run_graph(graph(regularized=False, captions="nothing of it\nthe house " + "and more " * 80), keep=KEEP)
+    plain = run_graph(graph(regularized=False), keep=KEEP)
+    assert torch.equal(vectors(other), vectors(plain)), "without a caption that can be used the recipe's prompts count"
+    assert not torch.equal(vectors(run), vectors(plain))
+    assert any("of picture 1" in line for line in caplog.messages)
+    assert any("does not fit" in line for line in caplog.messages)
+    failed = run_graph(graph(regularized=False, captions="a {}"), keep=KEEP)
+    assert failed.status == "error"
+    assert "2 pictures have captions for 1" in failed.error["exception_message"]

@@ -60,7 +60,8 @@ class AttentionMaps:
         if self.tokens < tokens or self.tokens % tokens or tokens % (self.period or tokens):
             raise ValueError(
                 f"the prompt takes {tokens} positions of the text encoder, but attention to {self.tokens} was "
-                "recorded: give the prompt that was sampled with"
+                "recorded: give the prompt that was sampled with; prompts that were put one behind another "
+                "(ConditioningConcat) with BREAK between them"
             )
         folded = "bins images (copies tokens) h w -> bins images tokens h w"
         return replace(self, values=tuple(reduce(v, folded, "sum", tokens=tokens) for v in self.values))

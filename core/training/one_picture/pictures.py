@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ...files.pictures import ENDINGS, read_as_tensor
+from ...files.pictures import read_as_tensor
+from ...files.side_files import ENDINGS, is_picture, without_side_pictures
 from ...world.captions import BACKGROUND_PHRASES
 from ...world.concepts import RESERVED
 from ...world.render import render
@@ -105,7 +106,8 @@ def subject_scene(rng: np.random.Generator) -> Scene:
 
 @dataclass(frozen=True)
 class FolderPictures:
-    """The pictures of a folder and of those in it, hidden ones left out. Raises ValueError where there is none."""
+    """The pictures of a folder and of those in it, without hidden ones and masks beside pictures. Raises ValueError
+    where there is none."""
 
     folder: Path
     name: str = "folder"
@@ -113,7 +115,8 @@ class FolderPictures:
 
     def __post_init__(self) -> None:
         every = Path(self.folder).rglob("*")
-        found = sorted(path for path in every if _is_picture(path.relative_to(self.folder)))
+        pictures = (path for path in every if _is_picture(path.relative_to(self.folder)))
+        found = sorted(without_side_pictures(pictures))
         if not found:
             raise ValueError(f"no pictures ({', '.join(ENDINGS)}) in {self.folder}")
         object.__setattr__(self, "files", tuple(found))
@@ -201,8 +204,10 @@ def _members(path: Path) -> np.ndarray:
     """Offset and size (n, 2) of every picture in a tar file."""
     try:
         with tarfile.open(path, "r:") as tar:  # "r:" refuses compression, in which nothing can be read at its place
+            files = {PurePosixPath(one.name): one for one in tar if one.isfile()}
             found = [
-                (one.offset_data, one.size) for one in tar if one.isfile() and _is_picture(PurePosixPath(one.name))
+                (files[path].offset_data, files[path].size)
+                for path in without_side_pictures(path for path in files if _is_picture(path))
             ]
     except tarfile.TarError as error:
         raise ValueError(f"{path.name} is no uncompressed tar file: {error}") from error
@@ -210,8 +215,8 @@ def _members(path: Path) -> np.ndarray:
 
 
 def _is_picture(path: PurePath) -> bool:
-    """By its name, and not hidden: a Mac puts a ._name.jpg beside name.jpg that is none."""
-    return path.suffix.lower() in ENDINGS and not any(part.startswith(".") for part in path.parts)
+    """By its name, in no folder that is hidden."""
+    return is_picture(path) and not any(part.startswith(".") for part in path.parts)
 
 
 __all__ = [

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-SMALLEST = 16
-"""Pixels a side: with fewer there is nothing to recognise."""
+from ...files.shrinking import require_enough
 
 
 def square_picture(picture: torch.Tensor, side: int) -> torch.Tensor:
@@ -22,8 +21,7 @@ def square_picture(picture: torch.Tensor, side: int) -> torch.Tensor:
     if picture.ndim != 3 or picture.shape[-1] not in (1, 3, 4):
         raise ValueError(f"a picture is (height, width, 1, 3 or 4 channels), got {tuple(picture.shape)}")
     height, width, channels = picture.shape
-    if min(height, width) < SMALLEST:
-        raise ValueError(f"a picture of {width} x {height} pixels shows nothing; it needs {SMALLEST} a side at least")
+    require_enough(height, width, "a picture")
     # Cut first: of a very large or long picture only the square is ever converted.
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2

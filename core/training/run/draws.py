@@ -7,6 +7,7 @@ no state to restore, and a GPU draws what a CPU draws.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +34,7 @@ def sample_order(seed: int, step: int, batch: int, pictures: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random choices of one step: rows of the latent bank, timesteps (B,), noise (B, C, h, w), template numbers."""
+    """The random choices of one step: rows of the latent bank, timesteps (B,), noise (B, C, h, w), prompt numbers."""
 
     rows: torch.Tensor
     timesteps: torch.Tensor
@@ -53,9 +54,10 @@ def draw_step(
     templates: int,
     device: torch.device,
     first_timestep: int = 0,
+    own: Sequence[range] = (),
 ) -> Draws:
     """Draw what `step` needs: one of the `versions` of each picture, `timesteps` different t from `first_timestep` on,
-    noise ~ N(0, I)."""
+    noise ~ N(0, I), one of so many `templates`, or of the prompts that are each picture's `own`."""
     order = torch.tensor(sample_order(seed, step, batch, pictures))
     version = torch.randint(versions, (batch,), generator=generator_for(seed, "version", step))
     t = first_timestep + torch.randint(timesteps, (batch,), generator=generator_for(seed, "timesteps", step))
@@ -65,8 +67,14 @@ def draw_step(
         rows=send(order * versions + version, device),
         timesteps=send(t, device),
         noise=send(noise, device),
-        templates=tuple(which.tolist()),
+        templates=tuple(which.tolist()) if not own else _of_their_own(seed, step, order.tolist(), own),
     )
+
+
+def _of_their_own(seed: int, step: int, pictures: Sequence[int], own: Sequence[range]) -> tuple[int, ...]:
+    """For each of the `pictures` one of the prompts that are its own."""
+    chance = torch.rand(len(pictures), generator=generator_for(seed, "captions", step), dtype=torch.float64).tolist()
+    return tuple(own[picture][int(share * len(own[picture]))] for picture, share in zip(pictures, chance, strict=True))
 
 
 def alpha_bar_on(schedule: NoiseSchedule, device: torch.device) -> torch.Tensor:

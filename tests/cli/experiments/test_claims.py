@@ -6,7 +6,6 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from contextual_inversion.cli.experiments import claims, quality_trials
 from contextual_inversion.cli.experiments.claim_parts import KINDS, NORM_MODES, PARTS
@@ -22,7 +21,6 @@ from contextual_inversion.cli.experiments.paper_tables import (
 from contextual_inversion.cli.experiments.quality_trials import first_reaching, reached_table, run_quality_trial
 from contextual_inversion.cli.experiments.tables import END, START
 from contextual_inversion.cli.experiments.trials import Arm, arm_key, choices, demo_model
-from contextual_inversion.core.inspection.world.world_evaluation import SIZE
 from contextual_inversion.core.training.plan import plan
 from contextual_inversion.core.training.presets import DEMO, demo_preset
 
@@ -69,8 +67,8 @@ def test_the_plain_arm_is_the_recipe_of_the_bundled_model():
 
 
 def test_prior_preservation_is_in_the_training_of_its_arms_alone():
-    model, pictures = demo_model(), torch.rand(4, SIZE.height, SIZE.width, 3)
-    made = {arm.name: plan(model, pictures, choices(arm, "moth", "butterfly", 3)) for arm in PARTS["prior"](model).arms}
+    model = demo_model()
+    made = {arm.name: plan(model, choices(arm, "moth", "butterfly", 3)) for arm in PARTS["prior"](model).arms}
     arms = {name: one.regularizers for name, one in made.items()}
     assert {name: [one.name for one in added] for name, added in arms.items()} == {
         "custom-diffusion": [],

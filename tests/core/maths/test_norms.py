@@ -1,4 +1,4 @@
-"""The laws of the four norm modes (METHODS.md C5, 1.11, 6.1)."""
+"""The laws of the norm modes (METHODS.md C5, 1.11, 6.1)."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from contextual_inversion.core.maths import norms
 
 seeds = st.integers(0, 2**32 - 1)
-MODES = ("none", "core_window", "fixed_mean", "spherical")
+MODES = ("none", "core_window", "fixed_mean", "spherical", "dti")
 
 
 def rows(seed: int, n: int = 3, d: int = 6) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_the_window_keeps_the_norm_it_was_entered_with(seed, vocabulary_norm):
     assert not np.allclose(norms.row_norms(path[20]), entry, rtol=1e-6)  # and is free again
 
 
-@given(seeds, st.sampled_from(["fixed_mean", "spherical"]), st.floats(0.1, 10))
+@given(seeds, st.sampled_from(["fixed_mean", "spherical", "dti"]), st.floats(0.1, 10))
 def test_the_sphere_is_never_left(seed, mode, vocabulary_norm):
     for v in train(mode, 10, (4, 6), seed, vocabulary_norm):
         np.testing.assert_allclose(norms.row_norms(v), vocabulary_norm, rtol=1e-12)

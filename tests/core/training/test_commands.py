@@ -66,7 +66,7 @@ def test_a_folder_of_pictures_becomes_files_that_hold_the_word(folder, tmp_path)
     [
         ("CoRe stage 1 (paper)", None, "core_window"),
         ("CoRe stage 1 (paper)", False, "none"),
-        ("Fixed norm (DTI-like)", False, "spherical"),
+        ("Fixed norm (DTI-like)", False, "dti"),
     ],
 )
 def test_the_rescaling_window_comes_and_goes_with_core(folder, tmp_path, preset, core, rule):

@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from rounding import equal_but_for_rounding
 from stub_model import StubModel, pictures
 
 from contextual_inversion.core.maths.norms import vocabulary_norm
-from contextual_inversion.core.training.run.events import Started, Step
+from contextual_inversion.core.models.words import starting_vectors
+from contextual_inversion.core.training.run.events import CheckpointSaved, Started, Step
 from contextual_inversion.core.training.run.loss_scale import LOSS_SCALE
 from contextual_inversion.core.training.run.schedules import learning_rate_factor
 from contextual_inversion.core.training.settings import TrainSettings
@@ -125,7 +127,7 @@ def test_an_overflow_without_a_scale_left_to_lower_is_a_failure():
         assert torch.equal(learner.vectors["clip_l"], before)
 
 
-@pytest.mark.parametrize("norm_mode", ["fixed_mean", "spherical"])
+@pytest.mark.parametrize("norm_mode", ["fixed_mean", "spherical", "dti"])
 def test_the_average_has_the_length_that_is_held(norm_mode):
     """METHODS.md 6 no. 1: the norm is that of the vocabulary, also where what is kept is a mean of many steps."""
     settings = TrainSettings(
@@ -137,3 +139,79 @@ def test_the_average_has_the_length_that_is_held(norm_mode):
     encoder = model.text_encoders["clip_l"]
     words = vocabulary_norm(encoder.table().detach(), sorted({encoder.bos, encoder.eos, encoder.pad}))
     torch.testing.assert_close(last.concept.vectors["clip_l"].norm(dim=-1), words.expand(2))
+
+
+DTI = {"class_word": "dog and cat", "vectors": 2, "batch": 2, "learning_rate": 0.04, "norm_mode": "dti", "kappa": 0.1}
+
+
+def dti_by_hand(settings, model, gradients):
+    """METHODS.md 5.1 in NumPy's float64: the rows after each of the gradients."""
+    encoder = model.text_encoders["clip_l"]
+    rows = starting_vectors(encoder, settings.class_word, settings.vectors).double().numpy()
+    mu = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    v, m = mu, float(vocabulary_norm(encoder.table().detach(), sorted({encoder.bos, encoder.eos, encoder.pad})))
+    for number, gradient in enumerate(gradients):
+        factor = learning_rate_factor(number, settings.steps, schedule=settings.schedule, warmup=settings.warmup)
+        g = m * gradient - settings.kappa * mu
+        g = g - (g * v).sum(1, keepdims=True) * v
+        v = v - settings.learning_rate * factor * g / np.linalg.norm(g, axis=1, keepdims=True)
+        v = v / np.linalg.norm(v, axis=1, keepdims=True)
+    return m * v
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_a_word_that_is_a_direction_takes_its_own_steps_whatever_the_optimizer(optimizer):
+    settings = TrainSettings(**DTI, steps=6, optimizer=optimizer, schedule="cosine", warmup=1)
+    model, gradients = StubModel(), []
+    with train(model, pictures(), settings) as run:
+        next(run)
+        move = run.learner._move
+
+        def noting(found, good):
+            gradients.append(found[0].double().numpy().copy())
+            move(found, good)
+
+        run.learner._move = noting
+        *_, last = run
+    found = last.concept.vectors["clip_l"].double().numpy()
+    np.testing.assert_allclose(found, dti_by_hand(settings, model, gradients), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("method", ["ti", "xti", "custom-diffusion"])
+def test_steps_of_one_angle_resume_to_the_same_bits_and_leave_weights_to_the_optimizer(method, tmp_path):
+    own = {**DTI, "method": method, "weight_rate": 0.01, "ema": 0.5, "log_every": 3}
+    with train(StubModel(), pictures(), TrainSettings(**own, steps=6)) as run:
+        *_, whole = run
+    settings = TrainSettings(**own, steps=6, checkpoint_dir=tmp_path, checkpoint_every=3)
+    with train(StubModel(), pictures(), settings) as run:
+        for event in run:
+            if isinstance(event, CheckpointSaved):
+                break
+    with train(StubModel(), pictures(), settings, resume=tmp_path) as run:
+        assert next(run).first_step == 3
+        *_, resumed = run
+    assert torch.equal(resumed.concept.vectors["clip_l"], whole.concept.vectors["clip_l"])
+    for name, value in (whole.concept.lora or {}).items():
+        assert torch.equal(resumed.concept.lora[name], value)
+    assert bool(whole.concept.lora) == (method == "custom-diffusion")
+
+
+def test_a_step_of_one_angle_that_is_not_finite_is_undone():
+    with train(StubModel(), pictures(), TrainSettings(**DTI, steps=6, precision="fp16")) as run:
+        next(run)
+        learner = run.learner
+        assert not step(learner, 1.0)
+        before = learner.vectors["clip_l"].detach().clone()
+        assert not step(learner, math.inf)
+        assert torch.equal(learner.vectors["clip_l"], before)
+        assert not step(learner, 1.0)
+        assert not torch.equal(learner.vectors["clip_l"], before)
+
+
+def test_a_direction_is_pulled_to_one_class_word_and_earlier_checkpoints_know_no_pull():
+    with pytest.raises(ValueError, match="one class word"):
+        TrainSettings(**{**DTI, "class_word": ("dog", "cat")})
+    assert "kappa" not in TrainSettings(class_word="dog").identity()
+    assert TrainSettings(**DTI).identity()["kappa"] == 0.1
+    with pytest.raises(ValueError, match="kappa"):
+        TrainSettings(class_word="dog", kappa=-1.0)

@@ -77,7 +77,7 @@ def test_what_is_entered_is_planned_and_trained(toys):
     recipe = suited_preset(WIDE, "toy")
     assert recipe is PRESETS["Toy recipe"] is recipes(["toy"])["Toy recipe"]
     assert "toy" in first_stages().values()
-    planned = plan(model, pictures(), Choices(recipe, "dog", added=[Added("toy", {"weight": 0.5})]))
+    planned = plan(model, Choices(recipe, "dog", added=[Added("toy", {"weight": 0.5})]))
     assert [one.state() for one in planned.regularizers] == [{"name": "toy", "weight": 0.5}]
     concept = finished(planned.begin(model, pictures()))
     assert losses(concept) == {"diffusion", "toy"}
@@ -135,7 +135,7 @@ def test_a_choice_replaces_the_recipes_and_none_leaves_it():
         ("CoRe stage 1 (paper)", "nearest", None, "none"),
         ("CoRe stage 1 (paper)", "nearest", "fixed_mean", "fixed_mean"),
         ("CoRe stage 1 (paper)", "core", "none", "none"),
-        ("Fixed norm (DTI-like)", "mlm", None, "spherical"),
+        ("Fixed norm (DTI-like)", "mlm", None, "dti"),
     ],
 )
 def test_the_window_stays_where_a_regularizer_keeps_it(recipe, added, chosen, rule):
@@ -163,12 +163,12 @@ def test_class_pictures_follow_from_the_seed_and_are_as_the_training_pictures(ch
     model, recipe = StubModel(), PRESETS["Custom Diffusion (MLM paper)"]
     for weight, expected in ((None, 1.0), (0.5, 0.5)):
         choices = Choices(recipe, "dog", {"seed": 7, "resolution": 64}, prior=Prior(weight, 9, chosen))
-        (prior,) = plan(model, pictures(), choices).regularizers
+        (prior,) = plan(model, choices).regularizers
         state = {"weight": expected, "pictures": 9, "seed": seed, "batch": recipe.values["batch"], "resolution": 64}
         assert {key: prior.state()[key] for key in state} == state
-    assert plan(model, pictures(), Choices(recipe, "dog", prior=Prior(0.0))).regularizers == ()
+    assert plan(model, Choices(recipe, "dog", prior=Prior(0.0))).regularizers == ()
     with pytest.raises(ValueError, match="changes no weights"):
-        plan(model, pictures(), Choices(DEMO, "dog", prior=Prior(1.0)))
+        plan(model, Choices(DEMO, "dog", prior=Prior(1.0)))
 
 
 def test_a_method_without_a_recipe_is_named_and_the_bundled_models_recipe_suits_it(monkeypatch):

@@ -147,7 +147,7 @@ def test_masked_pixels_teach_nothing():
     masks = torch.zeros(3, 64, 64)
     masks[:, :, 32:] = 1  # whole latent cells
     # The prediction sees all of z_t, so it is the target that has to be blind: another target there, same gradient.
-    settings = TrainSettings(class_word="dog", batch=3, steps=1)
+    settings = TrainSettings(class_word="dog", batch=3, steps=1, resolution=64)
 
     def gradient_with(noise_change):
         with train(model, images, settings, masks=masks) as run:
@@ -261,7 +261,7 @@ def test_an_overflow_lowers_the_loss_scale_and_moves_nothing():
         torch.testing.assert_close(before - run.concept.vectors["clip_l"], 5e-3 + 5e-5 * before, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("mode", ["core_window", "fixed_mean", "spherical"])
+@pytest.mark.parametrize("mode", ["core_window", "fixed_mean", "spherical", "dti"])
 def test_norm_modes_hold_the_norm(mode):
     settings = TrainSettings(class_word="dog and cat", vectors=2, steps=20, batch=2, learning_rate=0.05, norm_mode=mode)
     norms = {}
@@ -320,7 +320,14 @@ def test_average_is_the_running_mean_of_the_vectors():
 
 def test_events_come_in_order_and_losses_are_whole():
     settings = TrainSettings(
-        class_word="dog", steps=7, batch=2, log_every=3, preview_every=5, preview_steps=2, preview_prompt="a {} at sea"
+        class_word="dog",
+        steps=7,
+        batch=2,
+        log_every=3,
+        preview_every=5,
+        preview_steps=2,
+        preview_prompt="a {} at sea",
+        resolution=64,
     )
     with train(StubModel(encoders=2), pictures(), settings) as run:
         events = list(run)
