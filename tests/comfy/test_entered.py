@@ -29,7 +29,7 @@ class Toy:
 
     def __call__(self, step: object) -> object:
         seam = pack("core.training.regularizers.seam")
-        value = sum((one**2).mean() for one in step.vectors.values())
+        value = sum((one**2).mean() for one in step.copies.values())
         return seam.Terms({"toy": seam.LossTerm(self.times * value, self.weight)})
 
     def state(self) -> dict:

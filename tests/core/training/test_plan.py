@@ -13,6 +13,9 @@ from contextual_inversion.cli import train as command
 from contextual_inversion.cli.experiments import trials
 from contextual_inversion.cli.experiments.claim_parts import every_part
 from contextual_inversion.core.concept import Concept
+from contextual_inversion.core.models.diffusers_text import DiffusersTextEncoder
+from contextual_inversion.core.models.tiny import tiny_tokenizer
+from contextual_inversion.core.models.tiny.load import load_part
 from contextual_inversion.core.prompts.rich import ListedPrompts
 from contextual_inversion.core.training.methods import METHODS, Method, first_stages, second_stages
 from contextual_inversion.core.training.plan import Choices, Prior, plan, settings_of
@@ -48,7 +51,7 @@ class Toy:
         pass
 
     def __call__(self, step):
-        return Terms({"toy": LossTerm(sum((one**2).mean() for one in step.vectors.values()), self.weight)})
+        return Terms({"toy": LossTerm(sum((one**2).mean() for one in step.copies.values()), self.weight)})
 
     def state(self):
         return {"name": self.name, "weight": self.weight}
@@ -153,9 +156,11 @@ def test_a_word_that_is_gone_on_with_keeps_its_length():
 @pytest.mark.parametrize("method", METHODS)
 def test_mlm_takes_as_many_prompts_as_the_paper_does_with_the_method_or_as_many_as_were_chosen(method):
     """METHODS.md 2.6: each prompt is encoded once a vector with XTI."""
+    encoder = DiffusersTextEncoder("clip_l", load_part("text_encoder"), tiny_tokenizer())
+    bundled = SimpleNamespace(text_encoders={"clip_l": encoder})
     own = Added("mlm", {"prompts": ListedPrompts(PROMPTS)})
-    assert own.make(NARROW, method).batch == (12 if METHODS[method].word in ("layers", "blocks") else 25)
-    assert replace(own, options={**own.options, "batch": 25}).make(NARROW, method).batch == 25
+    assert own.make(bundled, method).batch == (12 if METHODS[method].word in ("layers", "blocks") else 25)
+    assert replace(own, options={**own.options, "batch": 25}).make(bundled, method).batch == 25
 
 
 @pytest.mark.parametrize(("chosen", "seed"), [(None, 7), (0, 0)])
