@@ -21,8 +21,8 @@ concepts lie one after another, the rows of each placeholder's own."""
 Words = str | tuple[str, ...]
 """What plain words fill them with: the same in each, or one entry for each placeholder."""
 
-LONGEST = 320
-"""Characters of a prompt in a message: those of one that is a little too long are all shown."""
+LONGEST = 2000
+"""Characters of a prompt that is too long, where it is said; nodes and commands cut the message further."""
 ORDINARY = -1
 """In `TokenizedPrompt.concept_rows`: this position holds a token of the vocabulary."""
 

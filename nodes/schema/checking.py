@@ -93,7 +93,11 @@ def _of_single(asks: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(asks)
     def of_single(cls: Any, **given: Any) -> Any:
-        return asks(cls, **{name: value[0] if isinstance(value, list) else value for name, value in given.items()})
+        # What comes along a link is not known yet: ComfyUI hands over (None,).
+        single = {
+            name: value[0] if isinstance(value, list | tuple) and value else value for name, value in given.items()
+        }
+        return asks(cls, **single)
 
     of_single.__signature__ = inspect.signature(asks)  # by which ComfyUI knows what to hand over
     return of_single

@@ -414,5 +414,6 @@ def test_what_a_node_that_takes_lists_asks_beforehand_gets_single_values(comfyui
     assert inspect.getfullargspec(node.validate_inputs).args == ["cls", "name"]  # ComfyUI looks here
     assert node.validate_inputs(name=["fine"]) is True
     assert node.validate_inputs(name="odd") == "not odd"
+    assert node.validate_inputs(name=(None,)) == "not None"  # what ComfyUI says of a link
     assert node.execute(name=["fine", "fine"]) == "fine"
     assert node.execute("placed") == "placed"
