@@ -75,8 +75,9 @@ def test_a_changed_english_text_is_named_until_it_is_accepted(keys, monkeypatch,
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_numbers_and_names_are_those_of_the_english_text(pairs):
-    lost = {path: sorted(set(KEPT.findall(text)) - set(KEPT.findall(said))) for path, text, said in pairs}
-    assert {path: names for path, names in lost.items() if names} == {}
+    lost = [(path, sorted(set(KEPT.findall(text)) - set(KEPT.findall(said)))) for path, text, said in pairs]
+    found = [f"{path}: {' '.join(names)}" for path, names in lost if names]
+    assert not found, "\n" + "\n".join(found)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
