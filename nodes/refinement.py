@@ -110,7 +110,7 @@ class RefineConcept(io.ComfyNode):
         resolution: int = 0,
         gradient_checkpointing: bool = False,
         masks_mean: str = inputs.WHERE_IT_COUNTS,
-        captions: str = "",
+        captions: str | list[str] = "",
     ) -> io.NodeOutput:
         require_place(preview_every, preview_prompt, "the word")
         adapted, method = ComfyModel(model, clip, vae), second_stages()[train]
@@ -140,7 +140,7 @@ class RefineConcept(io.ComfyNode):
         return train_concept(
             cls.hidden.unique_id,
             adapted,
-            captioned(adapted, plan(adapted, choices), captions),
+            captioned(adapted, plan(adapted, choices), captions, images),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

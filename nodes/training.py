@@ -195,7 +195,7 @@ class TrainConcept(io.ComfyNode):
         resolution: int = 0,
         gradient_checkpointing: bool = False,
         masks_mean: str = inputs.WHERE_IT_COUNTS,
-        captions: str = "",
+        captions: str | list[str] = "",
     ) -> io.NodeOutput:
         if not class_word.strip():
             raise ValueError(
@@ -235,7 +235,7 @@ class TrainConcept(io.ComfyNode):
         return train_concept(
             cls.hidden.unique_id,
             adapted,
-            captioned(adapted, plan(adapted, choices), captions),
+            captioned(adapted, plan(adapted, choices), captions, images),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

@@ -13,9 +13,7 @@ from typing import Any
 
 INDEX = "model_index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors"
-)
+WEIGHTS = re.compile(r"\w+(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
 """The name of a file of weights: its variant stands before or behind the number of a shard."""
 NEEDED = ("unet", "vae", "text_encoder", "text_encoder_2")
 PREFERRED = ("fp32", "bf16", "fp16")
@@ -25,7 +23,7 @@ PREFERRED = ("fp32", "bf16", "fp16")
 def pipeline_options(folder: Path) -> dict[str, Any]:
     """What to tell diffusers' loader of a pipeline in `folder`: which variant, and which parts to do without.
 
-    Raises ValueError that names a part which we need and of which there are only pickles.
+    Raises FileNotFoundError that names a part which we need and of which there are only pickles.
     """
     variants = {part: variants_in(folder / part) for part in _parts(folder)}
     unread = [part for part, found in variants.items() if not found and _pickles(folder / part)]
@@ -38,7 +36,7 @@ def pipeline_options(folder: Path) -> dict[str, Any]:
 
 
 def part_options(folder: Path) -> dict[str, Any]:
-    """The same for a single model in `folder`. Raises ValueError where there are only pickles."""
+    """The same for a single model in `folder`. Raises FileNotFoundError where there are only pickles."""
     found = variants_in(folder)
     if not found and _pickles(folder):
         _refuse(folder)
@@ -82,8 +80,8 @@ def _pickles(folder: Path) -> list[str]:
 
 
 def _refuse(folder: Path) -> None:
-    raise ValueError(
-        f"{'/'.join(folder.parts[-2:])} holds its weights as {_pickles(folder)[0]} alone. That is a pickle, which can "
-        "run code when it is opened, and is not read: download the safetensors files, or where you trust it load it "
-        "with diffusers or transformers and write it with save_pretrained"
+    raise FileNotFoundError(
+        f"{'/'.join(folder.parts[-2:])} holds its weights as {_pickles(folder)[0]} alone, and pickles (.bin) are not "
+        "opened, since they can run code: download the safetensors files, or where you trust it load it with diffusers "
+        "or transformers and write it with save_pretrained"
     )

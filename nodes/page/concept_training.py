@@ -38,10 +38,15 @@ def batches(values: torch.Tensor | list[torch.Tensor] | None) -> list[torch.Tens
     return values if isinstance(values, list) else [values]
 
 
-def captioned(model: ComfyModel, plan: Plan, captions: str) -> Plan:
-    """The plan in which each picture is trained on its own line of `captions`; what is not is said in the log."""
-    if not captions or not isinstance(plan.settings.class_word, str):
+def captioned(
+    model: ComfyModel, plan: Plan, captions: str | list[str], images: torch.Tensor | list[torch.Tensor]
+) -> Plan:
+    """The plan in which each picture is trained on its own line of `captions`, or on its own text of several; what is
+    not is said in the log."""
+    if not any(text.strip() for text in ([captions] if isinstance(captions, str) else captions)):
         return plan
+    if isinstance(captions, str) and sum(len(batch) for batch in batches(images)) == 1:
+        captions = [captions]
     prompts = captions_of_pictures(captions, plan.settings.class_word)
     own, others = with_captions(model, plan, prompts)
     without = [str(number) for number, kept in enumerate(prompts, 1) if not kept]

@@ -19,7 +19,7 @@ from ...core.maths.finite import require_finite
 from ...core.prompts.phrases import checked_phrase, checked_text
 from ...core.wording import MOST, listed, quoted, shortened
 from ..comfy import fitting
-from .lists import gathered
+from .lists import CAPTIONS, gathered
 
 LONGEST_TEXT = 5_000_000
 """Characters of an input of many lines: tens of thousands of prompts."""
@@ -155,7 +155,9 @@ def _number(one: Any, value: Any) -> Any:
     return int(value) if one.io_type == "INT" else float(value)
 
 
-def _text(one: Any, value: Any) -> str:
+def _text(one: Any, value: Any) -> str | list[str]:
+    if one.id == CAPTIONS and isinstance(value, list):
+        return [_text(one, text) for text in value]
     if one.id == "class_word":
         return checked_phrase(value, one.id) if not isinstance(value, str) or value.strip() else ""
     long = getattr(one, "multiline", None) or getattr(one, "force_input", None)

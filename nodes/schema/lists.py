@@ -12,6 +12,8 @@ from ...core.wording import quoted
 
 ALL_OF = ("IMAGE", "MASK")
 """Kinds of inputs that are taken together where a node takes lists."""
+CAPTIONS = "captions"
+"""The text input of which every picture may have its own."""
 
 
 def gathered(schema: io.Schema, given: Mapping[str, list[Any]]) -> dict[str, Any]:
@@ -22,7 +24,7 @@ def gathered(schema: io.Schema, given: Mapping[str, list[Any]]) -> dict[str, Any
     """
     kinds = {one.id: one.io_type for one in schema.inputs}
     return {
-        name: together(values) if kinds.get(name) in ALL_OF else only_one(name, values)
+        name: together(values) if kinds.get(name) in ALL_OF or name == CAPTIONS else only_one(name, values)
         for name, values in given.items()
     }
 

@@ -401,6 +401,24 @@ def test_what_load_image_says_of_a_cut_out_puts_it_on_white(run_graph, comfyui):
         del comfyui.nodes.NODE_CLASS_MAPPINGS["TestRead"]
 
 
+def test_a_folder_of_pictures_and_texts_is_one_training_on_both(run_graph, comfyui):
+    """ComfyUI's own Load Image-Text node gives a list of pictures and a list of texts."""
+    from PIL import Image
+
+    folder = comfyui.base / "input" / "pairs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, side in (("a", 128), ("b", 160)):
+        Image.new("RGB", (side, 128), "red").save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"{name} house\nthe {{}} of {name}")
+    prompt = graph(regularized=False)
+    prompt["load"] = {"class_type": "LoadImageTextDataSetFromFolder", "inputs": {"folder": "pairs"}}
+    prompt["train"]["inputs"] |= {"images": ["load", 0], "captions": ["load", 1]}
+    run = run_graph(prompt, keep=KEEP)
+    assert run.status == "success", run.error
+    said = run.kept["concept"].provenance["settings"]["captions"]
+    assert sorted(map(list, said)) == [["a {}", "the {} of a"], ["b {}", "the {} of b"]]
+
+
 def test_each_picture_has_its_own_line_of_captions(run_graph, caplog):
     run = run_graph(graph(regularized=False, captions="a {} on a table\nthe House, red\n"), keep=KEEP)
     assert run.status == "success", run.error

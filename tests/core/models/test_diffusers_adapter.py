@@ -311,12 +311,12 @@ def test_a_folder_of_pickles_is_not_opened(kind: str, tmp_path: Any) -> None:
     ],
 )
 def test_a_variant_is_chosen_where_there_is_no_plain_file(tmp_path: Any, names: list[str], variant: str | None) -> None:
-    from contextual_inversion.core.models.diffusers_adapter import _variant
+    from contextual_inversion.core.models.pipeline_folder import chosen_variant, variants_in
 
     (tmp_path / "unet").mkdir()
     for name in names:
         (tmp_path / "unet" / name).touch()
-    assert _variant(tmp_path) == variant
+    assert chosen_variant([variants_in(tmp_path / "unet")]) == variant
 
 
 def test_clear_errors(pipe: Any, tmp_path: Any) -> None:
