@@ -122,7 +122,7 @@ def load_candidate(device: str | torch.device = "cpu") -> torch.nn.Module:
 def train_vae(
     folder: Path,
     processes: Processes,
-    steps: int = 3200,
+    steps: int = 6000,
     batch: int = 8,
     scenes: int = 2500,
     form: str = "candidate",
@@ -152,7 +152,7 @@ def train_vae(
     plan = Plan(steps, rate=1e-3, warm_up=100, decay=1.0, weight_decay=0.0, ema=0.995, save_every=250, muon=True)
     run = Run("vae", {"vae": vae}, plan, folder, processes)
     share = batch // processes.size
-    of_patterns = round(PATTERN_SHARE * share)
+    of_patterns = max(1, round(PATTERN_SHARE * share))
 
     def loss() -> torch.Tensor:
         parts = crops(*ordinary, share - of_patterns, run.generator), crops(*patterned, of_patterns, run.generator)

@@ -22,7 +22,7 @@ from contextual_inversion.pretraining.processes import Processes
 from contextual_inversion.pretraining.vae_report import SPOTTED, counted_spots, summary
 
 CPU = torch.device("cpu")
-GAIN = {"scenes": 2.0, "concepts": 1.0}
+GAIN = {"scenes": 3.0, "concepts": 3.0}
 """dB that the candidate is ahead of the bundled VAE on objects, at least."""
 
 
