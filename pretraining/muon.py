@@ -15,15 +15,15 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(g: torch.Tensor, iterations: int = 5) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrix to `g` (m, n), approximately: singular values between about 0.7 and 1.2."""
+    """The nearest (semi-)orthogonal matrix to each of `g` (..., m, n), approximately: singular values 0.7 to 1.2."""
     a, b, c = COEFFICIENTS
     x = g.bfloat16()
-    x = x / (x.norm() + 1e-7)
-    wide = x if x.shape[0] <= x.shape[1] else x.T
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    wide = x if x.shape[-2] <= x.shape[-1] else x.mT
     for _ in range(iterations):
-        gram = wide @ wide.T
+        gram = wide @ wide.mT
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return (wide if x.shape[0] <= x.shape[1] else wide.T).to(g.dtype)
+    return (wide if x.shape[-2] <= x.shape[-1] else wide.mT).to(g.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -43,21 +43,31 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         """Apply one update to every parameter that has a gradient."""
         for group in self.param_groups:
+            alike: dict[tuple[int, ...], list[torch.nn.Parameter]] = {}
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                update = self._matrix(p, group) if p.ndim >= 2 else self._vector(p, group)
-                p.add_(update, alpha=-group["lr"])
+                if p.ndim >= 2:
+                    alike.setdefault(tuple(p.shape), []).append(p)
+                else:
+                    p.add_(self._vector(p, group), alpha=-group["lr"])
+            # Matrices of one shape go through the iteration together: many small products cost mostly their calls.
+            for same in alike.values():
+                for p, update in zip(same, self._matrices(same, group), strict=True):
+                    p.add_(update.view_as(p), alpha=-group["lr"])
 
-    def _matrix(self, p: torch.nn.Parameter, group: dict) -> torch.Tensor:
-        state = self.state[p]
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-        state["momentum"].mul_(group["momentum"]).add_(p.grad)
-        looked_ahead = (p.grad + group["momentum"] * state["momentum"]).flatten(1)
-        scale = 0.2 * max(looked_ahead.shape) ** 0.5
-        return scale * orthogonalise(looked_ahead).view_as(p)
+    def _matrices(self, same: list[torch.nn.Parameter], group: dict) -> torch.Tensor:
+        """Updates (n, out, in * k * k) of parameters of one shape."""
+        ahead = []
+        for p in same:
+            state = self.state[p]
+            if not state:
+                state["momentum"] = torch.zeros_like(p)
+            state["momentum"].mul_(group["momentum"]).add_(p.grad)
+            ahead.append((p.grad + group["momentum"] * state["momentum"]).flatten(1))
+        looked_ahead = torch.stack(ahead)
+        return 0.2 * max(looked_ahead.shape[1:]) ** 0.5 * orthogonalise(looked_ahead)
 
     def _vector(self, p: torch.nn.Parameter, group: dict) -> torch.Tensor:
         state, (beta1, beta2) = self.state[p], group["betas"]

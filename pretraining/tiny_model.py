@@ -20,6 +20,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default=None, help="default: a GPU if there is one")
     parser.add_argument("--steps", type=int, default=None, help="steps of the stage instead of its own number")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of each process")
+    parser.add_argument("--form", choices=("candidate", "bundled"), default="candidate", help="which VAE to train")
+    parser.add_argument(
+        "--start", choices=("bundled", "candidate", "fresh"), default="bundled", help="the VAE's first weights"
+    )
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -29,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         if stage == "vae":
             from .vae import train_vae
 
-            train_vae(options.out, processes, **chosen)
+            train_vae(options.out, processes, form=options.form, start=options.start, **chosen)
         elif stage == "encoders":
             from .encoders import train_encoders
 

@@ -1,4 +1,7 @@
-"""Stage "vae": the TAESD-shaped autoencoder, trained on crops with the weight on what stands in the picture."""
+"""Stage "vae": the TAESD-shaped autoencoder, trained on crops with the weight on what stands in the picture.
+
+Some of the crops show fine patterns (`patterns`) instead of the world's scenes: what a small autoencoder loses first.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core.models.tiny import config
 from ..core.models.tiny.build import build_vae
-from ..core.models.tiny.weights import write_weights
+from ..core.models.tiny.weights import read_tensors, tiny_weights_path, write_tensors
 from ..core.world.scenes import WORLD_VERSION
+from .patterns import patterns
 from .pictures import pictures
 from .processes import Processes
 from .run import Plan, Run
@@ -17,6 +22,12 @@ from .run import Plan, Run
 CROP = 64
 OBJECT_WEIGHT = 2.0
 LATENT_NOISE = 0.08
+ERROR_WEIGHT = 4.0
+PATTERN_SHARE = 0.125
+CANDIDATE = Path(__file__).parent / "candidates" / "vae.safetensors"
+FORMS = {"candidate": (config.VAE_CANDIDATE, CANDIDATE), "bundled": (config.VAE, tiny_weights_path("vae"))}
+"""What can be trained: the VAE's numbers and the weight file to write."""
+STARTS = ("bundled", "candidate", "fresh")
 
 
 def crops(
@@ -37,12 +48,15 @@ def gradients(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def reconstruction_loss(decoded: torch.Tensor, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """L1 of pixels and of their gradients, `1 + OBJECT_WEIGHT` times as heavy on objects."""
+    """Squared errors of pixels and of their gradients, `1 + OBJECT_WEIGHT` times as heavy on objects.
+
+    Squares turn the effort to edges and spots that are still wrong; absolute errors spend as much on flat ground.
+    """
     weight = 1 + OBJECT_WEIGHT * mask
-    loss = (weight * (decoded - x).abs()).mean()
+    loss = (weight * (decoded - x).square()).mean()
     for d, g, w in zip(gradients(decoded), gradients(x), (weight[..., 1:], weight[..., 1:, :]), strict=True):
-        loss = loss + (w * (d - g).abs()).mean()
-    return loss
+        loss = loss + (w * (d - g).square()).mean()
+    return ERROR_WEIGHT * loss
 
 
 def latent_loss(z: torch.Tensor) -> torch.Tensor:
@@ -69,23 +83,80 @@ def psnr(vae: torch.nn.Module, images: np.ndarray, masks: np.ndarray, device: to
     return {"psnr": float(-10 * torch.log10(overall)), "object_psnr": float(-10 * torch.log10(objects))}
 
 
-def train_vae(folder: Path, processes: Processes, steps: int = 3000, batch: int = 32, scenes: int = 6000) -> None:
-    """Train the autoencoder; its checkpoint is `folder/vae.pt`."""
+def calm(vae: torch.nn.Module) -> None:
+    """Fresh weights of which every residual block is the identity at first: deep stacks of ReLU start slowly else."""
+    for layer in (m for m in vae.modules() if isinstance(m, torch.nn.Conv2d)):
+        torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    for block in (m for m in vae.modules() if type(m).__name__ == "AutoencoderTinyBlock"):
+        for layer in (block.conv[0], block.conv[2]):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        torch.nn.init.zeros_(block.conv[4].weight)
+        torch.nn.init.zeros_(block.conv[4].bias)
+
+
+def inherit(vae: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Take over another form's weights; latent channels that it lacks keep theirs, and the decoder heeds them not yet.
+
+    Raises ValueError where more than the number of latent channels differs, or where `state` has more of them.
+    """
+    own = vae.state_dict()
+    first, last = "decoder.layers.0.weight", f"encoder.layers.{len(vae.encoder.layers) - 1}"
+    grown = {first: 1, f"{last}.weight": 0, f"{last}.bias": 0}
+    own[first].zero_()
+    for key, value in state.items():
+        room = list(own[key].shape)
+        if (axis := grown.get(key)) is not None:
+            room[axis] = min(room[axis], value.shape[axis])
+        if tuple(room) != tuple(value.shape):
+            raise ValueError(f"{key}: {tuple(value.shape)} does not fit into {tuple(own[key].shape)}")
+        own[key][tuple(slice(size) for size in room)] = value
+
+
+def load_candidate(device: str | torch.device = "cpu") -> torch.nn.Module:
+    """The candidate VAE with its weights, frozen. Raises FileNotFoundError where they have not been trained."""
+    vae = build_vae(config.VAE_CANDIDATE)
+    vae.load_state_dict(read_tensors(CANDIDATE))
+    return vae.requires_grad_(False).eval().to(device)
+
+
+def train_vae(
+    folder: Path,
+    processes: Processes,
+    steps: int = 6000,
+    batch: int = 8,
+    scenes: int = 2500,
+    form: str = "candidate",
+    start: str = "bundled",
+) -> None:
+    """Train the autoencoder; its checkpoint is `folder/vae.pt`, and every 250 steps its EMA is written out (rank 0).
+
+    `form` is one of `FORMS`. `start` is one of `STARTS`: the weights to begin from, with more latent channels where the
+    form has more, or "fresh" ones.
+    """
     device = processes.device
     if processes.first:
         pictures(folder / "pictures", "train", scenes)
         pictures(folder / "pictures", "test", 256)
+        patterns(folder / "pictures", scenes)
     processes.wait()
-    _, images, masks = pictures(folder / "pictures", "train", scenes)
+    _, *ordinary = pictures(folder / "pictures", "train", scenes)
     _, test_images, test_masks = pictures(folder / "pictures", "test", 256)
+    patterned = patterns(folder / "pictures", scenes)
     torch.manual_seed(0)
-    vae = build_vae().to(device, memory_format=torch.channels_last)
-    plan = Plan(steps, rate=2e-3, warm_up=100, decay=0.5, weight_decay=0.0, ema=0.995, save_every=250)
+    numbers, path = FORMS[form]
+    vae = build_vae(numbers)
+    calm(vae)
+    if start != "fresh":
+        inherit(vae, read_tensors(FORMS[start][1]))
+    vae = vae.to(device, memory_format=torch.channels_last)
+    plan = Plan(steps, rate=1e-3, warm_up=100, decay=1.0, weight_decay=0.0, ema=0.995, save_every=250, muon=True)
     run = Run("vae", {"vae": vae}, plan, folder, processes)
     share = batch // processes.size
+    of_patterns = max(1, round(PATTERN_SHARE * share))
 
     def loss() -> torch.Tensor:
-        x, mask = (t.to(device) for t in crops(images, masks, share, run.generator))
+        parts = crops(*ordinary, share - of_patterns, run.generator), crops(*patterned, of_patterns, run.generator)
+        x, mask = (torch.cat(tensors).to(device) for tensors in zip(*parts, strict=True))
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             z = vae.encode(x).latents
@@ -94,16 +165,14 @@ def train_vae(folder: Path, processes: Processes, steps: int = 3000, batch: int 
         return reconstruction_loss(decoded.float(), x, mask) + 0.1 * latent_loss(z.float())
 
     def after(step: int) -> dict[str, float] | None:
-        if step % 250 or not processes.first:
+        if (step % 250 and step != plan.steps) or not processes.first:
             return None
         run.swap_ema()
-        figures = psnr(vae, test_images[:64], test_masks[:64], device)
+        facts = {"steps": str(step), "world": WORLD_VERSION, "command": f"pretraining.tiny_model --stage vae ({form})"}
+        write_tensors(path, dict(vae.state_dict()), facts)
+        last = step == plan.steps
+        figures = psnr(vae, *((test_images, test_masks) if last else (test_images[:64], test_masks[:64])), device)
         run.swap_ema()
         return figures
 
     run.train(loss, after)
-    if processes.first:
-        run.swap_ema()
-        facts = {"steps": str(run.step), "world": WORLD_VERSION, "command": "pretraining.tiny_model --stage vae"}
-        write_weights("vae", dict(vae.state_dict()), facts)
-        run.log(psnr(vae, test_images, test_masks, device))

@@ -191,10 +191,13 @@ class Canvas:
         centre: tuple[float, float],
         size: float,
         colour: str,
-        texture: str = "plain",
+        texture: str | Image.Image = "plain",
         second_colour: str = "white",
     ) -> np.ndarray:
-        """Draw `parts` at `centre` with half width `size / 2` (final pixels); returns its mask (H, W)."""
+        """Draw `parts` at `centre` with half width `size / 2` (final pixels); returns its mask (H, W).
+
+        `texture` is one of `scenes.TEXTURES`, or a mask ("L", the canvas's size) of where the second colour goes.
+        """
         half, scale = size / 2, SUPERSAMPLE
         width = max(1, round(OUTLINE * half * scale))
 
@@ -216,7 +219,7 @@ class Canvas:
         self.image.paste(DARK, mask=mask)
         self.image.paste(FILLS[colour], mask=body)
         if texture != "plain":
-            pattern = texture_mask(texture, self.image.size, place)
+            pattern = texture_mask(texture, self.image.size, place) if isinstance(texture, str) else texture
             self.image.paste(FILLS[second_colour], mask=ImageChops.multiply(pattern, body))
         for points, fill in polygons:
             if fill == "body":

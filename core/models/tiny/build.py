@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import config
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 
-def build_vae() -> AutoencoderTiny:
-    """`AutoencoderTiny` of TAESD's shape, 32 channels wide."""
+def build_vae(form: dict[str, Any] | None = None) -> AutoencoderTiny:
+    """`AutoencoderTiny` of TAESD's shape: the bundled one's, or of another `form` (as `config.VAE_CANDIDATE`)."""
     from diffusers import AutoencoderTiny
 
-    return AutoencoderTiny(**config.VAE)
+    return AutoencoderTiny(**(config.VAE if form is None else form))
 
 
 def build_unet() -> UNet2DConditionModel:

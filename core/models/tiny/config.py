@@ -26,6 +26,8 @@ VAE: dict[str, Any] = {
     "scaling_factor": 1.0,
 }
 """`diffusers.AutoencoderTiny`, TAESD's block counts at half its width. Latents have unit variance: scaling factor 1."""
+VAE_CANDIDATE: dict[str, Any] = {**VAE, "latent_channels": 16}
+"""The VAE that is to follow once a UNet has learned its latents (docs/tiny_model.md); nothing bundled uses it yet."""
 
 TEXT_ENCODER: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -24,7 +24,11 @@ def read_weights(part: str) -> dict[str, torch.Tensor]:
 
     Raises FileNotFoundError when the file is not there.
     """
-    path = tiny_weights_path(part)
+    return read_tensors(tiny_weights_path(part))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """State dict in a file of `write_tensors`, as `read_weights` gives it. Raises FileNotFoundError without it."""
     if not path.exists():
         raise FileNotFoundError(f"the tiny model's weights are missing: {path.name}; see docs/tiny_model.md")
     with safe_open(path, "pt") as file:
@@ -48,9 +52,13 @@ def trained_rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def write_weights(part: str, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
+    """Write the bundled weights of `part`, as `write_tensors` does."""
+    return write_tensors(tiny_weights_path(part), state, metadata)
+
+
+def write_tensors(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
     """Write floating-point tensors as fp16 (ids stay integers), whole file or none."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    path = tiny_weights_path(part)
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         k: (v.detach().cpu().half() if v.is_floating_point() else v.cpu()).contiguous() for k, v in state.items()
     }

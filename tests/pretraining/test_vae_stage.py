@@ -1,0 +1,166 @@
+"""The VAE stage: fine patterns without held-out concepts, growing a latent, and the candidate's own promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from contextual_inversion.core.models.tiny import PARTS, config, tiny_weights_path
+from contextual_inversion.core.models.tiny.build import build_vae
+from contextual_inversion.core.models.tiny.load import load_part
+from contextual_inversion.core.models.tiny.weights import read_weights
+from contextual_inversion.core.world.concepts import CONCEPTS, RESERVED, concept_images
+from contextual_inversion.pretraining import vae as stage
+from contextual_inversion.pretraining.patterns import DRAWN, look, pattern_mask, pattern_picture
+from contextual_inversion.pretraining.pictures import pictures
+from contextual_inversion.pretraining.processes import Processes
+from contextual_inversion.pretraining.vae_report import SPOTTED, counted_spots, summary
+
+CPU = torch.device("cpu")
+GAIN = {"scenes": 3.0, "concepts": 3.0}
+"""dB that the candidate is ahead of the bundled VAE on objects, at least."""
+
+
+def test_patterns_never_show_a_held_out_pair() -> None:
+    rng = np.random.default_rng(0)
+    looks = {look(rng) for _ in range(3000)}
+    assert len(looks) > 400
+    assert not any((shape, a, b) in RESERVED or (shape, b, a) in RESERVED for shape, a, b in looks)
+
+
+def test_a_pattern_picture_is_the_same_every_time() -> None:
+    (image, mask), (again, _) = (pattern_picture(np.random.default_rng([5, 3])) for _ in range(2))
+    assert np.array_equal(image, again)
+    assert image.shape == (128, 128, 3)
+    assert 0.05 < mask.mean() < 0.95
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_patterns_repeat_with_period_one(name: str) -> None:
+    v, u = np.mgrid[:2:40j, 0.01:2:40j]
+    if name != "rings":  # they repeat outwards, not sideways
+        assert np.array_equal(DRAWN[name](u, v, 0.5), DRAWN[name](u + 3, v + 2, 0.5))
+    assert 0.1 < DRAWN[name](u, v, 0.5).mean() < 0.7
+
+
+def test_pattern_masks_cover_a_part() -> None:
+    covered = [np.asarray(pattern_mask(np.random.default_rng(i))).mean() / 255 for i in range(4)]
+    assert all(0.05 < share < 0.75 for share in covered)
+
+
+def test_a_grown_latent_changes_nothing_while_unused() -> None:
+    narrow, wide = build_vae(), build_vae({**config.VAE, "latent_channels": 9})
+    stage.inherit(wide, narrow.state_dict())
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        z, grown = narrow.encode(x).latents, wide.encode(x).latents
+        assert torch.equal(grown[:, :4], z)
+        assert grown[:, 4:].std() > 0
+        grown[:, 4:] = 0
+        assert torch.allclose(wide.decode(grown).sample, narrow.decode(z).sample, atol=1e-6)
+
+
+def test_only_a_wider_latent_inherits() -> None:
+    narrow, wide = build_vae(), build_vae({**config.VAE, "latent_channels": 9})
+    with pytest.raises(ValueError, match="does not fit"):
+        stage.inherit(narrow, wide.state_dict())
+    thin = build_vae({**config.VAE, "encoder_block_out_channels": (16,) * 4})
+    with pytest.raises(ValueError, match="does not fit"):
+        stage.inherit(thin, narrow.state_dict())
+
+
+def test_errors_weigh_three_times_on_objects() -> None:
+    x, decoded = torch.rand(2, 1, 3, 16, 16) * 2 - 1
+    nothing, everything = torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)
+    assert stage.reconstruction_loss(x, x, everything) == 0
+    plain = stage.reconstruction_loss(decoded, x, nothing)
+    assert torch.allclose(stage.reconstruction_loss(decoded, x, everything), 3 * plain)
+    # A constant error has no gradients, so only its own square counts.
+    assert torch.allclose(stage.reconstruction_loss(x + 0.5, x, nothing), torch.tensor(stage.ERROR_WEIGHT * 0.25))
+
+
+def test_calm_blocks_are_the_identity() -> None:
+    vae = build_vae()
+    stage.calm(vae)
+    blocks = [m for m in vae.modules() if type(m).__name__ == "AutoencoderTinyBlock"]
+    x = torch.rand(1, 32, 8, 8)
+    assert len(blocks) == 20
+    assert all(torch.equal(block(x), x) for block in blocks)
+
+
+def test_an_interrupted_stage_ends_where_a_whole_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {**config.VAE, "encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}
+    monkeypatch.setattr(stage, "psnr", lambda *_: {"psnr": 0.0})
+    weights = []
+    for name, lengths in (("whole", (4,)), ("parts", (2, 4))):
+        monkeypatch.setitem(stage.FORMS, "candidate", (small, tmp_path / name / "vae.safetensors"))
+        for steps in lengths:
+            # The rate depends on a stage's length, so the interrupted one has the same and is stopped by hand.
+            plan = stage.Plan
+            monkeypatch.setattr(stage, "Plan", lambda n, plan=plan, **rest: plan(n, **{**rest, "decay": 0.0}))
+            stage.train_vae(tmp_path / name, Processes("cpu"), steps=steps, batch=4, scenes=4, start="fresh")
+            monkeypatch.setattr(stage, "Plan", plan)
+        state = torch.load(tmp_path / name / "vae.pt", weights_only=True)
+        weights.append(state["modules"]["vae"])
+        assert state["step"] == 4
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.fixture(scope="module")
+def candidate() -> torch.nn.Module:
+    return stage.load_candidate()
+
+
+def test_candidate_is_small_and_frozen(candidate: torch.nn.Module) -> None:
+    size = stage.CANDIDATE.stat().st_size
+    others = sum(tiny_weights_path(part).stat().st_size for part in (*PARTS, "judge") if part != "vae")
+    assert size <= 4_000_000
+    assert size + others <= 24_000_000
+    assert not any(p.requires_grad for p in candidate.parameters())
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Held-out scenes and concepts with their masks."""
+    _, images, masks = pictures(tmp_path_factory.mktemp("pictures"), "test", 32, workers=1)
+    concepts = [concept_images(name, 2) for name in CONCEPTS]
+    subjects = np.stack([mask.subject for _, shown, _ in concepts for mask in shown])
+    return {"scenes": (images, masks), "concepts": (np.concatenate([image for image, _, _ in concepts]), subjects)}
+
+
+@pytest.mark.parametrize("kind", ["scenes", "concepts"])
+def test_candidate_is_sharper_than_the_bundled_vae(candidate: torch.nn.Module, drawn: dict, kind: str) -> None:
+    before, after = (stage.psnr(vae, *drawn[kind], CPU)["object_psnr"] for vae in (load_part("vae"), candidate))
+    assert after >= before + GAIN[kind]
+
+
+@pytest.mark.xfail(reason="the candidate is not finished (pretraining/candidates/README.md)", strict=True)
+@pytest.mark.parametrize("kind", ["scenes", "concepts"])
+def test_candidate_reaches_the_goal_on_objects(candidate: torch.nn.Module, drawn: dict, kind: str) -> None:
+    assert stage.psnr(candidate, *drawn[kind], CPU)["object_psnr"] >= 28
+
+
+@pytest.mark.parametrize("name", SPOTTED)
+def test_candidate_fades_fewer_spots(candidate: torch.nn.Module, name: str) -> None:
+    before, after = (summary(counted_spots(vae, name, 1)) for vae in (load_part("vae"), candidate))
+    assert after["number"] == before["number"]
+    assert after["named"] > before["named"]
+    assert after["found"] >= before["found"]
+
+
+def test_candidate_latents_have_unit_variance(candidate: torch.nn.Module, tmp_path: Path) -> None:
+    _, images, _ = pictures(tmp_path, "test", 24, workers=1)
+    x = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    z = candidate.encode(x).latents
+    assert z.shape[1:] == (config.VAE_CANDIDATE["latent_channels"], 16, 16)
+    assert 0.8 < z.std() < 1.2
+
+
+def test_bundled_weights_are_untouched_by_the_candidate() -> None:
+    assert stage.FORMS["candidate"][1] != stage.FORMS["bundled"][1] == tiny_weights_path("vae")
+    assert build_vae().state_dict().keys() == read_weights("vae").keys()
