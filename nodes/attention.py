@@ -16,6 +16,9 @@ from .comfy.attention_recording import digest, layer_names, recording, recording
 from .comfy.cancelling import hear_cancel
 from .schema.sockets import CATEGORY, PREFIX
 
+LEAST_SIDE = 64
+"""Pixels: eight latent cells, of which the UNet makes one in three halvings."""
+
 AttentionSocket = io.Custom("ATTENTION")
 """A `RecordedAttention`."""
 
@@ -132,9 +135,19 @@ class AttendImage(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, vae: Any, image: torch.Tensor, prompt: str, timesteps: str, seed: int
     ) -> io.NodeOutput:
+        require_sides(image)
         recorder = AttentionRecorder()
         attend(model, clip, vae.encode(image[..., :3]), prompt, parsed_timesteps(timesteps), seed, recorder)
         return io.NodeOutput(RecordedAttention(recorder, while_sampling=False))
+
+
+def require_sides(image: torch.Tensor) -> None:
+    """Raises ValueError for pictures (N, H, W, 3) that are too small for a cell of the UNet's coarsest layer."""
+    height, width = image.shape[1:3]
+    if min(height, width) < LEAST_SIDE:
+        raise ValueError(
+            f"image is {width} x {height} pixels, and the model needs {LEAST_SIDE} a side to look at; enlarge it"
+        )
 
 
 def attend(

@@ -87,7 +87,7 @@ def plan(model: TextToImageModel, choices: Choices) -> Plan:
     """What was chosen, for this model. Raises ValueError for what cannot be trained."""
     settings = settings_of(choices)
     weight = prior_weight(choices, settings)
-    made = tuple(added.make(model, settings.method) for added in choices.added)
+    made = tuple(added.fitting(model, settings.method) for added in choices.added)
     if weight > 0:
         made += (prior_preservation(model, settings, choices.prior, weight),)
     return Plan(settings, made, choices.start)

@@ -104,7 +104,7 @@ def repair(
     )
     bank = _noise(model, settings, noise_side or 64) if kept is None else latent_bank(kept)
     word, changes = words_together(model, concepts, placed.concepts), _changes(model, concepts)
-    run = train(model, bank, settings, regularizers=[core], initial=word, changes=changes)
+    run = train(model, bank, settings, regularizers=[core], resume=resume, initial=word, changes=changes)
     return Repair(run, tuple(concepts), prompt)
 
 

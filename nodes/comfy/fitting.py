@@ -61,7 +61,7 @@ def facts_of(model: Any, clip: Any = None, vae: Any = None) -> ModelFacts:
         name=family if type(base) is not comfy.model_base.BaseModel else type(base.model_config).__name__,
         in_channels=int(unet.in_channels),
         latent_channels=int(base.latent_format.latent_channels),
-        context_width=context_width(unet),
+        context_width=context_width(unet, base),
         text_widths=None if clip is None else list(text_widths(clip).items()),
         vae_channels=getattr(vae, "latent_channels", None),
         schedule=schedule_family(model.get_model_object("model_sampling")),
@@ -80,9 +80,11 @@ def schedule_family(model_sampling: Any) -> str:
     return "" if usual and discrete else type(model_sampling).__name__
 
 
-def context_width(unet: Any) -> int:
-    """D, how many numbers a token has for the cross-attention of a UNet."""
-    return int(cross_attention_layers(unet, {})[0].module.to_k.weight.shape[1])
+def context_width(unet: Any, base: Any) -> int:
+    """D, how many numbers a token has for the cross-attention of a UNet; where its layers have no projection of keys
+    of their own, as the model's configuration has it."""
+    keys = getattr(cross_attention_layers(unet, {})[0].module, "to_k", None)
+    return int(base.model_config.unet_config["context_dim"] if keys is None else keys.weight.shape[1])
 
 
 def require_fit(model: Any, clip: Any = None, vae: Any = None, concepts: Sequence[Concept] = ()) -> None:

@@ -95,10 +95,18 @@ NAMES = {
             "keep_latents",
             "resolution",
             "gradient_checkpointing",
+            "masks_mean",
+            "captions",
         ],
     ),
-    "ApplyConcept": (["model", "clip"], ["model", "clip", "concept", "strength_model", "strength_clip", "name"]),
-    "SaveConcept": (["text"], ["concept", "name", "if_taken", "embedding_file", "half_precision", "lora_file"]),
+    "ApplyConcept": (
+        ["model", "clip"],
+        ["model", "clip", "concept", "strength_model", "strength_clip", "name", "blend_with", "blend"],
+    ),
+    "SaveConcept": (
+        ["text"],
+        ["concept", "name", "if_taken", "embedding_file", "half_precision", "lora_file", "layout"],
+    ),
     "LoadConcept": (["concept", "text"], ["file", "clip", "class_word", "embedding"]),
     "EvaluateConcept": (
         ["table", "json", "sheet"],

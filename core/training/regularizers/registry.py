@@ -52,6 +52,13 @@ class Added:
         """A fresh one for a training of `method`. Raises ValueError as the regularizer."""
         return self.kind.make(model, method, **self.options)
 
+    def fitting(self, model: TextToImageModel, method: str) -> Regularizer:
+        """The same where it is for this model, which is asked before pictures are encoded; else ValueError."""
+        made = self.make(model, method)
+        if hasattr(made, "require_fit"):
+            made.require_fit(model)
+        return made
+
 
 def make_core(
     model: TextToImageModel,
@@ -74,16 +81,12 @@ def make_core(
 
 def make_mlm(model: TextToImageModel, method: str, **options: Any) -> MLMRegularizer:
     """MLM, at the weight and batch recommended for model and method where they are not given."""
-    made = recommended_mlm(model, method=method, **options)
-    made.require_fit(model)  # before pictures are encoded
-    return made
+    return recommended_mlm(model, method=method, **options)
 
 
 def make_nearest(model: TextToImageModel, method: str, **options: Any) -> NearestTokenRegularizer:
     """The pull towards the words that the model knows."""
-    made = NearestTokenRegularizer(**{"known": known_words(model), **options})
-    made.require_fit(model)
-    return made
+    return NearestTokenRegularizer(**{"known": known_words(model), **options})
 
 
 REGULARIZERS = {

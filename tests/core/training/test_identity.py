@@ -19,7 +19,7 @@ from contextual_inversion.core.training.trainer import train
 
 
 def identity(model=None, images=None, masks=None, regularizers=(), initial=None, **keywords):
-    settings = TrainSettings(**{"class_word": "dog", **keywords})
+    settings = TrainSettings(**{"class_word": "dog", "resolution": 64, **keywords})
     given = {"masks": masks, "regularizers": regularizers, "initial": initial}
     with train(model or StubModel(), pictures() if images is None else images, settings, **given) as run:
         next(run)
@@ -91,7 +91,7 @@ def test_a_preview_is_what_the_model_samples_at_that_step(method):
     model, size = StubModel(), ImageSize(64, 64)
     settings = TrainSettings(
         class_word="dog", steps=4, batch=2, method=method, preview_every=2, preview_prompt="the {} at sea",
-        preview_seed=5, preview_steps=3, preview_guidance=2.5,
+        resolution=64, preview_seed=5, preview_steps=3, preview_guidance=2.5,
     )  # fmt: skip
     with train(model, pictures(), settings) as run:
         shown = next(event for event in run if isinstance(event, Preview))

@@ -22,7 +22,7 @@ PROMPT = "a photo of a <thing> in the snow"
 
 
 def concept(run, **keywords):
-    keywords = {"steps": 8, "learning_rate": 0.1, "name": "thing", "keep_latents": True, **keywords}
+    keywords = {"steps": 8, "learning_rate": 0.1, "name": "thing", "keep_latents": True, "resolution": 64, **keywords}
     return run(StubModel(), **keywords).concept
 
 
@@ -165,7 +165,8 @@ def test_a_second_stage_leaves_the_latents_with_the_concept(run):
     assert torch.equal(refined.latents, first.latents)
     assert refined.provenance["began_with"] == first.provenance
     assert "began_with" not in first.provenance
-    anew = run(StubModel(), initial=first, method="refine", steps=2, keep_latents=True, seed=1).concept
+    options = {"keep_latents": True, "seed": 1, "resolution": 64}
+    anew = run(StubModel(), initial=first, method="refine", steps=2, **options).concept
     assert anew.latents.shape == first.latents.shape
 
 

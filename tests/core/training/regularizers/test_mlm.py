@@ -397,5 +397,5 @@ def test_a_contextualizer_of_another_model_is_found_before_pictures_are_encoded(
     psi = contextualizer(StubModel(seed=9).text_encoders["clip_l"])
     options = {"contextualizers": psi, "prompts": PROMPTS, "rho": 0.5, "batch": 2}
     with pytest.raises(ValueError, match=r"trained on the text encoder .*, but here is "):
-        Added("mlm", {**options, "weight": 0.1}).make(model, "ti")
-    assert Added("mlm", {**options, "weight": 0.0}).make(model, "ti").weight == 0
+        Added("mlm", {**options, "weight": 0.1}).fitting(model, "ti")
+    assert Added("mlm", {**options, "weight": 0.0}).fitting(model, "ti").weight == 0

@@ -124,5 +124,5 @@ def test_a_bank_of_another_model_is_found_before_pictures_are_encoded(width):
     model = StubModel()
     bank = {"clip_g": torch.randn(5, 32)} if width is None else {"clip_l": torch.randn(5, width)}
     with pytest.raises(ValueError, match=r"bank of other subjects.*is for another model than .*; load one"):
-        Added("nearest", {"bank": bank}).make(model, "ti")
-    assert Added("nearest", {"bank": bank, "weight": 0.0}).make(model, "ti").weight == 0
+        Added("nearest", {"bank": bank}).fitting(model, "ti")
+    assert Added("nearest", {"bank": bank, "weight": 0.0}).fitting(model, "ti").weight == 0
