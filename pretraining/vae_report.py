@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ..core.models.tiny.load import load_part
-from ..core.world.concepts import CONCEPTS, concept_images
+from ..core.world.concepts import CONCEPTS
+from ..core.world.render import concept_images
 from ..core.world.scenes import BACKGROUNDS
 from ..core.world.spots import SpotCount, compare_spots
 from .pictures import pictures

@@ -11,13 +11,13 @@ pytest.importorskip("diffusers")
 
 from contextual_inversion.core.models.tiny import config
 from contextual_inversion.core.models.tiny.weights import read_tensors
-from contextual_inversion.core.world.concepts import concept_images
+from contextual_inversion.core.world.render import concept_images
 
 
 def test_candidate_is_the_same_in_both_programs(comfyui: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import comfy.taesd.taesd
 
-    from contextual_inversion.nodes import demo_model
+    from contextual_inversion.nodes.comfy import demo_model
     from contextual_inversion.pretraining.vae import CANDIDATE, load_candidate
 
     monkeypatch.setattr(demo_model, "read_weights", lambda part: read_tensors(CANDIDATE))

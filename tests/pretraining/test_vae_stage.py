@@ -14,7 +14,8 @@ from contextual_inversion.core.models.tiny import PARTS, config, tiny_weights_pa
 from contextual_inversion.core.models.tiny.build import build_vae
 from contextual_inversion.core.models.tiny.load import load_part
 from contextual_inversion.core.models.tiny.weights import read_weights
-from contextual_inversion.core.world.concepts import CONCEPTS, RESERVED, concept_images
+from contextual_inversion.core.world.concepts import CONCEPTS, RESERVED
+from contextual_inversion.core.world.render import concept_images
 from contextual_inversion.pretraining import vae as stage
 from contextual_inversion.pretraining.patterns import DRAWN, look, pattern_mask, pattern_picture
 from contextual_inversion.pretraining.pictures import pictures

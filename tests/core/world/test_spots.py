@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from contextual_inversion.core.world.concepts import CONCEPTS, concept_images
+from contextual_inversion.core.world.concepts import CONCEPTS
+from contextual_inversion.core.world.render import concept_images
 from contextual_inversion.core.world.scenes import COLOURS
 from contextual_inversion.core.world.spots import SMALLEST, colour_name, compare_spots, patches, spot_labels
 
