@@ -91,7 +91,6 @@ PROGRAMS: Mapping[ProgramKey, Program] = {
 }
 
 ONE_LAYER = "it takes one layer's vectors for the word, in silence"
-BY_HAND = "its pipeline refuses two text encoders in one file: each is loaded by hand"
 NO_WORD = "it finds no word in a bundle"
 MISREAD = "it takes numbers in float16 for others, in silence: write float32"
 UNREAD: Mapping[FileLayout, Mapping[ProgramKey, str]] = {

@@ -18,6 +18,7 @@ from ..maths.sphere import KAPPA
 from ..prompts.phrases import checked_phrase, checked_text
 from ..prompts.tokens import Words
 from .methods import Method, method_called
+from .run.checks import require_at_least_one, require_not_negative, require_one_of
 from .run.precision import Precision
 from .run.schedules import LearningRateSchedule
 
@@ -58,7 +59,7 @@ class TrainSettings:
     `class_word` is the super-category, a word or a phrase: the vectors start from its tokens. The defaults are CoRe's
     stage 1 (METHODS.md 1.4). `batch` is what goes through the UNet at once; a step sees `batch * gradient_accumulation`
     samples and the result does not depend on how they are divided. `window` is a share of the run (METHODS.md C5).
-    `resolution` None takes the model's own, else the pictures'. `passes` runs the regularizers' UNet passes in one
+    `resolution` None takes the model's own. `passes` runs the regularizers' UNet passes in one
     batch with the main pass ("joint") or after it ("separate"); the numbers differ by rounding only.
 
     `method` is one of `METHODS`, `rank` that of the weights' change (None: the method's own, 0: whole weights) and
@@ -120,12 +121,10 @@ class TrainSettings:
     kappa: float = KAPPA
 
     def __post_init__(self) -> None:
-        for name in ("vectors", "steps", "batch", "gradient_accumulation", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-        for name in ("warmup", "preview_every", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} cannot be negative: {getattr(self, name)}")
+        require_at_least_one(
+            self, ("vectors", "steps", "batch", "gradient_accumulation", "log_every", "checkpoint_every")
+        )
+        require_not_negative(self, ("warmup", "preview_every", "seed"))
         require_finite_fields(self)
         words = [self.class_word] if isinstance(self.class_word, str) else self.class_word
         if not words or not all(word.strip() for word in words):
@@ -150,9 +149,7 @@ class TrainSettings:
         if self.ema is not None and not 0 <= self.ema < 1:
             raise ValueError(f"ema is a decay within 0 <= ema < 1, not {self.ema}")
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in get_args(allowed):
-                options = ", ".join(get_args(allowed))
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}: expected one of {options}")
+            require_one_of(name, getattr(self, name), get_args(allowed))
         if not self.templates or any(PLACEHOLDER not in template for template in self.templates):
             raise ValueError(f"every training template needs a {PLACEHOLDER}: {self.templates}")
         for caption in chain(*self.captions):
