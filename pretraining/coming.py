@@ -1,7 +1,7 @@
 """Four development concepts to come: unlike the ten in parts and patterns, and never shown to the candidate.
 
-They enter `core.world.concepts` with the candidate's weights, because the judge has a class for every concept. Until then the
-candidate's training leaves out what would imitate them, as it does for the ten.
+They enter `core.world.concepts` with the candidate's weights, because the judge has a class for every concept. Until
+then the candidate's training leaves out what would imitate them, as it does for the ten.
 """
 
 from __future__ import annotations
