@@ -22,7 +22,7 @@ from ..models.text import encode_prompts
 from ..models.words import layer_vectors_of, one_slot_a_layer, vectors_of
 from ..wording import quoted
 from .defaults import REPAIR_BATCH, REPAIR_RATE, REPAIR_STEPS
-from .pictures import LatentBank, latent_bank
+from .latent_bank import LatentBank, latent_bank
 from .prompts import PromptEncoder
 from .regularizers.context import CoReRegularizer, CoReWeights, recommended_weights
 from .run.draws import generator_for
