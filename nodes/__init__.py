@@ -26,6 +26,7 @@ def extension() -> Any:
         prompts,
         refinement,
         regularizers,
+        result_sheet,
         show_attention,
         training,
         tuning_encoders,
@@ -66,6 +67,7 @@ def extension() -> Any:
                 attention.AttendImage,
                 show_attention.ShowAttention,
                 diagnosis.DiagnoseConcept,
+                result_sheet.ResultSheet,
             ]
             return [checked(node) for node in every]
 
