@@ -66,8 +66,8 @@ class PretrainTuningEncoder(io.ComfyNode):
             display_name="Pretrain Tuning Encoder",
             category=TRAIN,
             search_aliases=searched_as("train E4T, train hypernetwork, train image encoder"),
-            description="Teaches a tuning-encoder to predict words, on many pictures with one subject each. Half an "
-            "hour on a processor for the demo model; for Stable Diffusion use pretrain-encoder on GPUs. Cancel at will.",
+            description="Teaches a tuning-encoder to predict words, on many pictures with one subject each. Half "
+            "an hour on a processor for the demo model; for Stable Diffusion use pretrain-encoder on GPUs.",
             inputs=[
                 io.Model.Input("model", tooltip="The UNet that the predicted LoRAs are for. It stays as it is."),
                 io.Clip.Input("clip", tooltip="The text encoder that the predicted words are for."),

@@ -85,9 +85,7 @@ def result_sheet(
         raise ValueError(f"every row needs as many pictures, one for each prompt; there are {listed}")
     count = max(counts, default=0)
     if prompts and (count < len(prompts) or count % len(prompts)):
-        raise ValueError(
-            f"{count} pictures a row cannot be shared by {len(prompts)} prompts: as many of each are needed"
-        )
+        raise ValueError(f"{count} pictures a row cannot be shared by {len(prompts)} prompts; give as many of each")
     letters = side / LETTERS_OF
     columns = [text for text in prompts for _ in range(count // len(prompts))]
     label_width = round(130 * letters) if any(label for label, _ in rows) else 0

@@ -26,7 +26,6 @@ TRAINING = (
 ENCODING = (*TRAINING, "PretrainContextualizer", "LoadContextualizer")
 RECORDING = ("RecordAttention", "AttendImage")
 SHOWING = ("ShowAttention",)
-SHEETS = ("ResultSheet",)
 APPLYING = ("ApplyConcept",)
 PATHS = ("DualPath",)
 DEMO = ("LoadDemoModel",)
@@ -183,9 +182,6 @@ TOUCHED = (
     *(
         Touched(f"folder_paths:{name}", (*LOADING, *TRAINING, *SHOWING))
         for name in ("get_input_directory", "get_user_directory", "get_output_directory", "get_temp_directory")
-    ),
-    Touched(
-        "comfy_api.latest._ui:ImageSaveHelper.get_save_images_ui", SHEETS, takes=("images", "filename_prefix", "cls")
     ),
     Touched("server:PromptServer.send_sync", TRAINING, takes=("event", "data", "sid")),
     Touched("server:PromptServer.send_progress_text", TRAINING, takes=("text", "node_id")),
