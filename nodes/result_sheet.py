@@ -13,7 +13,7 @@ from .page.pictures import as_images
 from .schema.lists import each_picture, lines_of
 from .schema.sockets import LOOK, PREFIX, searched_as
 
-ROWS = 6
+ROWS = 4
 FILE = "result_sheet"
 
 
@@ -33,18 +33,11 @@ class ResultSheet(io.ComfyNode):
             inputs=[
                 io.Image.Input("images", tooltip="The first row: a picture of each prompt, as a batch or a list."),
                 io.String.Input(
-                    "prompts",
-                    multiline=True,
-                    default="",
-                    placeholder="one prompt a line",
-                    tooltip="What stands above the columns: a line or a text for each, in the order of the pictures.",
-                ),
-                io.String.Input(
                     "labels",
-                    multiline=True,
                     default="",
-                    placeholder="one row a line",
-                    tooltip="What stands beside the rows: a line for images, one for images_2, and so on.",
+                    placeholder="before | after",
+                    tooltip="What stands beside the rows, between upright strokes: before | after. The first is for "
+                    "images, the next for images_2.",
                 ),
                 io.String.Input("title", default="", tooltip="What stands above everything. Empty: nothing."),
                 io.Int.Input(
@@ -62,6 +55,13 @@ class ResultSheet(io.ComfyNode):
                     advanced=True,
                     tooltip="Also keep it, with the workflow, in ComfyUI's output folder as result_sheet and a number.",
                 ),
+                io.String.Input(
+                    "prompts",
+                    default="",
+                    optional=True,
+                    force_input=True,
+                    tooltip="What stands above the columns: a line or a text for each, in the order of the pictures.",
+                ),
                 *(
                     io.Image.Input(f"images_{row}", optional=True, tooltip=f"Row {row}: the same prompts again.")
                     for row in range(2, ROWS + 1)
@@ -77,15 +77,15 @@ class ResultSheet(io.ComfyNode):
     def execute(
         cls,
         images: torch.Tensor | list[torch.Tensor],
-        prompts: str | list[str],
         labels: str,
         title: str,
         side: int,
         save: bool,
+        prompts: str | list[str] = "",
         **further: torch.Tensor | list[torch.Tensor],
     ) -> io.NodeOutput:
         given = {1: images, **{int(name.removeprefix("images_")): rows for name, rows in sorted(further.items())}}
-        names = dict(enumerate(map(str.strip, labels.splitlines()), 1))
+        names = dict(enumerate(map(str.strip, labels.split("|")), 1))
         rows = [(names.get(place, ""), as_arrays(pictures)) for place, pictures in given.items()]
         sheet = result_sheet(rows, lines_of(prompts), title=title.strip(), side=side)
         picture = as_images(np.asarray(sheet))

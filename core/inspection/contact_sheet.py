@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 INK, PAPER, FAINT = (28, 28, 32), (255, 255, 255), (120, 120, 128)
 LETTERS_OF = 170
 """Pictures of this side go with letters of 13 to 20 pixels."""
+MOST_LABEL = 120
+"""Pixels of a line beside a row, of such letters."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,17 @@ def result_sheet(
         raise ValueError(f"{count} pictures a row cannot be shared by {len(prompts)} prompts; give as many of each")
     letters = side / LETTERS_OF
     columns = [text for text in prompts for _ in range(count // len(prompts))]
-    label_width = round(130 * letters) if any(label for label, _ in rows) else 0
+    label_width = width_of_labels([label for label, _ in rows], letters)
     lines = [Row(label, pictures) for label, pictures in rows]
     return contact_sheet(lines, columns, title=title, cell=side, label_width=label_width, letters=letters)
+
+
+def width_of_labels(labels: Sequence[str], letters: float) -> int:
+    """Pixels for labels beside rows: no more than they take, and lines of `MOST_LABEL` where they are long."""
+    font = ImageFont.load_default(15 * letters)
+    longest = max((font.getlength(label) for label in labels), default=0)
+    words = max((font.getlength(word) for label in labels for word in label.split()), default=0)
+    return math.ceil(max(words, min(longest, MOST_LABEL * letters))) + 17 if longest else 0
 
 
 def _fitted(picture: np.ndarray, cell: int) -> Image.Image:
