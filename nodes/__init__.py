@@ -26,15 +26,17 @@ def extension() -> Any:
         prompts,
         refinement,
         regularizers,
+        result_sheet,
         show_attention,
         training,
         tuning_encoders,
     )
     from .comfy import folders
-    from .page import running
+    from .page import running, templates
     from .schema.checking import checked
 
     running.add_routes()
+    templates.add_routes()
     folders.clear_after_a_kill()
 
     class ContextualInversionExtension(ComfyExtension):
@@ -66,6 +68,7 @@ def extension() -> Any:
                 attention.AttendImage,
                 show_attention.ShowAttention,
                 diagnosis.DiagnoseConcept,
+                result_sheet.ResultSheet,
             ]
             return [checked(node) for node in every]
 

@@ -26,7 +26,7 @@ from .page.live_view import OUTPUT
 from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
 from .schema import inputs
-from .schema.sockets import CATEGORY, PREFIX, ContextualizerSocket
+from .schema.sockets import PREFIX, TRAIN, ContextualizerSocket, searched_as
 
 SYNTHETIC = ("concept_world", "pets", "objects")
 
@@ -37,7 +37,8 @@ class LoadContextualizer(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "LoadContextualizer",
             display_name="Load Contextualizer",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("masked language model, MLM model, BERT"),
             description="A contextualizer for MLM: the small network that guesses masked words from what a text "
             "encoder says. Each belongs to one text encoder.",
             inputs=[
@@ -72,10 +73,10 @@ class PretrainContextualizer(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "PretrainContextualizer",
             display_name="Pretrain Contextualizer",
-            category=CATEGORY,
-            description="Teaches a small network to guess masked words from what the text encoder says, on captions. "
-            "Needed once for a text encoder, not once for a word. Minutes for the demo model; for Stable Diffusion "
-            "many hours on a GPU. Cancel whenever you like: the next queue goes on where this one stopped.",
+            category=TRAIN,
+            search_aliases=searched_as("train masked language model, train MLM model, train BERT"),
+            description="Teaches a small network to guess masked words, once for a text encoder. Minutes for the "
+            "demo model, for Stable Diffusion many hours on a GPU. Cancel whenever you like: the next run goes on.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder to train it for. It stays as it is."),
                 io.Combo.Input(
@@ -229,7 +230,8 @@ class SaveContextualizer(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "SaveContextualizer",
             display_name="Save Contextualizer",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("save masked language model, save MLM model"),
             description="Writes a contextualizer into models/contextualizers, with the text encoder that it belongs to "
             "and how it was trained. The file is written whole, read back and compared.",
             inputs=[

@@ -18,7 +18,7 @@ from .comfy.saving import why_no_word
 from .page.reporting import Reporter, loss_map
 from .page.running import report
 from .schema import inputs
-from .schema.sockets import CATEGORY, PREFIX, ConceptSocket, TuningEncoderSocket
+from .schema.sockets import PREFIX, TRAIN, ConceptSocket, TuningEncoderSocket, searched_as
 
 LORA_AND_VECTORS, LORA, VECTORS = "lora and vectors", "lora", "vectors"
 
@@ -50,7 +50,11 @@ class PredictConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "PredictConcept",
             display_name="Predict Concept",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as(
+                "one image, single image, one shot, one picture, instant embedding, image to embedding, E4T, "
+                "hypernetwork, fast personalization"
+            ),
             description="A word and a LoRA for what is on one picture, in one look and without training.",
             inputs=[*prediction_inputs(), inputs.clip_vision()],
             outputs=[
@@ -95,7 +99,8 @@ class TunePredictedConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "TunePredictedConcept",
             display_name="Tune Predicted Concept",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("one image, single image, one shot, fast personalization, E4T"),
             description="Tunes a predicted word and its LoRA on their one picture, for a dozen steps at most. Predicts "
             "them first unless a concept is connected.",
             inputs=[
@@ -120,8 +125,8 @@ class TunePredictedConcept(io.ComfyNode):
                     default=0.0001,
                     min=0.0,
                     max=1.0,
-                    step=0.0001,
-                    round=0.0000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How far each step moves the LoRA.",
                 ),
                 io.Float.Input(
@@ -129,8 +134,8 @@ class TunePredictedConcept(io.ComfyNode):
                     default=0.001,
                     min=0.0,
                     max=1.0,
-                    step=0.0001,
-                    round=0.0000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How far each step moves the word.",
                 ),
                 inputs.contrastive_weight("How much it counts that the word is near real words and far from others"),
@@ -139,7 +144,8 @@ class TunePredictedConcept(io.ComfyNode):
                     default=0.01,
                     min=0.0,
                     max=10.0,
-                    step=0.001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How much it counts that the word is not long (lambda_2).",
                 ),
                 io.Boolean.Input(

@@ -27,7 +27,7 @@ from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
 from .schema import inputs
 from .schema.lists import each_picture
-from .schema.sockets import CATEGORY, PREFIX, TuningEncoderSocket
+from .schema.sockets import PREFIX, TRAIN, TuningEncoderSocket, searched_as
 
 
 class LoadTuningEncoder(io.ComfyNode):
@@ -36,7 +36,8 @@ class LoadTuningEncoder(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "LoadTuningEncoder",
             display_name="Load Tuning Encoder",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("E4T, hypernetwork, image encoder"),
             description="A tuning-encoder: the network that makes a word and a LoRA of one picture. Each belongs to "
             "one model and to one CLIP vision model.",
             inputs=[inputs.network_file(TUNING_ENCODERS)],
@@ -63,10 +64,10 @@ class PretrainTuningEncoder(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "PretrainTuningEncoder",
             display_name="Pretrain Tuning Encoder",
-            category=CATEGORY,
-            description="Teaches a tuning-encoder to predict words, on many pictures with one subject each. For small "
-            "runs: half an hour on a processor for the demo model. For Stable Diffusion use the command "
-            "pretrain-encoder on GPUs. Cancel whenever you like: the next queue goes on where this one stopped.",
+            category=TRAIN,
+            search_aliases=searched_as("train E4T, train hypernetwork, train image encoder"),
+            description="Teaches a tuning-encoder to predict words, on many pictures with one subject each. Half "
+            "an hour on a processor for the demo model; for Stable Diffusion use pretrain-encoder on GPUs.",
             inputs=[
                 io.Model.Input("model", tooltip="The UNet that the predicted LoRAs are for. It stays as it is."),
                 io.Clip.Input("clip", tooltip="The text encoder that the predicted words are for."),
