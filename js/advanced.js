@@ -35,7 +35,7 @@ function fold(node, widget, button) {
     return !stays;
   };
   computed(widget.options, "advanced", advanced); // Nodes 2.0 reads this
-  const folded = () => classic() && !always && !node.showAdvanced && advanced();
+  const folded = () => advanced() && classic() && !always && !node.showAdvanced;
   computed(widget, "hidden", (own) => own || folded());
   // While a link is dragged the sockets of folded inputs are at the button.
   computed(widget, "y", (own) => (folded() ? button.y : own));
