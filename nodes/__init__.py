@@ -31,10 +31,11 @@ def extension() -> Any:
         tuning_encoders,
     )
     from .comfy import folders
-    from .page import running
+    from .page import running, saved_files
     from .schema.checking import checked
 
     running.add_routes()
+    saved_files.add_routes()
     folders.clear_after_a_kill()
 
     class ContextualInversionExtension(ComfyExtension):
