@@ -32,10 +32,11 @@ def extension() -> Any:
         tuning_encoders,
     )
     from .comfy import folders
-    from .page import running, templates
+    from .page import running, saved_files, templates
     from .schema.checking import checked
 
     running.add_routes()
+    saved_files.add_routes()
     templates.add_routes()
     folders.clear_after_a_kill()
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..core.files.contextualizer import load_contextualizer, save_contextualizer
 from ..core.maths.mlm import RHO
@@ -25,6 +25,7 @@ from .page.interrupted import Resumable, saved, waiting
 from .page.live_view import OUTPUT
 from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
+from .page.saved_files import saved_output
 from .schema import inputs
 from .schema.sockets import PREFIX, TRAIN, ContextualizerSocket, searched_as
 
@@ -260,7 +261,7 @@ class SaveContextualizer(io.ComfyNode):
         with waiting(contextualizer):
             path = save_contextualizer(contextualizer, root, free, **written_as(if_taken, half_precision))
         saved(contextualizer)
-        return io.NodeOutput(name_in(root, path), ui=ui.PreviewText(f"Saved {told(path)}"))
+        return io.NodeOutput(name_in(root, path), ui=saved_output([f"Saved {told(path)}"], {"file": path}))
 
 
 def contextualizer_path(file: str) -> Path:

@@ -19,12 +19,13 @@ from ..core.training.one_picture.pretraining import PretrainedEncoder, pretrain_
 from ..core.training.one_picture.recipes import recommended_encoder
 from ..core.training.one_picture.settings import EncoderPretrainSettings
 from .comfy.clip_vision import image_encoder_of
-from .comfy.folders import TUNING_ENCODERS, first_folder, name_in, path_of, version
+from .comfy.folders import TUNING_ENCODERS, first_folder, name_in, path_of, told, version
 from .comfy.model import ComfyModel
 from .comfy.saving import NUMBER, checked_word, free_name, why_no_file
 from .page.interrupted import Resumable
 from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
+from .page.saved_files import saved_output
 from .schema import inputs
 from .schema.lists import each_picture
 from .schema.sockets import PREFIX, TRAIN, TuningEncoderSocket, searched_as
@@ -176,7 +177,8 @@ class PretrainTuningEncoder(io.ComfyNode):
             written.append(save_tuning_encoder(event.encoder, root, free_name(name, [root], NUMBER)))
 
         finished = report_resumable(work, reporter, continue_interrupted, save=save)
-        return io.NodeOutput(finished.encoder, loss_map(finished.losses), name_in(root, written[0]))
+        outputs = finished.encoder, loss_map(finished.losses), name_in(root, written[0])
+        return io.NodeOutput(*outputs, ui=saved_output([f"Saved {told(written[0])}"], {"file": written[0]}))
 
 
 def conclusion(event: PretrainedEncoder) -> str:
