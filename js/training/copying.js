@@ -11,7 +11,7 @@ export function copyLine() {
   const typed = element("code");
   const button = element("button", { type: "button", class: "ci-button", text: spoken("Copy"), click: copy });
   const [before, after] = spoken("Type {word} in a prompt", { word: HERE }).split(HERE);
-  const line = element("p", { class: "ci-type", hidden: true }, before, typed, after, " ", button);
+  const line = element("span", { class: "ci-type", hidden: true }, before, typed, after, " ", button);
 
   async function copy() {
     const done = await toClipboard(typed.textContent, button);

@@ -46,11 +46,13 @@ export function followTraining(node) {
   also(node, "onExecuted", (output) => {
     if (!output?.[OUTPUT]) return;
     runs += 1;
-    panel.show(output[OUTPUT][0], panel.cached ? spoken("Nothing changed: the earlier result") : "");
+    panel.show(output[OUTPUT][0], panel.cached ? UNCHANGED() : "");
   });
   also(node, "onRemoved", () => panels.delete(node));
   askSoon();
 }
+
+const UNCHANGED = () => spoken("Earlier result: nothing had changed");
 
 function enlarge(node, more) {
   const [width, height] = node.computeSize();
@@ -128,7 +130,7 @@ async function onCached({ detail }) {
     const panel = await panelIn(detail.prompt_id, id);
     if (!panel?.facts?.ended) continue;
     panel.cached = true;
-    panel.label(spoken("Nothing changed: the earlier result"));
+    panel.label(UNCHANGED());
   }
 }
 

@@ -3,15 +3,15 @@
 import { spoken } from "../spoken.js";
 
 const PLAIN = {
-  diffusion: "error on the pictures",
-  "core/embedding": "drift of the other words' meaning",
-  "core/attention": "drift of where the other words look",
+  diffusion: "picture error",
+  "core/embedding": "shift of other words",
+  "core/attention": "shift of where they look",
   "nearest/contrastive": "distance from real words",
   "nearest/norm": "length of the word",
-  "prior/diffusion": "error on pictures of the class",
+  "prior/diffusion": "class picture error",
   contrastive: "distance from real words",
   l2: "length of the word",
-  loss: "error of its guesses",
+  loss: "guessing error",
   "masked accuracy": "hidden words guessed right",
 };
 const MLM = /^mlm\/(.+)$/;
@@ -20,6 +20,6 @@ const MLM = /^mlm\/(.+)$/;
 export function plainly(name, all = [name]) {
   const encoder = MLM.exec(name)?.[1];
   if (!encoder) return PLAIN[name] ? spoken(PLAIN[name]) : name;
-  const said = spoken("other words not guessed");
+  const said = spoken("other words misguessed");
   return all.filter((one) => MLM.test(one)).length > 1 ? `${said} (${encoder})` : said;
 }

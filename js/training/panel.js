@@ -20,10 +20,9 @@ export class TrainingPanel {
     this.element = element(
       "div",
       { class: "ci-view ci-training", role: "group", "aria-label": spoken("Training") },
-      element("div", { class: "ci-status" }, this.badge, this.status, element("span", { class: "ci-turner" }, this.scale, this.halt)),
+      element("div", { class: "ci-status" }, this.badge, this.status, this.copying.element, element("span", { class: "ci-turner" }, this.halt)),
       this.sentence,
       this.alert,
-      this.copying.element,
       this.message,
       element("div", { class: "ci-run" }, this.samples.pair, this.samples.strip, this.losses),
       this.remark,
@@ -51,7 +50,7 @@ export class TrainingPanel {
     this.chart.setAttribute("class", "ci-chart");
     this.chart.setAttribute("role", "img");
     this.legend = element("ul", { class: "ci-legend", "aria-label": spoken("Losses") });
-    this.losses = element("div", { class: "ci-losses" }, this.chart, this.legend);
+    this.losses = element("div", { class: "ci-losses" }, element("div", { class: "ci-charted" }, this.chart, this.scale), this.legend);
     this.samples = new Samples(this.address, () => this.element?.classList.toggle("ci-sampled", !this.samples.empty));
   }
 
@@ -171,7 +170,7 @@ export class TrainingPanel {
   draw() {
     const drawn = this.curves.steps.length > 0;
     this.message.hidden = Boolean(this.facts);
-    this.losses.hidden = this.scale.hidden = !drawn;
+    this.losses.hidden = !drawn;
     if (!drawn) return;
     drawChart(this.chart, this.curves, this.facts.total_steps, this.logarithmic);
     this.legend.replaceChildren(...legend(this.curves));
