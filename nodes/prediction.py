@@ -15,6 +15,7 @@ from ..core.training.one_picture.tuning import MOST_STEPS, TuneSettings, tune
 from .comfy.clip_vision import image_encoder_of
 from .comfy.model import ComfyModel
 from .comfy.saving import why_no_word
+from .page.outlook import Outlook
 from .page.reporting import Reporter, loss_map
 from .page.running import report
 from .schema import inputs
@@ -183,6 +184,24 @@ class TunePredictedConcept(io.ComfyNode):
         return why_no_word(name)
 
     @classmethod
+    def outlook(
+        cls,
+        narrow: bool,
+        *,
+        steps: int,
+        batch: int,
+        tuned: str,
+        lora_learning_rate: float,
+        vector_learning_rate: float,
+        more_steps: bool,
+    ) -> Outlook:
+        """What `execute` will do. Raises ValueError for more steps than are allowed."""
+        TuneSettings(steps=steps, more_steps=more_steps)
+        rates = {LORA_AND_VECTORS: (vector_learning_rate, lora_learning_rate), LORA: (lora_learning_rate, None)}
+        rate, weight_rate = rates.get(tuned, (vector_learning_rate, None))
+        return Outlook(steps, batch, rate, weight_rate)
+
+    @classmethod
     def execute(
         cls,
         tuning_encoder: TuningEncoder,
@@ -231,7 +250,17 @@ class TunePredictedConcept(io.ComfyNode):
             class_word=class_word,
             predicted=concept,
         )
-        finished = report(run, Reporter(cls.hidden.unique_id, steps, lambda event: said(event.concept, "tuned")))
+        outlook = cls.outlook(
+            False,
+            steps=steps,
+            batch=batch,
+            tuned=tuned,
+            lora_learning_rate=lora_learning_rate,
+            vector_learning_rate=vector_learning_rate,
+            more_steps=more_steps,
+        )
+        reporter = Reporter(cls.hidden.unique_id, outlook, lambda event: said(event.concept, "tuned"))
+        finished = report(run, reporter)
         return io.NodeOutput(finished.concept, loss_map(finished.losses), finished.concept.hard_token)
 
 

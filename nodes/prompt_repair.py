@@ -21,6 +21,7 @@ from ..core.training.trainer import TrainingRun
 from .comfy.model import ComfyModel
 from .page.interrupted import Resumable
 from .page.live_view import OUTPUT
+from .page.outlook import Outlook
 from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
 from .schema import inputs
@@ -100,6 +101,11 @@ class OptimizeForPrompt(io.ComfyNode):
         return why_empty(prompt=prompt)
 
     @classmethod
+    def outlook(cls, narrow: bool, *, steps: int, learning_rate: float, batch: int) -> Outlook:
+        """What `execute` will do; it takes no numbers from a recipe."""
+        return Outlook(steps, batch, learning_rate)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -128,7 +134,8 @@ class OptimizeForPrompt(io.ComfyNode):
         prompt = unweighted(prompt)
         work = _Work(cls.hidden.unique_id, adapted, concepts, prompt, options)
         lacking = latents == PICTURES and concept.latents is None
-        reporter = Reporter(cls.hidden.unique_id, steps, remark=NO_LATENTS if lacking else "")
+        outlook = cls.outlook(False, steps=steps, learning_rate=learning_rate, batch=batch)
+        reporter = Reporter(cls.hidden.unique_id, outlook, remark=NO_LATENTS if lacking else "")
         finished = report_resumable(work, reporter, go_on=True, stop=work.stop, learned=work.learned)
         losses, repaired = loss_map(finished.losses), work.repaired
         with adapted.session():

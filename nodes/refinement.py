@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
 from ..core.concept import Concept
+from ..core.models.families import is_narrow
 from ..core.training.methods import METHODS, second_stages
-from ..core.training.plan import Choices, Prior, plan
+from ..core.training.plan import Choices, Prior, outlined, plan
 from .comfy.model import ComfyModel
 from .page.concept_training import captioned, require_place, train_concept
+from .page.outlook import ANY_WORD, Outlook, of_training
 from .schema import inputs
 from .schema.sockets import (
     NO_REGULARIZATION,
@@ -95,6 +98,26 @@ class RefineConcept(io.ComfyNode):
         )
 
     @classmethod
+    def outlook(
+        cls,
+        narrow: bool,
+        *,
+        train: str,
+        recipe: str,
+        steps: int,
+        learning_rate: float,
+        batch: int,
+        rank: int,
+        preview_every: int,
+        resolution: int,
+        gradient_checkpointing: bool,
+    ) -> Outlook:
+        """What `execute` will train, with a model as `narrow` as the bundled one, or not. Raises ValueError."""
+        given = {name: value for name, value in locals().items() if name not in ("cls", "narrow")}
+        outline = outlined(chosen_numbers(narrow, ANY_WORD, **given))
+        return of_training(outline, outline.settings)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -121,29 +144,33 @@ class RefineConcept(io.ComfyNode):
         captions: str | list[str] = "",
     ) -> io.NodeOutput:
         require_place(preview_every, preview_prompt, "the word")
-        adapted, method = ComfyModel(model, clip, vae), second_stages()[train]
-        regularization = regularizer or NO_REGULARIZATION
-        # In this method the rate is that of the weights: nothing else moves.
-        rates = inputs.chosen(learning_rate=learning_rate, weight_rate=learning_rate)
-        choices = Choices(
-            inputs.chosen_recipe(recipe, adapted, method),
+        adapted, regularization = ComfyModel(model, clip, vae), regularizer or NO_REGULARIZATION
+        numbers = chosen_numbers(
+            is_narrow(adapted),
             concept.require_class_word(),
-            {
-                **inputs.chosen(steps=steps, batch=batch, resolution=resolution),
-                **rates,
-                "name": concept.name.rpartition("/")[2],
-                "rank": rank if METHODS[method].rank else 0,
-                "least_rank": least_rank or None,
-                "seed": seed,
-                "preview_every": preview_every,
-                "preview_prompt": preview_prompt,
-                "gradient_checkpointing": gradient_checkpointing,
-                "transparent_masks": masks_mean == inputs.TRANSPARENCY,
-            },
-            regularization.added,
-            regularization.chosen_norm_mode,
-            Prior(weight=0.0),
-            concept,
+            train=train,
+            recipe=recipe,
+            steps=steps,
+            learning_rate=learning_rate,
+            batch=batch,
+            rank=rank,
+            preview_every=preview_every,
+            resolution=resolution,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        others = {
+            "name": concept.name.rpartition("/")[2],
+            "least_rank": least_rank or None,
+            "seed": seed,
+            "preview_prompt": preview_prompt,
+            "transparent_masks": masks_mean == inputs.TRANSPARENCY,
+        }
+        choices = replace(
+            numbers,
+            settings={**numbers.settings, **others},
+            added=regularization.added,
+            norm_mode=regularization.chosen_norm_mode,
+            start=concept,
         )
         return train_concept(
             cls.hidden.unique_id,
@@ -153,3 +180,35 @@ class RefineConcept(io.ComfyNode):
             masks=masks,
             continue_interrupted=continue_interrupted,
         )
+
+
+def chosen_numbers(
+    narrow: bool,
+    class_word: str,
+    *,
+    train: str,
+    recipe: str,
+    steps: int,
+    learning_rate: float,
+    batch: int,
+    rank: int,
+    preview_every: int,
+    resolution: int,
+    gradient_checkpointing: bool,
+) -> Choices:
+    """The recipe, and the numbers of the widgets that replace its own. Raises ValueError where the recipe is for
+    another method."""
+    method = second_stages()[train]
+    # In this method the rate is that of the weights: nothing else moves.
+    rates = inputs.chosen(learning_rate=learning_rate, weight_rate=learning_rate)
+    others = {
+        "rank": rank if METHODS[method].rank else 0,
+        "preview_every": preview_every,
+        "gradient_checkpointing": gradient_checkpointing,
+    }
+    return Choices(
+        inputs.chosen_recipe(recipe, narrow, method),
+        class_word,
+        {**inputs.chosen(steps=steps, batch=batch, resolution=resolution), **rates, **others},
+        prior=Prior(weight=0.0),
+    )

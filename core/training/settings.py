@@ -70,6 +70,9 @@ class TrainSettings:
     METHODS.md 6 no. 4); what is saved is an ordinary LoRA, which acts with its whole rank. `class_word` has one entry
     a placeholder where several concepts are trained together.
 
+    With `preview_every` there is a picture before the first step, one every so many steps, and one where the run ends,
+    also where it is stopped; 0: none at all.
+
     `captions` are prompts of each picture's own, in the order of the pictures, in place of the `templates` for that
     picture where there are any. With `transparent_masks` masks say where a picture is transparent, which is put on
     white and counts, and not what counts. `kappa` is the pull to the class word in norm mode "dti" (METHODS.md 5.1),

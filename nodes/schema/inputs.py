@@ -8,8 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...core.concept import PLACEHOLDER
-from ...core.models.protocol import TextToImageModel
-from ...core.training.presets import Preset, recipes, suited_preset
+from ...core.training.presets import Preset, preset_for, recipes
 from ..comfy.folders import files_of
 from ..comfy.saving import NUMBER, REFUSE, REPLACE
 from .sockets import LossMapSocket
@@ -105,13 +104,14 @@ def recipe(methods: Iterable[str], tooltip: str) -> Any:
     return io.Combo.Input("recipe", options=[AUTO, *recipes(methods)], default=AUTO, tooltip=tooltip)
 
 
-def chosen_recipe(name: str, model: TextToImageModel, method: str) -> Preset:
-    """The recipe called `name` for `method`, or the one that suits the model for `AUTO`.
+def chosen_recipe(name: str, narrow: bool, method: str) -> Preset:
+    """The recipe called `name` for `method`, or for `AUTO` the one that suits a model as `narrow` as the bundled one,
+    or one that is not.
 
     A recipe of another method keeps its numbers and trains `method`. Raises ValueError as `Preset.training`, or where
     no recipe suits.
     """
-    return suited_preset(model, method) if name == AUTO else recipes()[name].training(method)
+    return preset_for(narrow, method) if name == AUTO else recipes()[name].training(method)
 
 
 def training_steps() -> Any:
