@@ -171,7 +171,7 @@ export class TrainingPanel {
     const drawn = this.curves.steps.length > 0;
     this.message.hidden = Boolean(this.facts);
     this.losses.hidden = !drawn;
-    if (!drawn) return;
+    if (!drawn) return this.chart.replaceChildren();
     drawChart(this.chart, this.curves, this.facts.total_steps, this.logarithmic);
     this.legend.replaceChildren(...legend(this.curves));
     const losses = [...this.legend.children].map((line) => line.textContent).join(", ");
