@@ -54,6 +54,25 @@ export function keep(node, state) {
   app.canvas?.emitAfterChange?.();
 }
 
+/**
+ * A node's input as a view uses it: `get()` gives its value, null where a link does; `set(value)` sets it, as one step of
+ * the workflow's undo history.
+ */
+export function inputOf(node, name) {
+  const widget = () => node.widgets?.find((one) => one.name === name);
+  const linked = () => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
+  return {
+    get: () => (linked() ? null : (widget()?.value ?? null)),
+    set(value) {
+      app.canvas?.emitBeforeChange?.();
+      widget().value = value;
+      widget().callback?.(value);
+      app.canvas?.emitAfterChange?.();
+      node.setDirtyCanvas?.(true, true);
+    },
+  };
+}
+
 /** Whether a graph with this workflow's id is the one on the page. Graphs that programs send have none. */
 export const isHere = (workflow) => !workflow || !app.rootGraph?.id || workflow === app.rootGraph.id;
 

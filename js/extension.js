@@ -2,8 +2,9 @@
 
 import { app } from "../../scripts/app.js";
 import { AttentionViewer } from "./attention/viewer.js";
-import { address, addView, also, keep, kept, lastOutput } from "./comfy.js";
+import { address, addView, also, inputOf, keep, kept, lastOutput } from "./comfy.js";
 import { addStyle, element } from "./elements.js";
+import { SAVED, savedButtons } from "./saved.js";
 import { followTraining, followTrainings, trains } from "./training/follow.js";
 
 const OURS = "ContextualInversion";
@@ -14,8 +15,11 @@ const SHOWS_ATTENTION = "ContextualInversionShowAttention";
 const texts = new WeakMap();
 
 function addAttentionViewer(node) {
-  const viewer = new AttentionViewer({ address, keep: (state) => keep(node, state) });
+  const maskWords = inputOf(node, "mask_words");
+  const viewer = new AttentionViewer({ address, keep: (state) => keep(node, state), maskWords });
   addView(node, "attention", viewer.element, 340);
+  also(node, "onWidgetChanged", () => viewer.refresh());
+  also(node, "onConnectionsChange", () => viewer.refresh());
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, 440), height + 100]);
   let runs = 0;
@@ -37,13 +41,14 @@ function addAttentionViewer(node) {
 function showText(node, output) {
   if (!output?.[TEXT] || output.images) return;
   if (!texts.has(node)) {
-    const view = element("div", { class: "ci-view ci-text", role: "status" });
-    addView(node, "says", view, 72); // a widget called text would be drawn as an input
+    const view = element("div", { class: "ci-view ci-text", role: "status", tabindex: 0 });
+    addView(node, "says", view, output[SAVED] ? 104 : 72); // a widget called text would be drawn as an input
     const [width, height] = node.computeSize();
     node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
     texts.set(node, view);
   }
-  texts.get(node).textContent = output[TEXT].join("\n");
+  const lines = element("div", { class: "ci-lines", text: output[TEXT].join("\n") });
+  texts.get(node).replaceChildren(...[savedButtons(output[SAVED]), lines].filter(Boolean));
 }
 
 function followText(node) {

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..core.files.contextualizer import load_contextualizer, save_contextualizer
 from ..core.maths.mlm import RHO
@@ -28,8 +28,9 @@ from .page.live_view import OUTPUT
 from .page.outlook import Outlook
 from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
+from .page.saved_files import saved_output
 from .schema import inputs
-from .schema.sockets import CATEGORY, PREFIX, ContextualizerSocket
+from .schema.sockets import PREFIX, TRAIN, ContextualizerSocket, searched_as
 
 SYNTHETIC = ("concept_world", "pets", "objects")
 
@@ -40,7 +41,8 @@ class LoadContextualizer(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "LoadContextualizer",
             display_name="Load Contextualizer",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("masked language model, MLM model, BERT"),
             description="A contextualizer for MLM: the small network that guesses masked words from what a text "
             "encoder says. Each belongs to one text encoder.",
             inputs=[
@@ -75,10 +77,10 @@ class PretrainContextualizer(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "PretrainContextualizer",
             display_name="Pretrain Contextualizer",
-            category=CATEGORY,
-            description="Teaches a small network to guess masked words from what the text encoder says, on captions. "
-            "Needed once for a text encoder, not once for a word. Minutes for the demo model; for Stable Diffusion "
-            "many hours on a GPU. Cancel whenever you like: the next queue goes on where this one stopped.",
+            category=TRAIN,
+            search_aliases=searched_as("train masked language model, train MLM model, train BERT"),
+            description="Teaches a small network to guess masked words, once for a text encoder. Minutes for the "
+            "demo model, for Stable Diffusion many hours on a GPU. Cancel whenever you like: the next run goes on.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder to train it for. It stays as it is."),
                 io.Combo.Input(
@@ -239,7 +241,8 @@ class SaveContextualizer(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "SaveContextualizer",
             display_name="Save Contextualizer",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("save masked language model, save MLM model"),
             description="Writes a contextualizer into models/contextualizers, with the text encoder that it belongs to "
             "and how it was trained. The file is written whole, read back and compared.",
             inputs=[
@@ -268,7 +271,7 @@ class SaveContextualizer(io.ComfyNode):
         with waiting(contextualizer):
             path = save_contextualizer(contextualizer, root, free, **written_as(if_taken, half_precision))
         saved(contextualizer)
-        return io.NodeOutput(name_in(root, path), ui=ui.PreviewText(f"Saved {told(path)}"))
+        return io.NodeOutput(name_in(root, path), ui=saved_output([f"Saved {told(path)}"], {"file": path}))
 
 
 def pretraining_settings(narrow: bool, *, steps: int, batch: int, learning_rate: float) -> PretrainSettings:

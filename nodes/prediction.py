@@ -19,7 +19,7 @@ from .page.outlook import Outlook
 from .page.reporting import Reporter, loss_map
 from .page.running import report
 from .schema import inputs
-from .schema.sockets import CATEGORY, PREFIX, ConceptSocket, TuningEncoderSocket
+from .schema.sockets import PREFIX, TRAIN, ConceptSocket, TuningEncoderSocket, searched_as
 
 LORA_AND_VECTORS, LORA, VECTORS = "lora and vectors", "lora", "vectors"
 
@@ -51,7 +51,11 @@ class PredictConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "PredictConcept",
             display_name="Predict Concept",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as(
+                "one image, single image, one shot, one picture, instant embedding, image to embedding, E4T, "
+                "hypernetwork, fast personalization"
+            ),
             description="A word and a LoRA for what is on one picture, in one look and without training.",
             inputs=[*prediction_inputs(), inputs.clip_vision()],
             outputs=[
@@ -96,7 +100,8 @@ class TunePredictedConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "TunePredictedConcept",
             display_name="Tune Predicted Concept",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("one image, single image, one shot, fast personalization, E4T"),
             description="Tunes a predicted word and its LoRA on their one picture, for a dozen steps at most. Predicts "
             "them first unless a concept is connected.",
             inputs=[
@@ -121,8 +126,8 @@ class TunePredictedConcept(io.ComfyNode):
                     default=0.0001,
                     min=0.0,
                     max=1.0,
-                    step=0.0001,
-                    round=0.0000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How far each step moves the LoRA.",
                 ),
                 io.Float.Input(
@@ -130,8 +135,8 @@ class TunePredictedConcept(io.ComfyNode):
                     default=0.001,
                     min=0.0,
                     max=1.0,
-                    step=0.0001,
-                    round=0.0000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How far each step moves the word.",
                 ),
                 inputs.contrastive_weight("How much it counts that the word is near real words and far from others"),
@@ -140,7 +145,8 @@ class TunePredictedConcept(io.ComfyNode):
                     default=0.01,
                     min=0.0,
                     max=10.0,
-                    step=0.001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How much it counts that the word is not long (lambda_2).",
                 ),
                 io.Boolean.Input(

@@ -16,7 +16,15 @@ from .comfy.model import ComfyModel
 from .page.concept_training import captioned, require_place, train_concept
 from .page.outlook import ANY_WORD, Outlook, of_training
 from .schema import inputs
-from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
+from .schema.sockets import (
+    NO_REGULARIZATION,
+    PREFIX,
+    TRAIN,
+    ConceptSocket,
+    Regularization,
+    RegularizerSocket,
+    searched_as,
+)
 
 
 class RefineConcept(io.ComfyNode):
@@ -25,7 +33,8 @@ class RefineConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "RefineConcept",
             display_name="Refine Concept",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("second stage, LoRA trainer, train LoRA, fine-tune, improve likeness"),
             description="CoRe's second stage: the word stays as it is, and the model learns how the thing looks when "
             "it is said. The model that comes in is not changed; ApplyConcept applies what was learned to a copy.",
             inputs=[
@@ -42,7 +51,7 @@ class RefineConcept(io.ComfyNode):
                 ),
                 inputs.recipe(
                     second_stages().values(),
-                    "Numbers that go together. The numbers below replace them unless they are 0.",
+                    "Numbers that go together; the help page lists them. Those below replace them unless they are 0.",
                 ),
                 inputs.training_steps(),
                 io.Float.Input(
@@ -50,8 +59,8 @@ class RefineConcept(io.ComfyNode):
                     default=0.0,
                     min=0.0,
                     max=1.0,
-                    step=0.000001,
-                    round=0.000000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip=f"How far each step goes. {inputs.ZERO_AS_RECIPE}",
                 ),
                 inputs.training_batch(),
@@ -71,9 +80,8 @@ class RefineConcept(io.ComfyNode):
                     min=0,
                     max=128,
                     optional=True,
-                    tooltip="T-LoRA: the rank that learns where the noise is strongest, growing to the whole rank "
-                    "where there is none, so that layout and background are learned less. The result is an ordinary "
-                    "LoRA. 0: the whole rank learns everywhere.",
+                    tooltip="T-LoRA: the rank that learns where the noise is strongest, growing to the whole rank, so "
+                    "that layout and background are learned less. 0: the whole rank learns everywhere.",
                 ),
                 *inputs.memory_savers(),
                 inputs.masks_mean(),

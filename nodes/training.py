@@ -22,7 +22,16 @@ from .comfy.saving import why_no_word
 from .page.concept_training import captioned, require_place, train_concept
 from .page.outlook import ANY_WORD, Outlook, of_training
 from .schema import inputs
-from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
+from .schema.before_run import first_reason, why_empty
+from .schema.sockets import (
+    NO_REGULARIZATION,
+    PREFIX,
+    TRAIN,
+    ConceptSocket,
+    Regularization,
+    RegularizerSocket,
+    searched_as,
+)
 
 
 class TrainConcept(io.ComfyNode):
@@ -31,7 +40,11 @@ class TrainConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "TrainConcept",
             display_name="Train Concept",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as(
+                "textual inversion, train embedding, embedding trainer, dreambooth, custom diffusion, XTI, P+, LoRA "
+                "trainer, personalization, learn a new word, train on my photos, fine-tune, train style"
+            ),
             description="Learns a new word from a few pictures. The model that comes in is not changed. Cancel "
             "whenever you like: the next queue goes on where this one stopped.",
             inputs=[
@@ -55,16 +68,13 @@ class TrainConcept(io.ComfyNode):
                     "train",
                     options=list(first_stages()),
                     default=METHODS["ti"].title,
-                    tooltip="What is learned. textual inversion: the word's vectors and nothing else, a file of a few "
-                    "kilobytes. XTI: vectors of its own for every cross-attention layer (P+), or every block of them "
-                    "(the MLM paper). Custom Diffusion: the word, and the keys and values of the cross-attention. "
-                    "DreamBooth: a rare word that stays as it is, and UNet and text encoder, as a LoRA or all of them "
-                    "but the token table and the position embeddings, which every word shares.",
+                    tooltip="textual inversion: a word alone, a few kilobytes. XTI: a word for each layer or block. "
+                    "Custom Diffusion: also keys and values of the cross-attention. DreamBooth: UNet and text encoder.",
                 ),
                 inputs.recipe(
                     first_stages().values(),
-                    "Numbers that go together. auto: those of what is trained, for Stable Diffusion or for the demo "
-                    "model. The numbers below replace the recipe's unless they are 0.",
+                    "Numbers that go together; the help page lists them. auto: those of what is trained, for Stable "
+                    "Diffusion or for the demo model. The numbers below replace them unless they are 0.",
                 ),
                 inputs.training_steps(),
                 io.Float.Input(
@@ -72,8 +82,8 @@ class TrainConcept(io.ComfyNode):
                     default=0.0,
                     min=0.0,
                     max=10.0,
-                    step=0.0001,
-                    round=0.0000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How far each step goes. Too small learns nothing, too large forgets the prompt. "
                     f"{inputs.ZERO_AS_RECIPE}",
                 ),
@@ -83,6 +93,7 @@ class TrainConcept(io.ComfyNode):
                     default=0,
                     min=0,
                     max=32,
+                    advanced=True,
                     tooltip="How many tokens the word is long. More hold more detail and leave less room for the "
                     f"prompt. {inputs.ZERO_AS_RECIPE}",
                 ),
@@ -117,8 +128,8 @@ class TrainConcept(io.ComfyNode):
                     optional=True,
                     min=0.0,
                     max=1.0,
-                    step=0.000001,
-                    round=0.000000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     advanced=True,
                     tooltip="How far each step goes for weights, where they are trained beside the word. "
                     f"{inputs.ZERO_AS_RECIPE}",
@@ -165,8 +176,8 @@ class TrainConcept(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | None = None) -> bool | str:
-        return why_no_word(name)
+    def validate_inputs(cls, class_word: str | None = None, name: str | None = None) -> bool | str:
+        return first_reason(why_empty(class_word=class_word), why_no_word(name))
 
     @classmethod
     def outlook(

@@ -20,16 +20,17 @@ from ..core.training.one_picture.pretraining import PretrainedEncoder, pretrain_
 from ..core.training.one_picture.recipes import encoder_for
 from ..core.training.one_picture.settings import EncoderPretrainSettings
 from .comfy.clip_vision import image_encoder_of
-from .comfy.folders import TUNING_ENCODERS, first_folder, name_in, path_of, version
+from .comfy.folders import TUNING_ENCODERS, first_folder, name_in, path_of, told, version
 from .comfy.model import ComfyModel
 from .comfy.saving import NUMBER, checked_word, free_name, why_no_file
 from .page.interrupted import Resumable
 from .page.outlook import Outlook
 from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
+from .page.saved_files import saved_output
 from .schema import inputs
 from .schema.lists import each_picture
-from .schema.sockets import CATEGORY, PREFIX, TuningEncoderSocket
+from .schema.sockets import PREFIX, TRAIN, TuningEncoderSocket, searched_as
 
 
 class LoadTuningEncoder(io.ComfyNode):
@@ -38,7 +39,8 @@ class LoadTuningEncoder(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "LoadTuningEncoder",
             display_name="Load Tuning Encoder",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("E4T, hypernetwork, image encoder"),
             description="A tuning-encoder: the network that makes a word and a LoRA of one picture. Each belongs to "
             "one model and to one CLIP vision model.",
             inputs=[inputs.network_file(TUNING_ENCODERS)],
@@ -65,10 +67,10 @@ class PretrainTuningEncoder(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "PretrainTuningEncoder",
             display_name="Pretrain Tuning Encoder",
-            category=CATEGORY,
-            description="Teaches a tuning-encoder to predict words, on many pictures with one subject each. For small "
-            "runs: half an hour on a processor for the demo model. For Stable Diffusion use the command "
-            "pretrain-encoder on GPUs. Cancel whenever you like: the next queue goes on where this one stopped.",
+            category=TRAIN,
+            search_aliases=searched_as("train E4T, train hypernetwork, train image encoder"),
+            description="Teaches a tuning-encoder to predict words, on many pictures with one subject each. Half "
+            "an hour on a processor for the demo model; for Stable Diffusion use pretrain-encoder on GPUs.",
             inputs=[
                 io.Model.Input("model", tooltip="The UNet that the predicted LoRAs are for. It stays as it is."),
                 io.Clip.Input("clip", tooltip="The text encoder that the predicted words are for."),
@@ -176,7 +178,8 @@ class PretrainTuningEncoder(io.ComfyNode):
             written.append(save_tuning_encoder(event.encoder, root, free_name(name, [root], NUMBER)))
 
         finished = report_resumable(work, reporter, continue_interrupted, save=save)
-        return io.NodeOutput(finished.encoder, loss_map(finished.losses), name_in(root, written[0]))
+        outputs = finished.encoder, loss_map(finished.losses), name_in(root, written[0])
+        return io.NodeOutput(*outputs, ui=saved_output([f"Saved {told(written[0])}"], {"file": written[0]}))
 
 
 def encoder_settings(

@@ -13,6 +13,7 @@ import torch
 from ..concept import Concept
 from ..maths.norms import NormMode
 from ..models.protocol import TextToImageModel
+from .defaults import CLASS_PICTURES
 from .preparation import resolution_for
 from .presets import Preset, without_core
 from .regularizers.prior import PriorPreservation, Progress, require_weights
@@ -20,9 +21,6 @@ from .regularizers.registry import Added
 from .regularizers.seam import Regularizer
 from .settings import TrainSettings
 from .trainer import TrainingRun, train
-
-CLASS_PICTURES = 100
-"""For prior preservation, where nobody says how many."""
 
 
 @dataclass(frozen=True)

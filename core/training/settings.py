@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -17,12 +17,10 @@ from ..maths.norms import NormMode
 from ..maths.sphere import KAPPA
 from ..prompts.phrases import checked_phrase, checked_text
 from ..prompts.tokens import Words
+from .defaults import Precision, UNetPasses
 from .methods import Method, method_called
 from .run.checks import require_at_least_one, require_not_negative, require_one_of
-from .run.precision import Precision
 from .run.schedules import LearningRateSchedule
-
-UNetPasses = Literal["joint", "separate"]
 
 CORE_TEMPLATES = ("a photo of a {}",)
 """METHODS.md C1: the one instance prompt of the official CoRe code."""

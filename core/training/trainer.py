@@ -20,8 +20,8 @@ from ..models.protocol import TextToImageModel
 from ..models.sampling import as_pictures, sample
 from ..models.text import encode_prompts
 from ..prompts.phrases import require_tokens
+from .latent_bank import LatentBank
 from .learner import Learner
-from .pictures import LatentBank
 from .preparation import Prepared, latent_bank_of, prepare
 from .regularizers.seam import Regularizer
 from .run.checkpoint import (
@@ -169,7 +169,7 @@ class TrainingRun(EventStream[Event]):
         for word in words:
             require_tokens(model.text_encoders.values(), word)
         bank = latent_bank_of(model, settings, self._images, self._masks)
-        del self._images, self._masks  # they are latents now
+        del self._images, self._masks  # the bank has them, as long as it needs them
         prepared = self.prepared = prepare(
             stack,
             model,
@@ -296,7 +296,7 @@ class TrainingRun(EventStream[Event]):
     @torch.no_grad()
     def _preview(self) -> Preview:
         settings, prompts = self.settings, self.prepared.prompts
-        side = self.prepared.bank.latents.shape[-1]
+        side = self.prepared.bank.shape[-1]
         latents = sample(
             self.model,
             prompts.conditioning(prompts.with_concept([settings.preview_prompt])),
