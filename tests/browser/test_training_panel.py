@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from .conftest import Server, sibling
+
 NODE, SAVING = 6, 24
 """A training in train_a_word, and the node that saves its word."""
 ALONE = [1, 2, 4, 5, NODE, SAVING]
@@ -94,7 +96,8 @@ def choose(page, **values: object) -> None:
     page.run(
         f"(() => {{ const node = comfyAPI.app.app.rootGraph.getNodeById({NODE});"
         f"for (const [name, value] of Object.entries({json.dumps(values)})) {{"
-        "const widget = node.widgets.find((one) => one.name === name); widget.value = value; widget.callback?.(value); }"
+        "const widget = node.widgets.find((one) => one.name === name);"
+        "widget.value = value; widget.callback?.(value); }"
         "document.dispatchEvent(new Event('change')); })()"
     )
 
@@ -168,8 +171,11 @@ def test_the_panel_says_what_is_then_trained(comfyui_server, pictures, mode):
     server.wait_until_ready(page)
     name_panel(page)
     wait_for(page, "status", "Learned in 4 steps")
+    choose(page, steps=0)
     wait_for(page, "sentence", "200 steps")
-    assert seen(page)["badge"].startswith("Earlier run, ")
+    after = seen(page)
+    assert after["badge"].startswith("Earlier run, ")
+    assert after["status"] == "Learned in 4 steps"
     look(page)
     page.photograph(pictures / f"{mode}-panel-earlier.png")
     assert [error for error in page.errors if "contextual" in error.lower()] == []
@@ -341,3 +347,18 @@ def test_nothing_is_cut_off_in_a_narrow_or_short_node(comfyui_server, pictures, 
             assert page.run(CUT_OFF) == [], (width, more, facts)
         page.photograph(pictures / f"{mode}-panel-{width}-{more}.png", PANEL, 20)
     page.close()
+
+
+def test_a_server_that_has_run_nothing_yet_answers(browser, comfyui_path, repository, tmp_path):
+    """A page with a training asks it before the server has what its first prompt gives it."""
+    workflows = sibling(repository / "tests" / "comfy" / "test_workflows.py")
+    base = tmp_path / "base"
+    with workflows.running_server(comfyui_path, repository, base) as address:
+        page = opened(Server(address, base, browser), nodes_2=False)
+        wait_for(page, "sentence", "200 steps")
+        assert seen(page)["status"] == "Not run yet"
+        told = (base / "log.txt").read_text(errors="replace")
+        assert "got prompt" not in told
+        assert "Error handling request" not in told
+        assert "Traceback" not in told
+        page.close()
