@@ -111,6 +111,16 @@ def hear_of_training(page, **facts: object) -> None:
     tell(page, "contextual_inversion.training", **(TRAINED | facts))
 
 
+def drawn(server, page) -> list[dict]:
+    """Three samples of a training among the server's temporary files."""
+    found = []
+    for step in (0, 3, 6):
+        name = f"contextual_inversion_test_{step}.png"
+        page.photograph(server.base / "temp" / name, "canvas")
+        found.append({"step": step, "filename": name, "subfolder": "", "type": "temp"})
+    return found
+
+
 def seen(page) -> dict[str, str]:
     """What each part of the panel says; parts that are not to be seen are not there."""
     return page.run(
@@ -265,11 +275,7 @@ def test_it_is_read_in_every_theme_and_worked_by_keyboard(comfyui_server, pictur
     """Contrast of at least 4.5 on a coloured node, and everything by Tab, Enter, arrows and Escape."""
     server = comfyui_server
     page = opened(server, MODES[mode], light)
-    samples = []
-    for step in (0, 3, 6):
-        name = f"contextual_inversion_test_{step}.png"
-        page.photograph(server.base / "temp" / name, PANEL)
-        samples.append({"step": step, "filename": name, "subfolder": "", "type": "temp"})
+    samples = drawn(server, page)
     ended = {"ended": True, "end": "early", "word": "my-word", "error": "not finite", "text": "waits in a folder"}
     hear_of_training(page, begins=True, samples=samples, picture=samples[0], **ended)
     look(page, more=400)
@@ -340,8 +346,11 @@ CUT_OFF = f"""(() => {{
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_is_cut_off_in_a_narrow_or_short_node(comfyui_server, pictures, mode):
     page = opened(comfyui_server, MODES[mode])
+    pictured = {"samples": drawn(comfyui_server, page)}
+    pictured["picture"] = pictured["samples"][0]
+    stopped = {"ended": True, "end": "stopped", "word": "my-word"}
     for width, more in ((300, 0), (400, 0), (400, 300), (700, 0), (900, 300)):
-        for facts in ({"step": 3}, {"ended": True, "end": "stopped", "word": "my-word"}):
+        for facts in ({"step": 3}, {"step": 3} | pictured, stopped, stopped | pictured):
             hear_of_training(page, begins=True, **facts)
             look(page, width=width, more=more)
             assert page.run(CUT_OFF) == [], (width, more, facts)
