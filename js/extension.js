@@ -11,6 +11,7 @@ import { TrainingPanel } from "./training/panel.js";
 const OURS = "ContextualInversion";
 const ATTENTION = "contextual_inversion_attention";
 const TRAINING = "contextual_inversion_training";
+const VERDICT = "contextual_inversion_verdict";
 const TRAINING_EVENT = "contextual_inversion.training";
 const TEXT = "text"; // ComfyUI's key of lines for people, which it shows on nodes of its own alone
 const SHOWS_ATTENTION = "ContextualInversionShowAttention";
@@ -80,9 +81,10 @@ function followTraining(node) {
   also(node, "onExecuted", (output) => output?.[TRAINING] && panelOf(node).show(output[TRAINING][0]));
 }
 
-/** What a node that shows no pictures says about its result, such as where a file is. */
+/** What a node says about its result: its verdict or, where it shows no pictures, its text, such as where a file is. */
 function showText(node, output) {
-  if (!output?.[TEXT] || output.images) return;
+  const said = output?.[VERDICT]?.map(({ text }) => text) ?? (output?.images ? null : output?.[TEXT]);
+  if (!said) return;
   if (!texts.has(node)) {
     const view = element("div", { class: "ci-view ci-text", role: "status", tabindex: 0 });
     addView(node, "says", view, output[SAVED] ? 104 : 72); // a widget called text would be drawn as an input
@@ -90,7 +92,7 @@ function showText(node, output) {
     node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
     texts.set(node, view);
   }
-  const lines = element("div", { class: "ci-lines", text: output[TEXT].join("\n") });
+  const lines = element("div", { class: "ci-lines", text: said.join("\n") });
   texts.get(node).replaceChildren(...[savedButtons(output[SAVED]), lines].filter(Boolean));
 }
 
