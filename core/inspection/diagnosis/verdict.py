@@ -12,8 +12,8 @@ KEEPS, MAY, RISKS = "should keep its prompt", "may swallow its prompt", "is at h
 LIKE_CLASS_WORD = 1.0
 """sim2 as a share of the class word's from which a word keeps what its context means."""
 LOOKS_ELSEWHERE, LOOKS_THE_SAME = 0.7, 0.4
-"""SKL as a share of the class word's: from the first on a word looks elsewhere than its context, below the second it looks
-where its context does. METHODS.md 2.8 says what they were chosen by."""
+"""SKL as a share of the class word's: from the first on a word looks elsewhere than its context, below the second where
+its context does. METHODS.md 2.8 says what they were chosen by."""
 
 
 class Verdict(NamedTuple):
@@ -71,5 +71,5 @@ def _figures(word: Mapping[str, float], reference: Mapping[str, float]) -> str:
 
 
 def _share(word: Mapping[str, float], reference: Mapping[str, float], key: str) -> float:
-    """A figure as a share of the class word's. Where that one's is nothing to measure by, the word's counts as like it."""
+    """A figure as a share of the class word's; 1 where that one is nothing to measure by."""
     return word[key] / reference[key] if reference[key] > 0 else 1.0

@@ -48,8 +48,8 @@ def test_every_compared_word_has_a_line_in_the_table():
     mine, other = verdicts(found)
     assert (mine.says, other.says) == (RISKS, KEEPS)
     assert mine.text == (
-        "mine is at high risk of swallowing its prompt: its context means something else, and it looks where its context does. "
-        "Beside the class word: sim2 0.40 (0.70), SKL 0.10 (0.80), sim1 0.50 (0.60)."
+        "mine is at high risk of swallowing its prompt: its context means something else, and it looks where its "
+        "context does. Beside the class word: sim2 0.40 (0.70), SKL 0.10 (0.80), sim1 0.50 (0.60)."
     )
     assert [line for line in markdown(found).splitlines() if line.startswith("Verdict: ")] == [
         f"Verdict: {one.text}" for one in (mine, other)
