@@ -25,7 +25,7 @@ from .comfy.text import text_widths
 from .page.interrupted import saved, waiting
 from .page.saved_files import saved_output
 from .schema import inputs
-from .schema.sockets import CATEGORY, PREFIX, ConceptSocket
+from .schema.sockets import PREFIX, USE, ConceptSocket, searched_as
 
 NOTHING_SAVED = "(nothing saved yet)"
 LAYOUTS = {"auto": "auto", "clip_l, clip_g": "encoders", "emb_params": "emb_params"}
@@ -38,7 +38,10 @@ class ApplyConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "ApplyConcept",
             display_name="Apply Concept",
-            category=CATEGORY,
+            category=USE,
+            search_aliases=searched_as(
+                "use embedding, apply embedding, apply textual inversion, use learned word, apply LoRA"
+            ),
             description="A model that knows the new word. Type <name> or embedding:name in any prompt that is encoded "
             "with the CLIP that comes out. No file is needed.",
             inputs=[
@@ -124,7 +127,10 @@ class SaveConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "SaveConcept",
             display_name="Save Concept",
-            category=CATEGORY,
+            category=USE,
+            search_aliases=searched_as(
+                "save embedding, save textual inversion, export embedding, save LoRA, save learned word"
+            ),
             description="Writes a small bundle (everything that was learned, and how) and an embedding file that "
             "other Stable Diffusion programs read too. Files are written whole, read back and compared.",
             inputs=[
@@ -211,7 +217,8 @@ class LoadConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "LoadConcept",
             display_name="Load Concept",
-            category=CATEGORY,
+            category=USE,
+            search_aliases=searched_as("load embedding, load textual inversion, open embedding, import embedding"),
             description="A saved concept, or a textual-inversion embedding of another program (.safetensors only: a "
             "pickle can run code when it is opened).",
             inputs=[
