@@ -19,8 +19,8 @@ function addAttentionViewer(node) {
   const maskWords = inputOf(node, "mask_words");
   const viewer = new AttentionViewer({ address, keep: (state) => keep(node, state), maskWords });
   addView(node, "attention", viewer.element, 340);
-  also(node, "onWidgetChanged", () => viewer.refresh());
-  also(node, "onConnectionsChange", () => viewer.refresh());
+  also(node, "onWidgetChanged", () => viewer.drawMask());
+  also(node, "onConnectionsChange", () => viewer.drawMask());
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, 440), height + 100]);
   let runs = 0;
