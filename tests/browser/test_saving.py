@@ -1,4 +1,4 @@
-"""Save Concept in ComfyUI's page: what to type is copied, the files are taken along, and Load Concept has them at once."""
+"""Save Concept in ComfyUI's page: what to type is copied, files are taken along, and Load Concept has them at once."""
 
 import json
 
@@ -29,7 +29,8 @@ def graph(name: str) -> dict:
         loads | {"id": LOADED, "pos": [20, 60], "outputs": first, "widgets_values": ["embeddings/seed.safetensors"]},
         saves | {"id": SAVES, "inputs": takes, "widgets_values": values},
         loads | {"id": EMPTY, "pos": [20, 400], "outputs": outputs, "widgets_values": ["(nothing saved yet)"]},
-        loads | {"id": INSIDE, "pos": [420, 440], "outputs": outputs, "widgets_values": ["embeddings/seed.safetensors"]},
+        loads
+        | {"id": INSIDE, "pos": [420, 440], "outputs": outputs, "widgets_values": ["embeddings/seed.safetensors"]},
     ]
     empty = {"last_node_id": 4, "last_link_id": 1, "groups": [], "config": {}, "extra": {}, "version": 0.4}
     return {**empty, "nodes": nodes, "links": [[1, LOADED, 0, SAVES, 0, "CONCEPT"]]}
@@ -95,7 +96,7 @@ def test_what_was_saved_is_copied_taken_along_and_loaded(comfyui_server, opened,
         page.key("Escape")
 
     # The keyboard reaches every button, and one sees where it is.
-    page.run(f"{BUTTONS}.id = 'says'; undefined")
+    page.run(f"Object.assign({BUTTONS}, {{ id: 'says' }}); undefined")
     names = page.run("[...document.querySelectorAll('#says button')].map((one) => one.textContent)")
     assert names == ["Copy", "Bundle ↓", "Embedding ↓"]
     page.run("document.querySelector('#says').focus()")
@@ -112,13 +113,14 @@ def test_what_was_saved_is_copied_taken_along_and_loaded(comfyui_server, opened,
     )
     page.click("#says .ci-saved button")
     page.wait("window.pasted")
-    assert page.run("window.pasted") == page.run("document.querySelector('#says code').textContent") == f"embedding:{name}"
+    assert (
+        page.run("window.pasted") == page.run("document.querySelector('#says code').textContent") == f"embedding:{name}"
+    )
     assert page.run("document.querySelector('#says .ci-saved button').textContent") == "Copied"
 
     # The files are those on the disk, byte for byte.
-    page.run(
-        "window.links = []; HTMLAnchorElement.prototype.click = function () { window.links.push(this.href); }; undefined"
-    )
+    noted = "function () { window.links.push(this.href); }"
+    page.run(f"window.links = []; HTMLAnchorElement.prototype.click = {noted}; undefined")
     for at, kind in ((2, "contextual_inversion"), (3, "embeddings")):
         page.click(f"#says .ci-saved button:nth-of-type({at})")
         page.wait(f"window.links.length === {at - 1}")
