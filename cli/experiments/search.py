@@ -143,12 +143,7 @@ def scores(
     """For everyone who is `left` the means over the first `count` cells, out of trials that are noted in `kept`."""
     asked = trial.keywords["count"]
     wanted = {
-        f"{name}-{arm_key(contests[name][index])}-{trial.keywords['count']}-{concept}-{number}": (
-            name,
-            index,
-            concept,
-            number,
-        )
+        f"{name}-{arm_key(contests[name][index])}-{asked}-{concept}-{number}": (name, index, concept, number)
         for concept, number in cells[:count]
         for name, those in left.items()
         for index in those
