@@ -75,7 +75,7 @@ def _second(model: DiffusersModel, arm: Pipeline, class_word: str) -> Callable[[
     return lambda: second_plan(model, arm, None, MEASURED_ON, class_word, 1)
 
 
-def measure(model: DiffusersModel, turns: int = TURNS, steps: int = STEPS) -> dict[str, Any]:
+def measure(model: DiffusersModel, turns: int = TURNS, steps: int = STEPS, warm: int = WARM) -> dict[str, Any]:
     """Begin every stage in turns, so that a busy machine slows all of them, and take medians. As plain data."""
     pictures, _, _ = concept_images(MEASURED_ON, PICTURES, seed=1)
     images = list(as_training_images(pictures))
@@ -86,20 +86,20 @@ def measure(model: DiffusersModel, turns: int = TURNS, steps: int = STEPS) -> di
             for name, make in made.items():
                 started = seen()
                 with make().begin(model, images) as run:
-                    found[name].append(_cost(run, started, seen, steps))
+                    found[name].append(_cost(run, started, seen, warm, steps))
     return {name: asdict(_median(those)) for name, those in found.items()}
 
 
-def _cost(run: TrainingRun, started: float, seen: Callable[[], float], steps: int) -> Cost:
+def _cost(run: TrainingRun, started: float, seen: Callable[[], float], warm: int, steps: int) -> Cost:
     begin, after_warm = 0.0, 0.0
     for event in run:
         if isinstance(event, Started):
             begin = seen() - started
-        elif isinstance(event, Step) and event.step == WARM:
+        elif isinstance(event, Step) and event.step == warm:
             after_warm = seen()
-        elif isinstance(event, Step) and event.step == WARM + steps:
+        elif isinstance(event, Step) and event.step == warm + steps:
             return Cost(begin, (seen() - after_warm) / steps)
-    raise RuntimeError(f"the training ended within {WARM + steps} steps")
+    raise RuntimeError(f"the training ended within {warm + steps} steps")
 
 
 def _median(costs: Sequence[Cost]) -> Cost:

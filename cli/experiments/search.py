@@ -39,7 +39,7 @@ def main(
     *,
     recipes: tuple[str, ...] = tuple(SEARCHED),
     folder: Path = Path("out/search"),
-    concepts: tuple[str, ...] = DEVELOPMENT,
+    concepts: tuple[str, ...] = (),
     candidates: int = 8,
     factor: int = 2,
     first: int = 0,
@@ -57,7 +57,7 @@ def main(
     Args:
         recipes: Whose weights are chosen; an unknown one is answered with a list of all.
         folder: Where each trial's figures are kept.
-        concepts: Development concepts; judged ones are refused.
+        concepts: Development concepts; if none are named, all. Judged ones are refused.
         candidates: Settings that each recipe begins with.
         factor: One of so many candidates goes on to a round with so many times as many cells.
         first: Cells of the first round; 0: the first seed of every concept.
@@ -66,6 +66,7 @@ def main(
         prompts: So many of the evaluation prompts, evenly of all kinds; 0: all.
         workers: Processes that train at the same time, one thread each.
     """
+    concepts = concepts or DEVELOPMENT
     require_known(recipes, concepts, seeds, workers)
     if prompts < 0:
         raise ValueError(f"--prompts is 0 or more, not {prompts}")
@@ -108,10 +109,10 @@ def require_known(recipes: Sequence[str], concepts: Sequence[str], seeds: int, w
             f"Unknown: {', '.join(unknown) or 'none'}"
         )
     judged = [name for name in concepts if name not in DEVELOPMENT or name not in world.CONCEPTS]
-    if judged or not concepts:
+    if judged:
         raise ValueError(
             f"weights are chosen on development concepts, which are {', '.join(DEVELOPMENT)}, and judged on others: "
-            f"{', '.join(judged) or 'none'} cannot be used here"
+            f"{', '.join(judged)} cannot be used here"
         )
 
 
