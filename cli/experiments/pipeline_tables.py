@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.maths.statistics import Interval, paired_bootstrap
+from .paper_tables import provenance
 from .tables import table_header, table_row
 from .trials import Arm
 
@@ -50,7 +51,7 @@ def pipelines_table(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The leading table out of stored results, for the documents that begin with it; empty where there are none."""
     trials = parts.get(PART, {}).get("trials", [])
     arms = [Arm(name, label) for name, label in labels(trials).items()]
-    return leading_table(arms, trials) if trials else []
+    return [*leading_table(arms, trials), *provenance(parts, [PART])] if trials else []
 
 
 def labels(trials: Sequence[Mapping[str, Any]]) -> dict[str, str]:
