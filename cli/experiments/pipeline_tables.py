@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...core.maths.statistics import Interval, paired_bootstrap
 from .paper_tables import provenance
 from .tables import table_header, table_row
-from .trials import Arm
+
+if TYPE_CHECKING:
+    from ...core.maths.statistics import Interval
+    from .trials import Arm
 
 PART = "pipelines"
 SORTED_BY = "composed"
@@ -36,6 +38,8 @@ def leading_table(arms: Sequence[Arm], trials: Sequence[Mapping[str, Any]]) -> l
 def reached(trials: Sequence[Mapping[str, Any]], name: str) -> tuple[Interval, list[float], str, float]:
     """Of one method: the share of pictures that do both with its interval, the other means, the steps of both stages,
     and seconds."""
+    from ...core.maths.statistics import Interval, paired_bootstrap
+
     own = [trial for trial in trials if trial["method"] == name]
     values = [trial[SORTED_BY] for trial in own]
     groups = [trial["concept"] for trial in own]
@@ -49,6 +53,8 @@ def reached(trials: Sequence[Mapping[str, Any]], name: str) -> tuple[Interval, l
 
 def pipelines_table(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The leading table out of stored results, for the documents that begin with it; empty where there are none."""
+    from .trials import Arm
+
     trials = parts.get(PART, {}).get("trials", [])
     arms = [Arm(name, label) for name, label in labels(trials).items()]
     return [*leading_table(arms, trials), *provenance(parts, [PART])] if trials else []

@@ -18,6 +18,7 @@ from contextual_inversion.cli.experiments import (
     pipeline_trials,
     pipelines,
     search,
+    searching,
 )
 from contextual_inversion.cli.experiments.pipeline_parts import RECORD, pairs, pipelines_part
 from contextual_inversion.cli.experiments.pipeline_tables import leading_table, pipelines_table
@@ -35,7 +36,7 @@ from contextual_inversion.cli.experiments.pipelines import (
     repaired,
 )
 from contextual_inversion.cli.experiments.tables import END, START
-from contextual_inversion.cli.experiments.trials import Arm, arm_key, choices, demo_model
+from contextual_inversion.cli.experiments.trials import Arm, Comparison, arm_key, choices, demo_model
 from contextual_inversion.core.inspection.world import world_evaluation
 from contextual_inversion.core.training.plan import plan
 from contextual_inversion.core.world.prompts import EvaluationPrompt
@@ -172,7 +173,7 @@ def test_the_first_table_is_sorted_by_what_is_recognised_and_obeyed(tmp_path):
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| B", "| C", "| A"]
     assert lines[2] == "| B | **0.500** (0.400 to 0.600) | 0.500 | 0.500 | 0.250 | 100 + 20 | 40.0 |"
     assert pipelines_table({}) == []
-    part = claims.Comparison("pipelines", (Arm("a", "A"),), (), leads=lambda arms, trials: ["first", *trials[0]])
+    part = Comparison("pipelines", (Arm("a", "A"),), (), leads=lambda arms, trials: ["first", *trials[0]])
     assert claims.as_markdown(part, {"trials": trials[:2], "comparisons": []})[0] == "first"
     page = tmp_path / "README.md"
     page.write_text(f"{START.format('pipeline-figures')}\n{END.format('pipeline-figures')}\n")
@@ -221,7 +222,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(pipeline_trials, "held_out_prompts", lambda background: first)
     monkeypatch.setattr(pipeline_trials, "STEPS", 1)
     monkeypatch.setitem(run_pipeline_trial.__kwdefaults__, "plain", 1)
-    monkeypatch.setitem(search.SPACE, "second_steps", search.Range(1, 2, whole=True))
+    monkeypatch.setitem(searching.SPACE, "second_steps", searching.Range(1, 2, whole=True))
     monkeypatch.setattr(pipeline_parts, "encoder_fits", lambda model: False)
 
 
@@ -232,7 +233,7 @@ def test_from_the_search_to_the_table_on_the_bundled_model(quick, tmp_path, monk
     assert set(real) == {"ti", "ti+mlm", "lora"}
     assert all(cost.begin > 0 < cost.step for cost in real.values())
     same = dict.fromkeys([*real, "tlora"], Cost(0.0, 1.0))
-    monkeypatch.setattr(search, "measured_costs", lambda model, folder: same)
+    monkeypatch.setattr(searching, "measured_costs", lambda model, folder: same)
     made = search.main(recipes=("mlm_lora",), folder=tmp_path / "a", concepts=("goblet",), candidates=2, seeds=1)
     assert len(made["trials"]) == 2
     trial = made["trials"][0]

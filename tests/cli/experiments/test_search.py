@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from contextual_inversion.cli import main as cli
-from contextual_inversion.cli.experiments import claims, search
+from contextual_inversion.cli.experiments import claims, search, searching
 from contextual_inversion.cli.experiments.pipelines import RECIPES, SEARCHED, Cost, Pipeline, recommended
 from contextual_inversion.core.world.concepts import CONCEPTS
 
@@ -36,9 +36,9 @@ def fake(monkeypatch):
         figures = dict.fromkeys(("fidelity", "recognised", "concept_score", "seconds"), 0.5)
         return SimpleNamespace(figures={**figures, "composed": good, "planned": dict(arm.planned)})
 
-    monkeypatch.setattr(search, "run_pipeline_trial", trial)
-    monkeypatch.setattr(search, "demo_model", lambda: NARROW)
-    monkeypatch.setattr(search, "measured_costs", lambda model, folder: COSTS)
+    monkeypatch.setattr(searching, "run_pipeline_trial", trial)
+    monkeypatch.setattr(searching, "demo_model", lambda: NARROW)
+    monkeypatch.setattr(searching, "measured_costs", lambda model, folder: COSTS)
     monkeypatch.setattr(claims, "_loaded", lambda: NARROW)
     return state
 
@@ -72,7 +72,7 @@ def test_a_judged_concept_is_refused(name, fake, tmp_path, capsys):
     assert name in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [{"recipes": ("nothing",)}, {"recipes": ()}, {"seeds": 0}, {"workers": 0},
+@pytest.mark.parametrize("wrong", [{"recipes": ("nothing",)}, {"seeds": 0}, {"workers": 0},
                                    {"prompts": -1}, {"candidates": 0}, {"recipes": ("ti_tlora",)}])  # fmt: skip
 def test_what_cannot_be_searched_is_refused(wrong, fake, tmp_path):
     with pytest.raises(ValueError, match=r"\w"):
@@ -100,7 +100,7 @@ def test_another_model_begins_anew(fake, tmp_path, monkeypatch):
     chosen = {"recipes": ("ti",), "candidates": 1, "seeds": 1}
     search.main(folder=tmp_path, **chosen)
     other = SimpleNamespace(**{**vars(NARROW), "fingerprint": "another"})
-    monkeypatch.setattr(search, "demo_model", lambda: other)
+    monkeypatch.setattr(searching, "demo_model", lambda: other)
     assert search.main(folder=tmp_path, **chosen)["model"] == "another"
     assert len(fake.seen) == 2 * len(claims.DEVELOPMENT)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "another"}
@@ -120,6 +120,6 @@ def test_the_record_is_written_and_named_at_the_end(fake, tmp_path, capsys):
 
 
 def test_more_development_concepts_are_one_line(fake, tmp_path, monkeypatch):
-    monkeypatch.setattr(search, "DEVELOPMENT", ("goblet", "crested-bird", "moth"))
+    monkeypatch.setattr(searching, "DEVELOPMENT", ("goblet", "crested-bird", "moth"))
     search.main(folder=tmp_path, recipes=("ti",), candidates=2, seeds=1)
     assert {name for _, name, _ in fake.seen} == {"goblet", "crested-bird", "moth"}
