@@ -80,7 +80,7 @@ def pairs(best: str) -> tuple[tuple[str, str], ...]:
     ends = [f"_{second}" if second else "" for second in SECOND]
     found = [(f"{first}{end}", f"ti{end}") for end in ends for first in FIRST if first != "ti"]
     found += [(f"{first}_lora", first) for first in FIRST]
-    found += [(f"{first}_tlora", f"{first}_lora") for first in FIRST]
+    found += [(f"{first}_{kind}", f"{first}_lora") for kind in ("tlora", "self") for first in FIRST]
     found += [(f"{first}_lora", other) for first in FIRST for other in ("dreambooth-lora", "custom-diffusion")]
     found += [(f"{other}_mlm", other) for other in ("dreambooth-lora", "custom-diffusion")]
     found += [("xti_mlm", "ti"), ("dti", "ti"), ("predicted", "ti_lora")]

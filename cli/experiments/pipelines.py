@@ -10,11 +10,12 @@ from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.presets import DEMO, demo_preset
 from .trials import Arm, combined
 
-Second = Literal["", "lora", "tlora"]
+Second = Literal["", "lora", "tlora", "self"]
 Repairs = Literal["", "repair", "redraw"]
 
 SECOND_STEPS = 100
 """Of the second stage where no search has chosen."""
+SELF_ATTENTION = ("attn1",)
 DTI_RATE = 4e-2
 """Radians a step of the word where no search has chosen: the recipe's of METHODS.md 5.1."""
 BUDGET = {"ti": DEMO.values["steps"], "lora": SECOND_STEPS}
@@ -71,8 +72,8 @@ class Recipe:
 
     @property
     def base(self) -> str:
-        """The recipe whose searched values this one has: a rank that depends on the timestep is none to search."""
-        return self.name.removesuffix("_tlora") + "_lora" if self.second == "tlora" else self.name
+        """The recipe whose searched values this one has: all kinds of second stage have the plain one's."""
+        return self.name.removesuffix(f"_{self.second}") + "_lora" if self.second else self.name
 
     def first_cost(self, values: Mapping[str, Any]) -> str:
         """What the first stage's cost is called: the attention loss of CoRe is half of it, unless its weight is 0."""
@@ -84,7 +85,13 @@ class Recipe:
 
 FIRST = {"ti": "TI", "core": "CoRe", "mlm": "MLM", "core_mlm": "CoRe + MLM"}
 """First stages that learn a word alone."""
-SECOND: dict[Second, str] = {"": "", "lora": " + LoRA", "tlora": " + LoRA with timestep-dependent rank"}
+SECOND: dict[Second, str] = {
+    "": "",
+    "lora": " + LoRA",
+    "tlora": " + LoRA with timestep-dependent rank",
+    "self": " + LoRA of self-attention",
+}
+"""What may follow. The last is ours: docs/claims.md says what it leaves out, and why."""
 OTHERS = (
     Recipe("dreambooth-lora", "DreamBooth-LoRA", "dreambooth-lora"),
     Recipe("dreambooth-lora_mlm", "DreamBooth-LoRA + MLM", "dreambooth-lora", mlm=True),
@@ -146,6 +153,7 @@ def pipeline(
     if recipe.second:
         second = {"steps": values["second_steps"], **weights}
         second |= {"least_rank": least(values["rank"])} if recipe.second == "tlora" else {}
+        second |= {"only_layers": SELF_ATTENTION} if recipe.second == "self" else {}
     else:
         changes |= weights
     planned: dict[str, Any] = {"values": values}
@@ -180,8 +188,8 @@ def equal_steps(recipe: Recipe, values: Mapping[str, Any], costs: Costs) -> tupl
     first, whole = recipe.first_cost(values), budget(costs)
     left = whole - costs[first].begin
     if recipe.second:
-        # One cost for both kinds, so that they begin with the same word.
-        dearer = max((costs[kind] for kind in ("lora", "tlora")), key=lambda cost: cost.step)
+        # One cost for all kinds, so that they begin with the same word.
+        dearer = max((costs[kind] for kind in SECOND if kind), key=lambda cost: cost.step)
         left -= dearer.begin + values["second_steps"] * dearer.step
     steps = int(left / costs[first].step)
     if steps < 1:

@@ -43,7 +43,7 @@ from contextual_inversion.core.world.prompts import EvaluationPrompt
 
 NARROW = SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=128)}, fingerprint="narrow")
 STAGES = {one.first_cost({"core_attention": weight}) for one in RECIPES.values() for weight in (0.0, 1.0)}
-ALL = STAGES | {"lora", "tlora"}
+ALL = STAGES | {"lora", "tlora", "self"}
 seconds = st.floats(0.05, 1.0)
 costs_of = st.fixed_dictionaries({name: st.builds(Cost, st.floats(0, 1), seconds) for name in ALL})
 
@@ -55,7 +55,7 @@ def test_every_pipeline_takes_the_same_seconds_to_within_a_step(costs, name, sec
     chosen = {"second_steps": second_steps, "core_attention": attention}
     values = {**own, **{key: value for key, value in chosen.items() if key in own}}
     whole, cost = budget(costs), costs[recipe.first_cost(values)]
-    second = max(costs["lora"].step, costs["tlora"].step) * second_steps if recipe.second else 0.0
+    second = max(costs[kind].step for kind in SECOND if kind) * second_steps if recipe.second else 0.0
     try:
         arm = pipeline(NARROW, recipe, values, costs)
     except ValueError:
@@ -71,21 +71,23 @@ def test_every_pipeline_takes_the_same_seconds_to_within_a_step(costs, name, sec
 
 
 @given(costs_of)
-def test_both_kinds_of_second_stage_begin_with_the_same_word(costs):
+def test_all_kinds_of_second_stage_begin_with_the_same_word(costs):
     for name in FIRST:
         try:
             ends = [pipeline(NARROW, RECIPES[f"{name}_{end}"], {"second_steps": 1}, costs) for end in SECOND if end]
         except ValueError:
             continue
-        plain, ranked = ends
-        assert (plain.core, plain.mlm, plain.changes) == (ranked.core, ranked.mlm, ranked.changes)
+        plain, ranked, inner = ends
+        for one in (ranked, inner):
+            assert (one.core, one.mlm, one.changes) == (plain.core, plain.mlm, plain.changes)
         assert ranked.second == {**plain.second, "least_rank": 2}
+        assert inner.second == {**plain.second, "only_layers": ("attn1",)}
 
 
 def test_a_recipe_trains_what_it_says():
     arms = {arm.name: arm for arm in pipelines_part(NARROW).arms}
     assert [name for name in arms if name in RECIPES] == list(RECIPES)
-    assert {name for name, recipe in RECIPES.items() if recipe.second == "tlora"} == set(RECIPES) - set(SEARCHED)
+    assert {RECIPES[name].second for name in RECIPES.keys() - SEARCHED.keys()} == {"tlora", "self"}
     for name, recipe in RECIPES.items():
         arm = arms[name]
         made = choices(arm, "moth", "butterfly", 1)
@@ -232,7 +234,7 @@ def test_from_the_search_to_the_table_on_the_bundled_model(quick, tmp_path, monk
     real = {name: Cost(**cost) for name, cost in pipeline_costs.measure(model, turns=1, steps=1, warm=1).items()}
     assert set(real) == {"ti", "ti+mlm", "lora"}
     assert all(cost.begin > 0 < cost.step for cost in real.values())
-    same = dict.fromkeys([*real, "tlora"], Cost(0.0, 1.0))
+    same = dict.fromkeys([*real, "tlora", "self"], Cost(0.0, 1.0))
     monkeypatch.setattr(searching, "measured_costs", lambda model, folder: same)
     made = search.main(recipes=("mlm_lora",), folder=tmp_path / "a", concepts=("goblet",), candidates=2, seeds=1)
     assert len(made["trials"]) == 2
@@ -255,7 +257,7 @@ def test_from_the_search_to_the_table_on_the_bundled_model(quick, tmp_path, monk
     assert json.dumps(again) == json.dumps(report)  # in which "not asked for" is NaN
 
 
-@pytest.mark.parametrize("end", ["lora", "tlora"])
+@pytest.mark.parametrize("end", ["lora", "tlora", "self"])
 def test_the_second_stage_trains_weights_around_a_word_that_stays(end):
     model = demo_model()
     values = {"second_steps": 1}
@@ -272,6 +274,7 @@ def test_the_second_stage_trains_weights_around_a_word_that_stays(end):
     settings = both.provenance["settings"]
     assert (settings["method"], settings["rank"]) == ("refine", 4)
     assert settings["least_rank"] == (2 if end == "tlora" else None)
+    assert {"attn1" in name for name in both.lora} == ({True} if end == "self" else {True, False})
     assert plan(model, choices(short, "castle", "house", 1)).settings.norm_mode == "none"
     assert not math.isnan(float(next(iter(both.lora.values())).sum()))
 

@@ -16,6 +16,7 @@ COSTS = dict.fromkeys(
         *(one.first_cost({"core_attention": share}) for one in RECIPES.values() for share in (0.0, 1.0)),
         "lora",
         "tlora",
+        "self",
     },
     Cost(0.0, 1.0),
 )
