@@ -64,23 +64,32 @@ def search(
     trial = partial(run_pipeline_trial, count=prompts, plain=0)
     judged = partial(scores, trial, contests=contests, cells=cells, folder=folder, workers=workers, kept=kept)
     told = halved({name: len(arms) for name, arms in contests.items()}, plan, judged)
-    report: dict[str, Any] = {
-        "commit": commit(),
-        "model": model.fingerprint,
-        "development_concepts": list(concepts),
-        "seeds": seeds,
-        "design": {"seed": seed, "candidates": candidates, "factor": factor, "prompts": prompts},
-        "budget": budget(costs),
-        "costs": as_data(costs),
-        "searches": {
-            name: {"candidates": [dict(arm.planned["values"]) for arm in contests[name]], "rounds": told[name]}
-            for name in recipes
-        },
-        "trials": list(kept.values()),
-    }
-    report |= chosen(contests, told, report["trials"])
+    drawn = {"seed": seed, "candidates": candidates, "factor": factor, "prompts": prompts}
+    facts = {"model": model.fingerprint, "development_concepts": list(concepts), "seeds": seeds, "design": drawn}
+    report = facts | record(contests, told, list(kept.values()), costs)
     print("\n".join(table(report)))
     return report
+
+
+def record(
+    contests: Mapping[str, Sequence[Pipeline]],
+    told: Mapping[str, Sequence[Mapping[str, Any]]],
+    trials: Sequence[Mapping[str, Any]],
+    costs: Costs,
+) -> dict[str, Any]:
+    """What was tried, on what grounds, and what was chosen."""
+    searches = {
+        name: {"candidates": [dict(arm.planned["values"]) for arm in arms], "rounds": told[name]}
+        for name, arms in contests.items()
+    }
+    return {
+        "commit": commit(),
+        "budget": budget(costs),
+        "costs": as_data(costs),
+        "searches": searches,
+        "trials": list(trials),
+        **chosen(contests, told, trials),
+    }
 
 
 def require_known(recipes: Sequence[str], concepts: Sequence[str], seeds: int, workers: int) -> None:
