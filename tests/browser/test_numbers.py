@@ -137,6 +137,16 @@ def test_pins_follow_their_word_through_another_prompt(page):
     assert page.run(f"state.indexOf({changed}, {{ text: 'mat', nth: 0 }})") == -1
 
 
+def test_pinned_words_are_named_as_mask_words_knows_them(page):
+    """There a word is known by its text between commas, so that the second of two equal ones has no name."""
+    words = json.dumps([{"text": text, "kind": "word"} for text in ["A", "cat", ",", "a", "mat"]])
+    ends = json.dumps([{"text": "start", "kind": "special"}, {"text": "cat", "kind": "word"}])
+    assert page.run(f"state.maskText({words}, [4, 1])") == "cat, mat", "in the prompt's order"
+    assert page.run(f"state.maskText({words}, [0, 2, 3])") == "A"
+    assert page.run(f"state.maskText({ends}, [0, 1])") == "cat"
+    assert page.run(f"state.maskText({words}, [])") == ""
+
+
 @pytest.mark.parametrize(
     "kept", ["null", "7", "{ pins: 3, size: 4, layers: ['a', 1], image: -2, common: 'yes' }", "{ pins: [null] }"]
 )
