@@ -27,6 +27,7 @@ from .requirements import (
     require_discrete,
     require_trainable,
 )
+from .small_convolutions import small_as_products
 
 if TYPE_CHECKING:
     from .tiny import TinyStableDiffusion
@@ -206,7 +207,8 @@ class DiffusersModel:
     def session(self, *, gradient_checkpointing: bool = False) -> Iterator[None]:
         modules = [self.unet, self.vae, *(encoder.module for encoder in self.text_encoders.values())]
         checkpoints = self._checkpointing() if gradient_checkpointing else nullcontext()
-        with on_device(modules, self.device), frozen(modules), checkpoints, autograd():
+        products = small_as_products([self.unet])
+        with on_device(modules, self.device), frozen(modules), products, checkpoints, autograd():
             yield
 
     @contextmanager

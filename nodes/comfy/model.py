@@ -26,6 +26,7 @@ from ...core.models.protocol import (
     fingerprint,
 )
 from ...core.models.requirements import require_discrete
+from ...core.models.small_convolutions import small_as_products
 from .attention import (
     cross_attention_layers,
     diffusers_names,
@@ -206,6 +207,7 @@ class ComfyModel:
             frozen(modules),
             loaded(patchers),
             differentiable_layers(modules[1:]),
+            small_as_products([self._unet]),
             autograd(),
         ):
             self._checkpointing = gradient_checkpointing
