@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .checkpointed_layers import checkpointed_layers
 from .diffusers_attention import checkpoint_probed, cross_attention_modules, layered
 from .diffusers_features import encoder_features
 from .diffusers_flexible import flexible
@@ -213,6 +214,12 @@ class DiffusersModel:
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
+        layers = [layer for encoder in self.text_encoders.values() for layer in encoder.layers]
+        with checkpointed_layers(layers), self._checkpointing_unet():
+            yield
+
+    @contextmanager
+    def _checkpointing_unet(self) -> Iterator[None]:
         names = ("gradient_checkpointing", "_gradient_checkpointing_func")
         before = [
             (part, {name: vars(part)[name] for name in names if name in vars(part)})
