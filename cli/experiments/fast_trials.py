@@ -102,7 +102,6 @@ def fast_arms(model: DiffusersModel) -> tuple[Arm, ...]:
     """What is judged: plain textual inversion first, whose best counts."""
     return (
         plain_inversion(model),
-        of_method(model, "xti", "xti", "XTI"),
         quick_lora(model, 5e-3),
         prediction(model),
     )
