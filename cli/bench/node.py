@@ -16,6 +16,7 @@ def train_in_comfyui(place: str, model: str, side: str, batch: str, steps: str) 
 
     comfy.options.enable_args_parsing()
     import execution  # noqa: F401  what ComfyUI has loaded before it comes to any pack
+    import server  # noqa: F401
     import torch
     from comfy.diffusers_load import load_diffusers
 

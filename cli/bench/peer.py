@@ -1,4 +1,4 @@
-"""This pack beside another trainer: the same weights, pictures, size and batch, in turns, each run a process of its own."""
+"""This pack beside another trainer: same weights, pictures, size and batch, in turns, each run a process of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def ratio_keys(name: str) -> dict[str, str]:
 def cost(steps: Sequence[Mapping[str, float]], weights: int, processor: bool) -> dict[str, float]:
     """Of one run: seconds to the end of the first step, of a step after that, and bytes beyond the weights."""
     clock = [one["processor" if processor else "clock"] for one in steps]
-    between = [later - earlier for earlier, later in zip(clock, clock[1:], strict=False)]
+    between = [later - earlier for earlier, later in pairwise(clock)]
     memory = max(one["bytes"] for one in steps) - weights
     return {"step": statistics.median(between), "first_step": clock[0], "memory": memory}
 

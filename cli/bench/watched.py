@@ -20,8 +20,8 @@ STARTED = "CONTEXTUAL_INVERSION_BENCH_STARTED"
 
 
 def main(report: str, kind: str, *arguments: str) -> None:
-    """Runs it and writes what was noted: the seconds on the clock and of the processor from the start to the end of each
-    step, and the most memory until then."""
+    """Runs it and writes what was noted: the seconds, on the clock and of the processor, from the start to the end of
+    each step, and the most memory until then."""
     notes: dict[str, Any] = {"steps": []}
     note_steps(notes["steps"])
     if kind == "script":

@@ -244,7 +244,7 @@ class DiffusersModel:
             yield self.vae.float() if upcast else self.vae
         finally:
             if upcast:
-                self.vae.to(dtype)
+                torch.nn.Module.to(self.vae, dtype)  # diffusers would warn, of what was so before
 
     @cached_property
     def _moments(self) -> tuple[torch.Tensor, torch.Tensor]:
