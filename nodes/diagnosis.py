@@ -13,13 +13,17 @@ from ..core.inspection.diagnosis.context_similarity import ContextProbe
 from ..core.inspection.diagnosis.diagnose import diagnose
 from ..core.inspection.diagnosis.probes import parse_probes, place_probes
 from ..core.inspection.diagnosis.report import markdown, plot
+from ..core.inspection.diagnosis.verdict import verdicts
 from ..core.inspection.world.world_evaluation import context_probes
 from ..core.models.protocol import ImageSize
 from .comfy.model import ComfyModel
 from .page.pictures import as_images, preview
 from .schema import inputs
-from .schema.sockets import CATEGORY, PREFIX, ConceptSocket
+from .schema.before_run import why_refused
+from .schema.sockets import MEASURE, PREFIX, ConceptSocket, searched_as
 
+VERDICT = "contextual_inversion_verdict"
+"""Key of the node's output in ComfyUI's history; js/extension.js shows it."""
 BUILT_IN = {"concept_world": context_probes, "places": place_probes}
 
 
@@ -29,7 +33,10 @@ class DiagnoseConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "DiagnoseConcept",
             display_name="Diagnose Concept",
-            category=CATEGORY,
+            category=MEASURE,
+            search_aliases=searched_as(
+                "prompt ignored, why is my prompt ignored, embedding similarity, overfitting, sim1, SKL"
+            ),
             description="Why a prompt is ignored, in figures: sim1, sim2 and SKL of a learned word against its class "
             "word and against another word, the cosines of its neighbours, its norm and nearest words.",
             inputs=[
@@ -88,6 +95,10 @@ class DiagnoseConcept(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, own_prompts: str | None = None) -> bool | str:
+        return why_refused(chosen_probes, next(iter(BUILT_IN)), own_prompts)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -122,7 +133,8 @@ class DiagnoseConcept(io.ComfyNode):
             seed=seed,
         )
         table, picture = markdown(found), as_images(plot(found))
-        return io.NodeOutput(table, picture, json.dumps(found.figures(), indent=2), ui=preview(cls, picture, table))
+        shown = {**preview(cls, picture, table), VERDICT: [verdict._asdict() for verdict in verdicts(found)]}
+        return io.NodeOutput(table, picture, json.dumps(found.figures(), indent=2), ui=shown)
 
 
 def chosen_probes(built_in: str, own: str) -> list[ContextProbe]:

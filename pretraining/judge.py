@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from ..core.inspection.world.checks import GRID, KINDS, JudgeNetwork
-from ..core.models.tiny.load import load_part
-from ..core.models.tiny.weights import write_weights
+from ..core.models.tiny.weights import write_tensors
 from ..core.world.concepts import CONCEPTS
 from ..core.world.render import render
-from ..core.world.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, WORLD_VERSION, Scene, SecondObject
+from ..core.world.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, WORLD_VERSION, WORN, Scene, SecondObject
+from .forms import FORMS, Form
 from .pictures import scene as training_scene
 from .processes import Processes
 from .run import Plan, Run
@@ -24,19 +25,24 @@ IGNORED = -100
 
 
 def judged_scene(index: int, split: str = "train") -> Scene:
-    """Scene `index` for the judge: of six, two show a held-out concept, one its class in its main colour."""
+    """Scene `index` for the judge. Of twelve, four show a held-out concept and one its class in its main colour.
+
+    One more shows its class in both of its colours and its pattern, bare or with a hat or crown: what makes it the
+    concept are its parts.
+    """
     base = training_scene(split, index)
     if index % 6 not in (0, 1, 3):
         return base
     rng = np.random.default_rng([9 if split == "train" else 10, index])
     concept = list(CONCEPTS.values())[int(rng.integers(len(CONCEPTS)))]
-    if index % 6 == 1:  # most easily mistaken for it, yet of the training world
-        others = [c for c in COLOURS if c not in (concept.colour, concept.second_colour)]
-        second_colour = others[int(rng.integers(len(others)))]
+    if index % 6 == 1:  # most easily mistaken for it
         second = base.second if base.second is None or base.second.shape != concept.super_category else None
-        return replace(
-            base, subject=concept.super_category, colour=concept.colour, second_colour=second_colour, second=second
-        )
+        look = replace(base, subject=concept.super_category, colour=concept.colour, second=second)
+        if index % 12 == 7:
+            worn = WORN[int(rng.integers(len(WORN)))] if second is None else ""
+            return replace(look, second_colour=concept.second_colour, texture=concept.texture, worn=worn)
+        others = [c for c in COLOURS if c not in (concept.colour, concept.second_colour)]
+        return replace(look, second_colour=others[int(rng.integers(len(others)))])
     second = None
     if base.second is not None:
         others = [s for s in SHAPES if s != concept.super_category]
@@ -67,12 +73,15 @@ def labels(scene: Scene, subject: np.ndarray, second: np.ndarray) -> dict[str, n
     return {"role": role, "kind": kind, "colour": colour, "background": background, "style": style}
 
 
-def decoded_pictures(folder: Path, split: str, n: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[Scene]]:
+def decoded_pictures(
+    folder: Path, split: str, n: int, form: Form
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[Scene]]:
     """Reconstructions uint8 (n, 3, 128, 128), their labels (n, 32, 32), and the scenes."""
-    path = folder / "pictures" / f"judge-{split}-{n}.pt"
+    vae_file = hashlib.sha256(form.path("vae").read_bytes()).hexdigest()[:8]
+    path = folder / "pictures" / f"judge-{split}-{n}.{form.name}-{vae_file}.pt"
     scenes = [judged_scene(i, split) for i in range(n)]
     if not path.exists():
-        vae = load_part("vae")
+        vae = form.load("vae")
         images, marked = [], []
         for start in range(0, n, 64):
             drawn = [render(s) for s in scenes[start : start + 64]]
@@ -96,13 +105,20 @@ def disturb(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return x + 0.08 * torch.rand(n, 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
 
 
-def train_judge(folder: Path, processes: Processes, steps: int = 2000, batch: int = 32, scenes: int = 4800) -> None:
-    """Train the judge and write its weights (rank 0)."""
-    device = processes.device
+def train_judge(
+    folder: Path,
+    processes: Processes,
+    steps: int = 2000,
+    batch: int = 32,
+    scenes: int = 4800,
+    form: str = "candidate",
+) -> None:
+    """Train the judge of what comes out of a form's VAE and write its weights (rank 0)."""
+    device, chosen = processes.device, FORMS[form]
     if processes.first:
-        decoded_pictures(folder, "train", scenes)
+        decoded_pictures(folder, "train", scenes, chosen)
     processes.wait()
-    images, truth, _ = decoded_pictures(folder, "train", scenes)
+    images, truth, _ = decoded_pictures(folder, "train", scenes, chosen)
     torch.manual_seed(0)
     network = JudgeNetwork().to(device)
     plan = Plan(steps, rate=2e-3, warm_up=50, decay=0.5, weight_decay=0.01, ema=0.995, save_every=300)
@@ -126,5 +142,6 @@ def train_judge(folder: Path, processes: Processes, steps: int = 2000, batch: in
     run.train(loss)
     if processes.first:
         run.swap_ema()
-        facts = {"steps": str(run.step), "world": WORLD_VERSION, "command": "pretraining.tiny_model --stage judge"}
-        write_weights("judge", dict(network.state_dict()), facts)
+        command = f"pretraining.tiny_model --stage judge ({form})"
+        facts = {"steps": str(run.step), "world": WORLD_VERSION, "command": command}
+        write_tensors(chosen.path("judge"), dict(network.state_dict()), facts)

@@ -54,12 +54,24 @@ class Choices:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """What can be said of a training before its model is there: the `recipe` that was chosen, the settings with which
+    it will run but for captions, and how many pictures of the class are drawn first (0 without prior preservation)."""
+
+    recipe: Preset
+    settings: TrainSettings
+    class_pictures: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """A training that can begin: what `train` needs beside the model and the pictures."""
 
     settings: TrainSettings
     regularizers: tuple[Regularizer, ...]
     start: Concept | None
+    outline: Outline | None = None
+    """What was said before the model was looked at, None where nobody asked."""
 
     def begin(
         self,
@@ -83,12 +95,19 @@ class Plan:
 
 def plan(model: TextToImageModel, choices: Choices) -> Plan:
     """What was chosen, for this model. Raises ValueError for what cannot be trained."""
-    settings = settings_of(choices)
-    weight = prior_weight(choices, settings)
+    outline = outlined(choices)
+    settings, weight = outline.settings, prior_weight(choices, outline.settings)
     made = tuple(added.fitting(model, settings.method) for added in choices.added)
     if weight > 0:
         made += (prior_preservation(model, settings, choices.prior, weight),)
-    return Plan(settings, made, choices.start)
+    return Plan(settings, made, choices.start, outline)
+
+
+def outlined(choices: Choices) -> Outline:
+    """What will be trained, without a model. Raises ValueError as `settings_of` and `prior_weight`."""
+    settings = settings_of(choices)
+    pictures = choices.prior.pictures if prior_weight(choices, settings) > 0 else 0
+    return Outline(choices.recipe, settings, pictures)
 
 
 def settings_of(choices: Choices) -> TrainSettings:

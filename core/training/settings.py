@@ -70,10 +70,14 @@ class TrainSettings:
     METHODS.md 6 no. 4); what is saved is an ordinary LoRA, which acts with its whole rank. `class_word` has one entry
     a placeholder where several concepts are trained together.
 
+    With `preview_every` there is a picture before the first step, one every so many steps, and one where the run ends,
+    also where it is stopped; 0: none at all.
+
     `captions` are prompts of each picture's own, in the order of the pictures, in place of the `templates` for that
     picture where there are any. With `transparent_masks` masks say where a picture is transparent, which is put on
     white and counts, and not what counts. `kappa` is the pull to the class word in norm mode "dti" (METHODS.md 5.1),
-    where a step goes `learning_rate` radians, whatever the optimizer.
+    where a step goes `learning_rate` radians, whatever the optimizer. With `only_layers` those of the method's layers
+    alone learn whose names hold one of these ("attn1": self-attention).
     """
 
     class_word: Words
@@ -117,6 +121,7 @@ class TrainSettings:
     captions: tuple[tuple[str, ...], ...] = ()
     transparent_masks: bool = False
     kappa: float = KAPPA
+    only_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_at_least_one(
@@ -202,6 +207,8 @@ class TrainSettings:
             values.pop("transparent_masks")
         if self.norm_mode != "dti":
             values.pop("kappa")
+        if not self.only_layers:
+            values.pop("only_layers")
         augmentation = values.pop("augmentation")
         values |= {f"augmentation.{key}": value for key, value in (augmentation or {"bank": None}).items()}
         values["optimizer_options"] = dict(self.optimizer_options)

@@ -103,6 +103,7 @@ class TrainingRun(EventStream[Event]):
         self._changes = dict(changes or {})
         self._stop: str | None = None
         self._saved = 0
+        self._drawn: int | None = None
         self._before = 0.0
         self._started = time.perf_counter()
         super().__init__(self._run())
@@ -147,6 +148,8 @@ class TrainingRun(EventStream[Event]):
             learner = self._begin(stack).learner
             try:
                 yield Started(learner.done, self.settings.steps, learner.numbers)
+                if learner.done == 0:
+                    yield from self._previews()
                 while learner.done < self.settings.steps and self._stop is None:
                     self._advance()
                     yield from self._report()
@@ -220,7 +223,7 @@ class TrainingRun(EventStream[Event]):
         if self._stop is None and checkpoint and not last:
             yield written(done, self._save)
         if self._stop is None and preview:
-            yield self._preview()
+            yield from self._previews()
 
     def _fetch(self) -> Mapping[str, torch.Tensor]:
         """Losses since the last time. Where a step was not finite, the run goes back to the one before and ends."""
@@ -252,6 +255,8 @@ class TrainingRun(EventStream[Event]):
             yield written(learner.done, self._save)
         if self._stop is None:
             self._require_learning()
+        # After the checkpoint: whatever happens to a picture, the work is kept.
+        yield from self._previews()
         losses = {name: value for name, value in self.history.tensors().items() if name not in FLAGS}
         yield Finished(self.concept, learner.done, losses, self._seconds(), self._stop)
 
@@ -280,6 +285,12 @@ class TrainingRun(EventStream[Event]):
         path = save_checkpoint(self.settings.checkpoint_dir, learner.done, checkpoint)
         self._saved = learner.done
         return path
+
+    def _previews(self) -> Iterator[Preview]:
+        """A picture of this step where there are to be any, unless it was drawn already."""
+        if self.settings.preview_every > 0 and self._drawn != self.learner.done:
+            self._drawn = self.learner.done
+            yield self._preview()
 
     @torch.no_grad()
     def _preview(self) -> Preview:
