@@ -34,7 +34,6 @@ def main(
     device: str | None = None,
     true_size: bool = False,
     peer: Path | None = None,
-    comfyui: Path | None = None,
 ) -> dict[str, Any]:
     """Measure the time and memory of a training step, with and without CoRe.
 
@@ -55,7 +54,6 @@ def main(
             an hour on a CPU.
         peer: textual_inversion.py of diffusers' examples: only compare plain textual inversion with it, on the
             pipeline's folder of --model at its size, each run a process of its own.
-        comfyui: A folder of ComfyUI: with --peer also compare TrainConcept there.
     """
 
     import torch
@@ -71,7 +69,7 @@ def main(
     if steps < 1 or repetitions < 1:
         raise ValueError(f"--steps and --repetitions are at least 1, not {steps} and {repetitions}")
     if peer is not None:
-        return beside_peer(model, peer, comfyui, batch, repetitions, steps)
+        return beside_peer(model, peer, batch, repetitions, steps)
     place = chosen_device(device)
     subject = _model(model, place)
     turns = repetitions + 1  # the first warms up and is not counted
@@ -116,9 +114,7 @@ def main(
     return figures
 
 
-def beside_peer(
-    model: str | Path, peer: Path, comfyui: Path | None, batch: int, repetitions: int, steps: int
-) -> dict[str, Any]:
+def beside_peer(model: str | Path, peer: Path, batch: int, repetitions: int, steps: int) -> dict[str, Any]:
     """What `peer_figures` finds, shown."""
     import json
 
@@ -128,14 +124,14 @@ def beside_peer(
         raise ValueError("--peer needs the folder of a diffusers pipeline as --model: another trainer knows no other")
     sample = json.loads((model / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]
     side = 8 * int(sample)
-    figures = peer_figures(model, peer, side=side, batch=batch, repetitions=repetitions, steps=steps, comfyui=comfyui)
+    figures = peer_figures(model, peer, side=side, batch=batch, repetitions=repetitions, steps=steps)
     print(peer_table(figures))
     return {**figures, "batch": batch, "resolution": side, "repetitions": repetitions, "steps": steps}
 
 
 def peer_table(figures: Mapping[str, Any]) -> str:
     """A line for each of the compared, and how it stands to the peer."""
-    kinds = [kind for kind in ("peer", "ti", "node") if f"{kind}_step" in figures]
+    kinds = [kind for kind in ("peer", "ti") if f"{kind}_step" in figures]
     lines = [f"{'':6}{'step, s':>10}{'first step, s':>16}{'memory over the weights, MiB':>32}"]
     for kind in kinds:
         step, first, memory = (figures[f"{kind}_{key}"] for key in ("step", "first_step", "memory"))

@@ -22,23 +22,18 @@ LEAST = 3
 """Steps of a run: the first is for starting, and two are counted."""
 
 
-def peer_figures(
-    model: Path, peer: Path, *, side: int, batch: int, repetitions: int, steps: int, comfyui: Path | None = None
-) -> dict[str, Any]:
+def peer_figures(model: Path, peer: Path, *, side: int, batch: int, repetitions: int, steps: int) -> dict[str, Any]:
     """`peer` is textual_inversion.py of diffusers' examples. Keys "ti_over_peer", "first_step_over_peer" and
-    "memory_over_peer": this pack's cost over the peer's, medians over the repetitions; "node_over_peer" and so on are
-    those of TrainConcept within ComfyUI, where its folder is given, with "start_up_s".
+    "memory_over_peer": this pack's cost over the peer's, medians over the repetitions.
 
     Raises ValueError where a place is missing, RuntimeError with a run's last words where it fails.
     """
-    require(model, peer, comfyui)
+    require(model, peer)
     steps = max(steps, LEAST)
     with tempfile.TemporaryDirectory() as folder:
         pictures = write_pictures(Path(folder) / "pictures", side)
         runs = {"peer": peer_run(model, peer, pictures, side, batch, steps)}
         runs["ti"] = own_run(model, pictures, side, batch, steps)
-        if comfyui is not None:
-            runs["node"] = ("node", str(comfyui), str(model), str(side), str(batch), str(steps))
         found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in runs}
         for turn in range(repetitions):
             for name in reversed(runs) if turn % 2 else runs:
@@ -46,11 +41,9 @@ def peer_figures(
     return compared(found, weight_bytes(model), processor=not _on_gpu())
 
 
-def require(model: Path, peer: Path, comfyui: Path | None) -> None:
+def require(model: Path, peer: Path) -> None:
     """Raises ValueError that names what is not there."""
     wanted = {"--model": model / "model_index.json", "--peer": peer}
-    if comfyui is not None:
-        wanted["--comfyui"] = comfyui / "comfy"
     for option, place in wanted.items():
         if not place.exists():
             raise ValueError(f"{option}: there is no {place}")
@@ -130,8 +123,7 @@ def compared(found: Mapping[str, Sequence[Mapping[str, Any]]], weights: int, *, 
             pairs = list(zip(runs, costs["peer"], strict=True))
             for key, ratio in ratio_keys(name).items():
                 figures[ratio] = statistics.median(own[key] / other[key] for own, other in pairs)
-    starts = [one["start_up_s"] for one in found.get("node", ())]
-    return {**figures, **({"start_up_s": statistics.median(starts)} if starts else {})}
+    return figures
 
 
 COSTS = ("step", "first_step", "memory")

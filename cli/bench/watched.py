@@ -1,7 +1,6 @@
 """A training in a process of its own, whose steps are noted from outside: `python -m ... REPORT KIND WHAT ...`.
 
-KIND is "script" (a trainer's file and its options), "command" (this pack's `train`) or "node" (TrainConcept within
-ComfyUI). Every optimiser tells that it has made a step, so that nobody's loop has to be changed.
+KIND is "script" (a trainer's file and its options) or "command" (this pack's `train`). Every optimiser tells that it has made a step, so that nobody's loop has to be changed.
 """
 
 from __future__ import annotations
@@ -28,15 +27,11 @@ def main(report: str, kind: str, *arguments: str) -> None:
         sys.argv = list(arguments)
         sys.path.insert(0, str(Path(arguments[0]).parent))
         runpy.run_path(arguments[0], run_name="__main__")
-    elif kind == "command":
+    else:
         from ..main import main as command
 
         if command(["train", *arguments]):
             raise SystemExit("the pack's own training failed")
-    else:
-        from .node import train_in_comfyui
-
-        notes |= train_in_comfyui(*arguments)
     Path(report).write_text(json.dumps(notes), encoding="utf-8")
 
 

@@ -20,19 +20,18 @@ def test_ratios_are_of_the_same_turn_and_their_median():
     found = {
         "peer": [run(8, 20, 100, 50), run(16, 40, 100, 50), run(8, 20, 100, 50)],
         "ti": [run(4, 10, 100, 20), run(8, 20, 100, 20), run(6, 30, 100, 25)],
-        "node": [{**run(2, 5, 100, 10), "start_up_s": start} for start in (0.1, 0.3, 0.2)],
+        "other": [run(2, 5, 100, 10)] * 3,
     }
     figures = peer.compared(found, 100, processor=True)
     assert figures["ti_over_peer"] == pytest.approx(0.5)
     assert figures["first_step_over_peer"] == pytest.approx(0.5)
     assert figures["memory_over_peer"] == pytest.approx(0.4)
-    assert figures["node_over_peer"] == pytest.approx(0.25)
-    assert figures["node_memory_over_peer"] == pytest.approx(0.2)
-    assert figures["start_up_s"] == pytest.approx(0.2)
+    assert figures["other_over_peer"] == pytest.approx(0.25)
+    assert figures["other_memory_over_peer"] == pytest.approx(0.2)
     assert (figures["peer_step"], figures["ti_first_step"]) == (8, 20)
     assert peer.compared(found, 100, processor=False)["peer_step"] == 16
     shown = peer_table(figures).splitlines()
-    assert [line.split()[0] for line in shown[1:]] == ["peer", "ti", "node"]
+    assert [line.split()[0] for line in shown[1:]] == ["peer", "ti"]
 
 
 def test_the_weights_that_both_hold_are_counted_in_single_precision(tmp_path):
@@ -78,12 +77,11 @@ def test_a_script_is_run_as_it_is_and_its_failure_told(tmp_path):
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="--model: there is no"):
-        peer.require(tmp_path, tmp_path / "trainer.py", None)
+        peer.require(tmp_path, tmp_path / "trainer.py")
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(ValueError, match="--peer: there is no"):
-        peer.require(tmp_path, tmp_path / "trainer.py", None)
-    with pytest.raises(ValueError, match="--comfyui: there is no"):
-        peer.require(tmp_path, tmp_path / "model_index.json", tmp_path)
+        peer.require(tmp_path, tmp_path / "trainer.py")
+    peer.require(tmp_path, tmp_path / "model_index.json")
 
 
 def test_both_are_asked_for_the_same(tmp_path):
