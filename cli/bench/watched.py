@@ -1,6 +1,7 @@
 """A training in a process of its own, whose steps are noted from outside: `python -m ... REPORT KIND WHAT ...`.
 
-KIND is "script" (a trainer's file and its options) or "command" (this pack's `train`). Every optimiser tells that it has made a step, so that nobody's loop has to be changed.
+KIND is "script" (a trainer's file and its options) or "command" (this pack's `train`). Every optimiser tells that it
+has made a step, so that nobody's loop has to be changed.
 """
 
 from __future__ import annotations
