@@ -32,7 +32,7 @@ class Augmentation:
 
     `rotation` is the largest angle in degrees, `rotate` and `flip` are probabilities. Corners that a rotation leaves
     empty are filled by reflection, so that the autoencoder sees no hard edge, and masked out of the loss. `bank`
-    augmented versions of every picture are encoded before the first step and drawn from afterwards: a step then
+    augmented versions of every picture are drawn from, each encoded when it is first drawn: a later step then
     costs no pass of the autoencoder.
     """
 

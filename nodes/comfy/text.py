@@ -74,6 +74,10 @@ class ComfyTextEncoder:
     def _text_model(self) -> Any:
         return self.clip.transformer.text_model
 
+    @property
+    def layers(self) -> list[torch.nn.Module]:
+        return list(self._text_model.encoder.layers)
+
     def tokenize(self, text: str) -> list[int]:
         return list(self.tokenizer.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
