@@ -15,7 +15,7 @@ from ..core.inspection.diagnosis.probes import parse_probes, place_probes
 from ..core.inspection.diagnosis.report import markdown, plot
 from ..core.inspection.world.world_evaluation import context_probes
 from ..core.models.protocol import ImageSize
-from .comfy.model import ComfyModel
+from .comfy.adapting import adapted
 from .page.pictures import as_images, preview
 from .schema import inputs
 from .schema.sockets import CATEGORY, PREFIX, ConceptSocket
@@ -105,7 +105,7 @@ class DiagnoseConcept(io.ComfyNode):
         seed: int,
         compare_with: Concept | None = None,
     ) -> io.NodeOutput:
-        subject = ComfyModel(model, clip, None)
+        subject = adapted(model, clip, None)
         widths = {name: encoder.width for name, encoder in subject.text_encoders.items()}
         for one in filter(None, (concept, compare_with)):
             check_widths(one, widths)

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..core.concept import Concept
 from ..core.training.methods import METHODS, second_stages
 from ..core.training.plan import Choices, Prior, plan
-from .comfy.model import ComfyModel
+from .comfy.adapting import adapted
 from .page.concept_training import captioned, require_place, train_concept
 from .schema import inputs
 from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
@@ -113,12 +113,13 @@ class RefineConcept(io.ComfyNode):
         captions: str | list[str] = "",
     ) -> io.NodeOutput:
         require_place(preview_every, preview_prompt, "the word")
-        adapted, method = ComfyModel(model, clip, vae), second_stages()[train]
+        method = second_stages()[train]
+        subject = adapted(model, clip, vae, method=method)
         regularization = regularizer or NO_REGULARIZATION
         # In this method the rate is that of the weights: nothing else moves.
         rates = inputs.chosen(learning_rate=learning_rate, weight_rate=learning_rate)
         choices = Choices(
-            inputs.chosen_recipe(recipe, adapted, method),
+            inputs.chosen_recipe(recipe, subject, method),
             concept.require_class_word(),
             {
                 **inputs.chosen(steps=steps, batch=batch, resolution=resolution),
@@ -139,8 +140,8 @@ class RefineConcept(io.ComfyNode):
         )
         return train_concept(
             cls.hidden.unique_id,
-            adapted,
-            captioned(adapted, plan(adapted, choices), captions, images),
+            subject,
+            captioned(subject, plan(subject, choices), captions, images),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

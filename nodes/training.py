@@ -14,8 +14,8 @@ from ..core.files import safe_name
 from ..core.training.methods import METHODS, first_stages
 from ..core.training.plan import CLASS_PICTURES, Choices, Prior, plan
 from ..core.training.regularizers.prior import Progress
+from .comfy.adapting import adapted
 from .comfy.folders import checkpoints_root
-from .comfy.model import ComfyModel
 from .comfy.saving import why_no_word
 from .page.concept_training import captioned, require_place, train_concept
 from .schema import inputs
@@ -33,7 +33,9 @@ class TrainConcept(io.ComfyNode):
             "whenever you like: the next queue goes on where this one stopped.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="Stable Diffusion 1.x, 2.x or SDXL, or the demo model. It stays as it is."
+                    "model",
+                    tooltip="Stable Diffusion 1.x, 2.x or SDXL, the demo model, or SD3.5, Flux.1, Qwen-Image, Z-Image "
+                    "and others of docs/models.md. It stays as it is.",
                 ),
                 io.Clip.Input("clip", tooltip="Its text encoder; the new word is made for it. It stays as it is."),
                 io.Vae.Input("vae", tooltip="Its autoencoder, to look at the pictures with."),
@@ -56,7 +58,8 @@ class TrainConcept(io.ComfyNode):
                     "kilobytes. XTI: vectors of its own for every cross-attention layer (P+), or every block of them "
                     "(the MLM paper). Custom Diffusion: the word, and the keys and values of the cross-attention. "
                     "DreamBooth: a rare word that stays as it is, and UNet and text encoder, as a LoRA or all of them "
-                    "but the token table and the position embeddings, which every word shares.",
+                    "but the token table and the position embeddings, which every word shares. word and LoRA together: "
+                    "both at once, which is what learns on Flux, SD3.5, Qwen-Image and Z-Image.",
                 ),
                 inputs.recipe(
                     first_stages().values(),
@@ -152,6 +155,15 @@ class TrainConcept(io.ComfyNode):
                 *inputs.memory_savers(),
                 inputs.masks_mean(),
                 inputs.captions(),
+                io.String.Input(
+                    "encoders",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="The text encoders that the word learns in, between commas, by their names in embedding "
+                    "files: clip_l, clip_g, t5xxl, qwen25_7b, qwen3_4b. In the others it stays the class word. Empty: "
+                    "those that suit the model.",
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept and SaveConcept."),
@@ -196,18 +208,20 @@ class TrainConcept(io.ComfyNode):
         gradient_checkpointing: bool = False,
         masks_mean: str = inputs.WHERE_IT_COUNTS,
         captions: str | list[str] = "",
+        encoders: str = "",
     ) -> io.NodeOutput:
         if not class_word.strip():
             raise ValueError(
                 "TrainConcept needs a class word: the ordinary word for what is in the pictures, such as dog."
             )
         require_place(preview_every, preview_prompt, "the new word")
-        adapted, regularization = ComfyModel(model, clip, vae), regularizer or NO_REGULARIZATION
+        method, regularization = first_stages()[train], regularizer or NO_REGULARIZATION
+        subject = adapted(model, clip, vae, method=method)
         # The size is a word's own: with a concept that of the concept counts.
         sizes = inputs.chosen(vectors=vectors if concept is None else 0, resolution=resolution)
         numbers = inputs.chosen(steps=steps, learning_rate=learning_rate, batch=batch, weight_rate=weight_rate)
         choices = Choices(
-            inputs.chosen_recipe(recipe, adapted, first_stages()[train]),
+            inputs.chosen_recipe(recipe, subject, method),
             class_word.strip(),
             {
                 **numbers,
@@ -220,6 +234,7 @@ class TrainConcept(io.ComfyNode):
                 "transparent_masks": masks_mean == inputs.TRANSPARENCY,
                 "keep_latents": keep_latents,
                 "gradient_checkpointing": gradient_checkpointing,
+                "encoders": tuple(name.strip() for name in encoders.split(",") if name.strip()),
             },
             regularization.added,
             regularization.chosen_norm_mode,
@@ -228,14 +243,14 @@ class TrainConcept(io.ComfyNode):
                 pictures=prior_pictures,
                 folder=checkpoints_root() / "class_pictures",
                 progress=told_of_class_pictures(cls.hidden.unique_id),
-                applied=adapted.applied,
+                applied=subject.applied,
             ),
             concept,
         )
         return train_concept(
             cls.hidden.unique_id,
-            adapted,
-            captioned(adapted, plan(adapted, choices), captions, images),
+            subject,
+            captioned(subject, plan(subject, choices), captions, images),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

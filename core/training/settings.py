@@ -76,6 +76,8 @@ class TrainSettings:
     picture where there are any. With `transparent_masks` masks say where a picture is transparent, which is put on
     white and counts, and not what counts. `kappa` is the pull to the class word in norm mode "dti" (METHODS.md 5.1),
     where a step goes `learning_rate` radians, whatever the optimizer.
+    `encoders` are the text encoders that the word learns in; in the others it stays the class word. () leaves that to
+    the model, whose own choice is all of them unless it says otherwise.
     """
 
     class_word: Words
@@ -119,6 +121,7 @@ class TrainSettings:
     captions: tuple[tuple[str, ...], ...] = ()
     transparent_masks: bool = False
     kappa: float = KAPPA
+    encoders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_at_least_one(
@@ -204,6 +207,8 @@ class TrainSettings:
             values.pop("transparent_masks")
         if self.norm_mode != "dti":
             values.pop("kappa")
+        if not self.encoders:
+            values.pop("encoders")
         augmentation = values.pop("augmentation")
         values |= {f"augmentation.{key}": value for key, value in (augmentation or {"bank": None}).items()}
         values["optimizer_options"] = dict(self.optimizer_options)
