@@ -158,7 +158,7 @@ class FamilyTextEncoder:
 
     def tokenize(self, text: str) -> list[int]:
         """As ComfyUI cuts a piece of a prompt: behind a word that is typed as `embedding:` it drops the space."""
-        return plain_ids(self.part.tokenizer, " ".join(text.split()) if text[:1].isspace() else text)
+        return plain_ids(self.part.tokenizer, text.lstrip())
 
     def tokenize_word(self, words: str) -> list[int]:
         """Words as they stand in the middle of a sentence, behind a space."""
