@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ..core.inspection.evaluation import loading
-from ..core.inspection.evaluation.protocol import PROMPTS, Cell, cells_of, read_dataset, read_prompts
-from ..core.inspection.evaluation.run import CellResult, Sources
+from ..core.inspection.evaluation.defaults import CLIP, DINO
 
 if TYPE_CHECKING:
     from ..core.concept import Concept
+    from ..core.inspection.evaluation.protocol import Cell
+    from ..core.inspection.evaluation.run import CellResult
 
 
 def main(
@@ -26,8 +26,8 @@ def main(
     masks: Path | None = None,
     prompts: Literal["dreambench", "core"] | Path | None = None,
     subjects: Sequence[str] = (),
-    clip: str = loading.CLIP,
-    dino: str = loading.DINO,
+    clip: str = CLIP,
+    dino: str = DINO,
     encoders: Sequence[Path] = (),
     fill: float = 0.0,
     skip_categories: Sequence[str] = (),
@@ -75,9 +75,11 @@ def main(
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
         out: Folder for figures, reports and contact sheets.
     """
-    from ..core.inspection.evaluation import Evaluator, encoders_on_device
+
+    from ..core.inspection.evaluation import Evaluator, encoders_on_device, loading
     from ..core.inspection.evaluation.generation import Generation, check_prompts, generate
-    from ..core.inspection.evaluation.run import evaluate
+    from ..core.inspection.evaluation.protocol import PROMPTS, cells_of, read_dataset, read_prompts
+    from ..core.inspection.evaluation.run import Sources, evaluate
     from .loading import chosen_device, load_model
     from .places import require_folder
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 
-from ..core.files import load_concept, printable, safe_name
-from ..core.files.export import export
 from ..core.files.programs import PROGRAMS, ProgramKey
 from .places import require_folder
 from .words import clip_vocabulary
@@ -36,6 +33,12 @@ def main(
         half: Write float16, half the size and slightly rounded.
         overwrite: Replace files of these names.
     """
+
+    import torch
+
+    from ..core.files import load_concept, printable, safe_name
+    from ..core.files.export import export
+
     learned = load_concept(concept)
     folder = Path("out/export") / program if out is None else out
     safe_name(name or learned.name.rpartition("/")[2])

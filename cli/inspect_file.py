@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ..core.files import ConceptFileError, describe, describe_network, printable
 from ..core.files.programs import PROGRAMS
-from ..core.files.typed_names import advice
 from .words import clip_vocabulary
 
 if TYPE_CHECKING:
@@ -53,6 +51,9 @@ def main(
         plot: Where to draw the figures as a PNG.
         table: Where to write them as Markdown.
     """
+
+    from ..core.files import ConceptFileError, describe, describe_network
+
     alone = {"against": against, "class-word": class_word, "prompts": prompts, "plot": plot, "table": table}
     if model is None and any(value is not None for value in alone.values()):
         named = ", ".join(f"--{name}" for name, value in alone.items() if value is not None)
@@ -80,13 +81,18 @@ def main(
 
 def show(lines: list[str]) -> None:
     """Print lines of which parts come from a file that nobody vouches for."""
+
+    from ..core.files import printable
+
     print("\n".join(printable(line) for line in lines))
 
 
 def write_diagnosis(diagnosis: Diagnosis, plot: Path | None, table: Path | None) -> dict[str, Any]:
     """Print a diagnosis, draw it and write it where asked to; its figures."""
+
     from PIL import Image
 
+    from ..core.files import printable
     from ..core.files.atomic import atomic_write_verified
     from ..core.inspection.diagnosis.report import markdown
     from ..core.inspection.diagnosis.report import plot as drawn
@@ -138,6 +144,9 @@ def network_report(contents: dict[str, Any]) -> list[str]:
 
 def program_report(contents: dict[str, Any]) -> list[str]:
     """How the file is used in each program, or why it cannot be, as lines for people."""
+
+    from ..core.files.typed_names import advice
+
     lines = ["  in other programs, and what is typed there (`export` writes what one of them reads):"]
     for key, found in contents["programs"].items():
         lines.append(f"    {PROGRAMS[key].title}: {found['type'] if found['reads'] else 'no, ' + found['why']}")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
+    import torch
+
     from ..core.models.diffusers_adapter import DiffusersModel
     from ..core.models.diffusers_text import DiffusersTextEncoder
     from ..core.models.image_encoder import ImageEncoder
@@ -26,6 +26,9 @@ def chosen_device(name: str | None) -> torch.device:
 
     Raises ValueError where PyTorch has no such device.
     """
+
+    import torch
+
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -37,6 +40,8 @@ def chosen_device(name: str | None) -> torch.device:
 
 def share_of(device: str | None) -> tuple[Processes, torch.device]:
     """This process among those of `accelerate launch`, and its device; alone outside of it."""
+
+    import torch
     from accelerate import PartialState
 
     from ..core.training.run.processes import Processes

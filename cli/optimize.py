@@ -5,27 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import torch
 import tyro
-from PIL import Image
-from tqdm import tqdm
 
-from ..core.concept import Concept
-from ..core.files import all_or_none, load_concept, safe_name, save_bundle, save_embedding
-from ..core.models.families import drawn_resolution
-from ..core.models.protocol import TextToImageModel
-from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, Repair, draw, repair
-from ..core.training.regularizers.context import CoReWeights, recommended_weights
-from ..core.training.run.events import Finished, Step
+from ..core.training.defaults import REPAIR_BATCH, REPAIR_RATE, REPAIR_STEPS
 from .loading import load_model
 from .places import require_folder, write_picture
 from .words import IfTaken, free_word, word_folders
 
-SAVES = (save_bundle, save_embedding)
-"""What writes to each of `word_folders`."""
+if TYPE_CHECKING:
+    from ..core.concept import Concept
+    from ..core.models.protocol import TextToImageModel
+    from ..core.training.prompt_repair import Repair
+    from ..core.training.regularizers.context import CoReWeights
+    from ..core.training.run.events import Finished
 
 
 def main(
@@ -34,9 +28,9 @@ def main(
     prompt: str,
     out: Path = Path("out/optimize"),
     model: Literal["tiny"] | Path = "tiny",
-    steps: int = STEPS,
-    learning_rate: float = LEARNING_RATE,
-    batch: int = BATCH,
+    steps: int = REPAIR_STEPS,
+    learning_rate: float = REPAIR_RATE,
+    batch: int = REPAIR_BATCH,
     noise: bool = False,
     size: int = 0,
     core_embedding: float | None = None,
@@ -65,6 +59,15 @@ def main(
         class_word: The ordinary word for the thing, for files that do not say it.
         if_taken: Where the output folder has a word of this name: write name_2, replace it, or refuse.
     """
+
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from ..core.files import load_concept
+    from ..core.models.families import drawn_resolution
+    from ..core.training.prompt_repair import draw, repair
+
     if not concepts:
         raise ValueError("name the bundles or embedding files of the concepts that the prompt mentions")
     require_folder(out)
@@ -98,6 +101,9 @@ def main(
 
 def chosen_weights(model: TextToImageModel, embedding: float | None, attention: float | None) -> CoReWeights:
     """CoRe's weights: those recommended for the model where none are given."""
+
+    from ..core.training.regularizers.context import CoReWeights, recommended_weights
+
     weights = recommended_weights(model)
     return CoReWeights(
         weights.embedding if embedding is None else embedding,
@@ -108,6 +114,11 @@ def chosen_weights(model: TextToImageModel, embedding: float | None, attention: 
 
 def follow(work: Repair, steps: int) -> tuple[Finished, list[Concept]]:
     """Show a bar; the last event, and the concepts as they are then."""
+
+    from tqdm import tqdm
+
+    from ..core.training.run.events import Finished, Step
+
     with work.run as events, tqdm(total=steps, unit="step") as bar:
         for event in events:
             if isinstance(event, Step):
@@ -119,10 +130,16 @@ def follow(work: Repair, steps: int) -> tuple[Finished, list[Concept]]:
 
 def write_repaired(concepts: Sequence[Concept], out: Path, if_taken: IfTaken) -> list[str]:
     """The bundle and the embedding of each, in turn, both or neither."""
+
+    from ..core.files import all_or_none, safe_name, save_bundle, save_embedding
+
     files, folders = [], word_folders(out)
     for concept in concepts:
         named = concept.renamed(free_word(safe_name(f"{concept.name}_repaired"), folders, if_taken))
         with all_or_none():
-            written = [save(named, folder, if_exists="replace") for save, folder in zip(SAVES, folders, strict=True)]
+            written = [
+                save(named, folder, if_exists="replace")
+                for save, folder in zip((save_bundle, save_embedding), folders, strict=True)
+            ]
         files += map(str, written)
     return files

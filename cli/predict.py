@@ -7,9 +7,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ..core.files import nameable, safe_name
-from ..core.files.pictures import read_as_tensor
-from ..core.training.one_picture.predict import predict_concept
 from .loading import load_image_encoder, load_model, load_tuning_encoder
 from .places import predicted_figures, require_folder, write_predicted
 from .words import IfTaken, free_word
@@ -40,6 +37,11 @@ def main(
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
         if_taken: Where the output folder has a word of this name: write name_2, replace it, or refuse.
     """
+
+    from ..core.files import nameable, safe_name
+    from ..core.files.pictures import read_as_tensor
+    from ..core.training.one_picture.predict import predict_concept
+
     name = safe_name(name) if name else nameable(picture.stem)
     require_folder(out)
     name = free_word(name, [out, out / "embeddings"], if_taken)

@@ -5,24 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..core.files.contextualizer import save_contextualizer
-from ..core.models.frozen import frozen, on_device
-from ..core.prompt_sets import synthetic_captions
-from ..core.prompts.captions import REAL_SHARE, captions_from
-from ..core.training.contextualizer.pretraining import (
-    Pretrained,
-    PretrainingEvent,
-    PretrainingMode,
-    PretrainSettings,
-    pretrain_contextualizer,
-)
-from ..core.training.contextualizer.recipes import recommended_pretraining
+from ..core.prompts.defaults import REAL_SHARE
+from ..core.training.defaults import PretrainingMode
 from ..core.training.run.schedules import LearningRateSchedule
 from .loading import load_text_encoder, share_of
 from .places import file_name, require_empty, write_network
 from .pretraining_bar import follow_pretraining
+
+if TYPE_CHECKING:
+    from ..core.training.contextualizer.pretraining import Pretrained, PretrainingEvent
 
 
 def main(
@@ -87,6 +80,14 @@ def main(
         log_every: Steps between reports.
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
     """
+
+    from ..core.files.contextualizer import save_contextualizer
+    from ..core.models.frozen import frozen, on_device
+    from ..core.prompt_sets import synthetic_captions
+    from ..core.prompts.captions import captions_from
+    from ..core.training.contextualizer.pretraining import PretrainSettings, pretrain_contextualizer
+    from ..core.training.contextualizer.recipes import recommended_pretraining
+
     given = {
         "preset": preset,
         "steps": steps,

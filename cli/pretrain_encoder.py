@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from PIL import Image
-
-from ..core.files.tuning_encoder import save_tuning_encoder
-from ..core.models.vocabulary import known_words
-from ..core.training.one_picture.pictures import FolderPictures, PictureSource, ShardPictures, WorldPictures
-from ..core.training.one_picture.pretraining import EncoderPretrainingEvent, PretrainedEncoder, pretrain_encoder
-from ..core.training.one_picture.recipes import WORLD_PICTURES, recommended_encoder
-from ..core.training.one_picture.settings import EncoderPrecision, EncoderPretrainSettings
-from ..core.training.run.events import Preview
+from ..core.training.defaults import EncoderPrecision
 from ..core.training.run.schedules import LearningRateSchedule
 from .loading import load_image_encoder, load_model, share_of
 from .places import file_name, going_on, require_empty, write_network, write_picture
 from .pretraining_bar import follow_pretraining
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from ..core.training.one_picture.pictures import PictureSource
+    from ..core.training.one_picture.pretraining import EncoderPretrainingEvent, PretrainedEncoder
 
 
 def main(
@@ -95,6 +93,13 @@ def main(
         log_every: Steps between reports.
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
     """
+
+    from ..core.files.tuning_encoder import save_tuning_encoder
+    from ..core.models.vocabulary import known_words
+    from ..core.training.one_picture.pretraining import pretrain_encoder
+    from ..core.training.one_picture.recipes import WORLD_PICTURES, recommended_encoder
+    from ..core.training.one_picture.settings import EncoderPretrainSettings
+
     tiny = model == "tiny"
     name = file_name(out, overwrite)  # before days of training
     require_empty(checkpoints, resume)
@@ -152,6 +157,9 @@ def picture_source(
     pictures: Path | None, shards: Iterable[Path], world: int | None, *, say_place: bool, seed: int
 ) -> PictureSource:
     """What the options name. Raises ValueError where they name nothing, or several things."""
+
+    from ..core.training.one_picture.pictures import FolderPictures, ShardPictures, WorldPictures
+
     shards = tuple(shards)
     named = [name for name, given in (("--pictures", pictures), ("--shards", shards), ("--world", world)) if given]
     if len(named) != 1:
@@ -166,6 +174,8 @@ def follow(
 ) -> PretrainedEncoder:
     """Show a run as it goes, write its sample pictures, and return how it ended."""
 
+    from ..core.training.run.events import Preview
+
     def write(event: EncoderPretrainingEvent) -> None:
         if isinstance(event, Preview) and previews is not None:
             with going_on("preview"):
@@ -176,5 +186,9 @@ def follow(
 
 def contact(images: torch.Tensor) -> Image.Image:
     """(2 n, H, W, 3) in [0, 1]: the first n above the others."""
+
+    import torch
+    from PIL import Image
+
     rows = images.unflatten(0, (2, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1)
     return Image.fromarray((rows * 255).round().to(torch.uint8).numpy())

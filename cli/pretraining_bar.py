@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..core.training.run.events import CheckpointSaved, Started, Step
-
 
 def follow_pretraining(
     run: Iterable[Any], *, quiet: bool = False, also: Callable[[Any], None] = lambda event: None
 ) -> Any:
     """Show a run as it goes, unless `quiet`; `also` hears every event. Returns the last one, which is how it ended."""
+
     from tqdm import tqdm
+
+    from ..core.training.run.events import CheckpointSaved, Started, Step
 
     event, bar = None, None
     try:

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ..core.concept import Concept
-from ..core.files import load_concept, nameable, safe_name
-from ..core.maths.mlm import RHO
-from ..core.models.protocol import TextToImageModel
-from ..core.training.captions import with_captions
-from ..core.training.methods import method_called
-from ..core.training.plan import CLASS_PICTURES, Choices, Plan, Prior, plan
-from ..core.training.preparation import resolution_for
-from ..core.training.presets import DEMO, PRESETS, Preset, demo_preset, first_preset
-from ..core.training.regularizers.registry import Added
-from ..core.training.run.checkpoint import checkpoints_in
-from ..core.training.run.events import Finished
-from ..core.training.settings import Precision
-from ..core.training.trainer import TrainingRun
+from ..core.maths.defaults import RHO
+from ..core.training.defaults import CLASS_PICTURES, Precision
 from .loading import load_contextualizers, load_model, prompt_set
 from .places import require_folder, write_concept
 from .training_bar import class_picture_lines, follow
 from .training_pictures import captions_beside, listed, training_files, usable_pictures
 from .words import IfTaken, kept_in, place_for
 
-DEFAULT = next(iter(PRESETS))
+if TYPE_CHECKING:
+    from ..core.concept import Concept
+    from ..core.models.protocol import TextToImageModel
+    from ..core.training.plan import Plan
+    from ..core.training.presets import Preset
+    from ..core.training.regularizers.registry import Added
+    from ..core.training.run.events import Finished
+    from ..core.training.trainer import TrainingRun
+
 TOY = (
     "the bundled model is a toy of 128 x 128 pixels that knows a drawn world: photographs become something like a "
     "word, and no good one. For photographs name a Stable Diffusion pipeline's folder with --model"
@@ -136,6 +132,13 @@ def main(
             replace both, or refuse before the training.
         captions: Train each picture on the lines of the text file beside it that hold {} or the class word.
     """
+
+    from ..core.files import nameable, safe_name
+    from ..core.training.methods import method_called
+    from ..core.training.plan import Choices, Prior, plan
+    from ..core.training.preparation import resolution_for
+    from ..core.training.regularizers.registry import Added
+
     recipe, start = recipe_for(preset, method, model), begun_from(initial)
     if method_called(recipe.method).refines and start is None:
         raise ValueError(f"{recipe.method} refines a concept: give its bundle with --initial")
@@ -191,6 +194,9 @@ def main(
 
 def captioned(planned: Plan, model: TextToImageModel, captions: Sequence[Sequence[str]]) -> Plan:
     """The plan with each picture's own prompts; those that have no room are named."""
+
+    from ..core.training.captions import with_captions
+
     own, others = with_captions(model, planned, captions)
     if others:
         print(f"left out: captions that do not fit into the text encoder: {listed(repr(one[:60]) for one in others)}")
@@ -205,35 +211,50 @@ def recipe_for(preset: str | None, method: str | None, model: str | Path) -> Pre
 
     Raises ValueError that lists what there is, or as `Preset.training`.
     """
+
+    from ..core.training.presets import DEMO, PRESETS, demo_preset, first_preset
+
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     if preset is None and model == "tiny":
         return demo_preset(method or DEMO.method)
     if preset is None and method is not None:
         return first_preset(method)
-    chosen = PRESETS[preset or DEFAULT]
+    chosen = PRESETS[preset or next(iter(PRESETS))]
     return chosen if method is None else chosen.training(method)
 
 
 def begun_from(initial: Path | None) -> Concept | None:
     """The concept that the training goes on from, if there is one."""
+
+    from ..core.files import load_concept
+
     return None if initial is None else load_concept(initial)
 
 
 def core_added(prompts: str, embedding: float | None, attention: float | None) -> Added:
     """CoRe with a built-in set or a file of prompts, and weights for this model where none are given."""
+
+    from ..core.training.regularizers.registry import Added
+
     weights = {"embedding_weight": embedding, "attention_weight": attention}
     return Added("core", {"prompts": prompt_set(prompts).prompts, **weights})
 
 
 def mlm_added(files: Sequence[Path], prompts: str, weight: float | None, rho: float, batch: int | None) -> Added:
     """MLM with contextualizer files and a set of prompts; what is not given suits model and method."""
+
+    from ..core.training.regularizers.registry import Added
+
     options = {"contextualizers": load_contextualizers(files), "prompts": prompt_set(prompts).drawn}
     return Added("mlm", {**options, "weight": weight, "rho": rho, "batch": batch})
 
 
 def parsed(said: str) -> Added:
     """What NAME:NUMBER=VALUE,NUMBER=VALUE adds. Raises ValueError that says what can be added and set."""
+
+    from ..core.training.regularizers.registry import Added
+
     name, _, rest = said.partition(":")
     added = Added(name)
     known = added.kind.numbers
@@ -248,6 +269,9 @@ def parsed(said: str) -> Added:
 
 def finished_or_kept(run: TrainingRun, out: Path, events: Path | None) -> Finished:
     """The run's last event. Raises KeyboardInterrupt that says what is kept where Ctrl-C ends it before."""
+
+    from ..core.training.run.checkpoint import checkpoints_in
+
     try:
         with run:
             return follow(run, out, events)

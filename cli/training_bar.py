@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from PIL import Image
-from tqdm import tqdm
-
-from ..core.concept import Concept
-from ..core.training.run.events import CheckpointSaved, Event, Finished, Preview, Started, Step
-from ..core.training.trainer import TrainingRun
 from .places import going_on, require_file, write_picture
+
+if TYPE_CHECKING:
+    from ..core.training.run.events import Event, Finished, Preview
+    from ..core.training.trainer import TrainingRun
 
 
 def follow(run: TrainingRun, out: Path, events: Path | None) -> Finished:
     """Show a bar, write previews and JSON lines, and give back the last event. The first Ctrl-C stops and keeps."""
+
+    from tqdm import tqdm
+
+    from ..core.training.run.events import Finished, Preview, Started, Step
+
     if events is not None:
         require_file(events, "--events")
     with tqdm(total=run.settings.steps, unit="step", dynamic_ncols=True) as bar:
@@ -43,6 +44,9 @@ def follow(run: TrainingRun, out: Path, events: Path | None) -> Finished:
 
 def class_picture_lines() -> Callable[[int, int], None]:
     """Says at each tenth how many of the prior's class pictures are drawn."""
+
+    from tqdm import tqdm
+
     said: set[int] = set()
 
     def progress(done: int, wanted: int) -> None:
@@ -55,6 +59,12 @@ def class_picture_lines() -> Callable[[int, int], None]:
 
 def as_line(event: Event) -> dict[str, Any]:
     """An event as JSON data, without pictures and vectors."""
+
+    import torch
+
+    from ..core.concept import Concept
+    from ..core.training.run.events import CheckpointSaved, Finished
+
     line: dict[str, Any] = {"event": type(event).__name__.lower()}
     for key, value in vars(event).items():
         if key == "losses":
@@ -70,6 +80,10 @@ def as_line(event: Event) -> dict[str, Any]:
 
 def write_preview(preview: Preview, folder: Path) -> Sequence[Path]:
     """PNG files of a preview."""
+
+    import numpy as np
+    from PIL import Image
+
     paths = []
     for number, image in enumerate(preview.images):
         picture = Image.fromarray((image.numpy() * 255).round().astype(np.uint8))

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
-from ..core.files import pictures
-from ..core.files.picture_folder import PictureFolder, read_folder
-from ..core.files.shrinking import require_enough, resized
-from ..core.files.side_files import ENDINGS
-from ..core.prompts.picture_captions import read_captions
+    from ..core.files.picture_folder import PictureFolder
+
 
 NAMED = 8
 """Files that are named in a line; of the others their number is said."""
@@ -24,6 +23,10 @@ def training_files(folder: Path) -> PictureFolder:
 
     Raises NotADirectoryError where there is no such folder, FileNotFoundError where no picture is in it.
     """
+
+    from ..core.files.picture_folder import read_folder
+    from ..core.files.side_files import ENDINGS
+
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder: name the one that holds the training pictures")
     found = read_folder(folder)
@@ -46,6 +49,11 @@ class Usable:
     def read(self, side: int) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         """Pictures (h, w, 3) and masks (h, w) with the short side at `side` pixels, one after another: a camera's own
         size is never held for more than one. Without any mask None; of pictures without one all counts."""
+
+        import torch
+
+        from ..core.files import pictures
+
         images = [_shrunk(pictures.read_picture(file), side) for file in self.files]
         if not any(self.masks):
             return images, None
@@ -64,6 +72,9 @@ def usable_pictures(found: PictureFolder, masks: Path | None = None, skip_broken
     Raises BrokenPictureError that names the first file which is broken or too small, or whose mask is missing, broken,
     empty or of another size; with `skip_broken` only where nothing is left.
     """
+
+    from ..core.files import pictures
+
     used, shown, skipped = [], [], []
     for file in found:
         try:
@@ -85,6 +96,9 @@ def usable_pictures(found: PictureFolder, masks: Path | None = None, skip_broken
 
 def captions_beside(found: PictureFolder, files: Iterable[Path], class_word: str) -> dict[Path, tuple[str, ...]]:
     """The prompts in the captions of `files`; captions that hold none are named."""
+
+    from ..core.prompts.picture_captions import read_captions
+
     prompts, unused = {}, []
     for file in files:
         if file not in found.captions:
@@ -105,6 +119,9 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _require_usable(file: Path, mask: Path | None) -> None:
+    from ..core.files import pictures
+    from ..core.files.shrinking import require_enough
+
     height, width = pictures.read_picture(file).shape[:2]
     try:
         require_enough(height, width, f"the picture {file.name}")
@@ -120,6 +137,10 @@ def _require_usable(file: Path, mask: Path | None) -> None:
 
 
 def _shrunk(values: np.ndarray, side: int) -> torch.Tensor:
+    import torch
+
+    from ..core.files.shrinking import resized
+
     return resized(torch.from_numpy(values), side).movedim(0, -1)
 
 

@@ -7,10 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ..core.files import load_concept, nameable, safe_name
-from ..core.files.pictures import read_as_tensor
-from ..core.training.one_picture.tuning import MOST_STEPS, Tuned, TuneSettings, tune
-from ..core.training.run.events import Finished, Step
+from ..core.training.defaults import MOST_STEPS, Tuned
 from .loading import load_image_encoder, load_model, load_tuning_encoder
 from .places import predicted_figures, require_folder, write_predicted
 from .words import IfTaken, free_word
@@ -65,6 +62,12 @@ def main(
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
         if_taken: Where the output folder has a word of this name: write name_2, replace it, or refuse.
     """
+
+    from ..core.files import load_concept, nameable, safe_name
+    from ..core.files.pictures import read_as_tensor
+    from ..core.training.one_picture.tuning import TuneSettings, tune
+    from ..core.training.run.events import Finished, Step
+
     name = safe_name(name) if name else nameable(picture.stem)
     given = {
         "lora_learning_rate": lora_learning_rate,

@@ -34,6 +34,16 @@ function passOn(view) {
   view.addEventListener("pointerup", (event) => middle(event) && app.canvas.processMouseUp(event));
 }
 
+/** Calls `more` after whatever the node does on that occasion already. */
+export function also(node, occasion, more) {
+  const before = node[occasion];
+  node[occasion] = function (...given) {
+    const result = before?.apply(this, given);
+    more(...given);
+    return result;
+  };
+}
+
 /** What was kept in a node's properties. */
 export const kept = (node) => node.properties?.[KEPT];
 
@@ -44,28 +54,63 @@ export function keep(node, state) {
   app.canvas?.emitAfterChange?.();
 }
 
+/**
+ * A node's input as a view uses it: `get()` gives its value, null where a link does; `set(value)` sets it, as one step of
+ * the workflow's undo history.
+ */
+export function inputOf(node, name) {
+  const widget = () => node.widgets?.find((one) => one.name === name);
+  const linked = () => node.inputs?.some((input) => input.widget?.name === name && input.link != null);
+  return {
+    get: () => (linked() ? null : (widget()?.value ?? null)),
+    set(value) {
+      app.canvas?.emitBeforeChange?.();
+      widget().value = value;
+      widget().callback?.(value);
+      app.canvas?.emitAfterChange?.();
+      node.setDirtyCanvas?.(true, true);
+    },
+  };
+}
+
 /** Whether a graph with this workflow's id is the one on the page. Graphs that programs send have none. */
 export const isHere = (workflow) => !workflow || !app.rootGraph?.id || workflow === app.rootGraph.id;
 
+/** What ComfyUI's page calls a node where it keeps outputs. */
+const place = (node) => (node.graph === app.rootGraph || !node.graph?.id ? String(node.id) : `${node.graph.id}:${node.id}`);
+
 /** What the node gave when it last gave something under `key`, as far as this page or ComfyUI's history knows. */
 export async function lastOutput(node, key) {
-  const place = node.graph === app.rootGraph || !node.graph?.id ? String(node.id) : `${node.graph.id}:${node.id}`;
-  const known = app.nodeOutputs?.[place];
+  const known = app.nodeOutputs?.[place(node)];
   return known?.[key] ? known : found(await history(), node, key);
 }
 
 /** The newest entry of this workflow in which a node of that id and kind gave something. */
 function found(entries, node, key) {
   for (const { prompt, outputs } of entries) {
-    const [, , nodes, extra] = prompt;
-    if (!isHere(extra?.extra_pnginfo?.workflow?.id)) continue;
-    for (const [id, output] of Object.entries(outputs)) {
-      // Inside a subgraph the id has the ids of the nodes around it in front.
-      const same = id.split(":").at(-1) === String(node.id) && nodes[id]?.class_type === node.comfyClass;
-      if (same && output?.[key]) return output;
-    }
+    if (!isHere(prompt[3]?.extra_pnginfo?.workflow?.id)) continue;
+    for (const [id, output] of Object.entries(outputs)) if (isOf(node, id, prompt[2]) && output?.[key]) return output;
   }
   return undefined;
+}
+
+/** Whether `id`, in a graph that was queued, stands for the node: inside a subgraph it has the ids of the nodes around
+ * it in front. */
+const isOf = (node, id, queued) => id.split(":").at(-1) === String(node.id) && queued[id]?.class_type === node.comfyClass;
+
+/** How the node's last run of this workflow ended: { output } with what it gave under `key`, or { error } as ComfyUI
+ * tells it. Undefined where nobody knows of one. */
+export async function lastEnd(node, key) {
+  for (const entry of await history()) {
+    if (!isHere(entry.prompt[3]?.extra_pnginfo?.workflow?.id)) continue;
+    const errors = entry.status?.messages?.filter(([kind]) => kind === "execution_error") ?? [];
+    const error = errors.map(([, told]) => told).find(({ node_id }) => isOf(node, String(node_id), entry.prompt[2]));
+    if (error) return { error };
+    const output = found([entry], node, key);
+    if (output) return { output: output[key] };
+  }
+  const known = app.nodeOutputs?.[place(node)];
+  return known?.[key] ? { output: known[key] } : undefined;
 }
 
 let asked = null;

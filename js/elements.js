@@ -15,9 +15,8 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Has the style sheet beside these modules in the page, once. */
-export function addStyle() {
-  const href = new URL("./style.css", import.meta.url).href;
+/** Has a style sheet in the page, once. */
+export function addStyle({ href }) {
   if (document.querySelector(`link[href="${href}"]`)) return;
   document.head.append(element("link", { rel: "stylesheet", href }));
 }

@@ -26,15 +26,18 @@ def extension() -> Any:
         prompts,
         refinement,
         regularizers,
+        result_sheet,
         show_attention,
         training,
         tuning_encoders,
     )
     from .comfy import folders
-    from .page import running
+    from .page import running, saved_files, templates
     from .schema.checking import checked
 
     running.add_routes()
+    saved_files.add_routes()
+    templates.add_routes()
     folders.clear_after_a_kill()
 
     class ContextualInversionExtension(ComfyExtension):
@@ -66,6 +69,7 @@ def extension() -> Any:
                 attention.AttendImage,
                 show_attention.ShowAttention,
                 diagnosis.DiagnoseConcept,
+                result_sheet.ResultSheet,
             ]
             return [checked(node) for node in every]
 

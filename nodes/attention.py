@@ -14,7 +14,7 @@ from ..core.inspection.attention.recorder import AttentionRecorder
 from ..core.wording import quoted
 from .comfy.attention_recording import digest, layer_names, recording, recording_at
 from .comfy.cancelling import hear_cancel
-from .schema.sockets import CATEGORY, PREFIX
+from .schema.sockets import LOOK, PREFIX, searched_as
 
 LEAST_SIDE = 64
 """Pixels: eight latent cells, of which the UNet makes one in three halvings."""
@@ -47,7 +47,8 @@ class RecordAttention(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "RecordAttention",
             display_name="Record Attention",
-            category=CATEGORY,
+            category=LOOK,
+            search_aliases=searched_as("cross attention, attention map, capture attention, save attention, DAAM"),
             description="Remembers where each word of the prompt looks while the model that comes out is sampled. The "
             "pictures stay exactly the same, with any sampler.",
             inputs=[
@@ -91,7 +92,10 @@ class AttendImage(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "AttendImage",
             display_name="Attend Image",
-            category=CATEGORY,
+            category=LOOK,
+            search_aliases=searched_as(
+                "cross attention, attention map, attention of an image, inversion, segment by word, DAAM"
+            ),
             description="Where each word of a prompt looks in a picture that exists. The picture is noised to a few "
             "timesteps and the model looks at each once; nothing is sampled.",
             inputs=[

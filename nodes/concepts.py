@@ -23,8 +23,9 @@ from .comfy.layer_contexts import reading_layers, writing_layers
 from .comfy.saving import checked_word, clip_vocabulary, free_name, said_of_meaning, why_no_file, written_as
 from .comfy.text import text_widths
 from .page.interrupted import saved, waiting
+from .page.saved_files import saved_output
 from .schema import inputs
-from .schema.sockets import CATEGORY, PREFIX, ConceptSocket
+from .schema.sockets import PREFIX, USE, ConceptSocket, searched_as
 
 NOTHING_SAVED = "(nothing saved yet)"
 LAYOUTS = {"auto": "auto", "clip_l, clip_g": "encoders", "emb_params": "emb_params"}
@@ -37,7 +38,10 @@ class ApplyConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "ApplyConcept",
             display_name="Apply Concept",
-            category=CATEGORY,
+            category=USE,
+            search_aliases=searched_as(
+                "use embedding, apply embedding, apply textual inversion, use learned word, apply LoRA"
+            ),
             description="A model that knows the new word. Type <name> or embedding:name in any prompt that is encoded "
             "with the CLIP that comes out. No file is needed.",
             inputs=[
@@ -123,7 +127,10 @@ class SaveConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "SaveConcept",
             display_name="Save Concept",
-            category=CATEGORY,
+            category=USE,
+            search_aliases=searched_as(
+                "save embedding, save textual inversion, export embedding, save LoRA, save learned word"
+            ),
             description="Writes a small bundle (everything that was learned, and how) and an embedding file that "
             "other Stable Diffusion programs read too. Files are written whole, read back and compared.",
             inputs=[
@@ -182,25 +189,26 @@ class SaveConcept(io.ComfyNode):
         lora_file: bool = False,
         layout: str = "auto",
     ) -> io.NodeOutput:
-        places = [(save_bundle, first_folder(BUNDLES))]
+        places = [("bundle", save_bundle, first_folder(BUNDLES))]
         if embedding_file:
             chosen = layout_of(concept, LAYOUTS[layout])  # what cannot be written is refused before anything is
-            places.append((partial(save_embedding, layout=chosen), first_folder(EMBEDDINGS)))
+            places.append(("embedding", partial(save_embedding, layout=chosen), first_folder(EMBEDDINGS)))
         if lora_file and concept.lora:
-            places.append((save_bundle, first_folder(LORAS)))
-        name = free_name(name.strip() or concept.name, [folder for _, folder in places], if_taken)
+            places.append(("LoRA", save_bundle, first_folder(LORAS)))
+        name = free_name(name.strip() or concept.name, [folder for *_, folder in places], if_taken)
         # Under the name it will be typed by, whatever it was called while it was trained.
         learned, concept = concept, concept.renamed(name.rpartition("/")[2])
         how = written_as(if_taken, half_precision)
         with waiting(learned), all_or_none():
-            written = [save(concept, folder, name, **how) for save, folder in places]
+            written = {kind: save(concept, folder, name, **how) for kind, save, folder in places}
         saved(learned)
         text = f"embedding:{name}"
-        lines = [f"Type {text} in a prompt.", *said_of_meaning(name, written), *more_than_a_word(concept)]
-        lines += [f"Saved {told(path)}" for path in written]
+        paths = list(written.values())
+        lines = [f"Type {text} in a prompt.", *said_of_meaning(name, paths), *more_than_a_word(concept)]
+        lines += [f"Saved {told(path)}" for path in paths]
         if embedding_file:
             lines += advice(name, concept.length, clip_vocabulary())
-        return io.NodeOutput(text, ui=ui.PreviewText("\n".join(lines)))
+        return io.NodeOutput(text, ui=saved_output(lines, written, text))
 
 
 class LoadConcept(io.ComfyNode):
@@ -209,7 +217,8 @@ class LoadConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "LoadConcept",
             display_name="Load Concept",
-            category=CATEGORY,
+            category=USE,
+            search_aliases=searched_as("load embedding, load textual inversion, open embedding, import embedding"),
             description="A saved concept, or a textual-inversion embedding of another program (.safetensors only: a "
             "pickle can run code when it is opened).",
             inputs=[

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..core.files.contextualizer import load_contextualizer, save_contextualizer
 from ..core.maths.mlm import RHO
+from ..core.models.families import NARROWEST
 from ..core.models.protocol import TextEncoder
 from ..core.models.tiny.contextualizer import load_contextualizer as load_bundled
 from ..core.networks.contextualizer import PRESETS, Contextualizer
 from ..core.prompt_sets import synthetic_captions
 from ..core.prompts.captions import REAL_SHARE, captions_from
 from ..core.training.contextualizer.pretraining import Pretrained, PretrainSettings, pretrain_contextualizer
-from ..core.training.contextualizer.recipes import recommended_pretraining
+from ..core.training.contextualizer.recipes import pretraining_for
 from .comfy.cancelling import hear_cancel
 from .comfy.clip_session import content_of, encoder_session, encoders_of
 from .comfy.folders import CONTEXTUALIZERS, NONE, first_folder, input_files, input_path, name_in, path_of, told, version
 from .comfy.saving import free_name, why_no_file, written_as
 from .page.interrupted import Resumable, saved, waiting
 from .page.live_view import OUTPUT
+from .page.outlook import Outlook
 from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
+from .page.saved_files import saved_output
 from .schema import inputs
-from .schema.sockets import CATEGORY, PREFIX, ContextualizerSocket
+from .schema.sockets import PREFIX, TRAIN, ContextualizerSocket, searched_as
 
 SYNTHETIC = ("concept_world", "pets", "objects")
 
@@ -37,7 +41,8 @@ class LoadContextualizer(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "LoadContextualizer",
             display_name="Load Contextualizer",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("masked language model, MLM model, BERT"),
             description="A contextualizer for MLM: the small network that guesses masked words from what a text "
             "encoder says. Each belongs to one text encoder.",
             inputs=[
@@ -72,10 +77,10 @@ class PretrainContextualizer(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "PretrainContextualizer",
             display_name="Pretrain Contextualizer",
-            category=CATEGORY,
-            description="Teaches a small network to guess masked words from what the text encoder says, on captions. "
-            "Needed once for a text encoder, not once for a word. Minutes for the demo model; for Stable Diffusion "
-            "many hours on a GPU. Cancel whenever you like: the next queue goes on where this one stopped.",
+            category=TRAIN,
+            search_aliases=searched_as("train masked language model, train MLM model, train BERT"),
+            description="Teaches a small network to guess masked words, once for a text encoder. Minutes for the "
+            "demo model, for Stable Diffusion many hours on a GPU. Cancel whenever you like: the next run goes on.",
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder to train it for. It stays as it is."),
                 io.Combo.Input(
@@ -170,6 +175,11 @@ class PretrainContextualizer(io.ComfyNode):
         return version(input_path, file)
 
     @classmethod
+    def outlook(cls, narrow: bool, *, steps: int, batch: int, learning_rate: float) -> Outlook:
+        """What `execute` will do, with a text encoder as `narrow` as the bundled one, or not."""
+        return outlook_of(pretraining_settings(narrow, steps=steps, batch=batch, learning_rate=learning_rate))
+
+    @classmethod
     def execute(
         cls,
         clip: Any,
@@ -196,10 +206,12 @@ class PretrainContextualizer(io.ComfyNode):
         )
         with encoder_session(clip) as encoders:
             encoder = chosen_encoder(encoders, text_encoder)
-            given = inputs.chosen(steps=steps, batch=batch, learning_rate=learning_rate)
-            given |= {} if size == inputs.AUTO else {"preset": size}
-            settings = PretrainSettings(
-                **{**recommended_pretraining(encoder), **given},
+            numbers = pretraining_settings(
+                encoder.width < NARROWEST, steps=steps, batch=batch, learning_rate=learning_rate
+            )
+            settings = replace(
+                numbers,
+                preset=numbers.preset if size == inputs.AUTO else size,
                 rho=mask_rate,
                 mode=loss_mode,
                 held_out=held_out,
@@ -215,7 +227,7 @@ class PretrainContextualizer(io.ComfyNode):
             start = partial(pretrain_contextualizer, encoder, source, between=hear_cancel)
             subject = [facts["node"], facts["encoder"]]
             work = Resumable("contextualizer", start, settings, facts, subject=subject)
-            reporter = Reporter(cls.hidden.unique_id, settings.steps, conclusion)
+            reporter = Reporter(cls.hidden.unique_id, outlook_of(settings), conclusion)
             finished = report_resumable(
                 work, reporter, continue_interrupted, learned=lambda event: event.contextualizer
             )
@@ -229,7 +241,8 @@ class SaveContextualizer(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "SaveContextualizer",
             display_name="Save Contextualizer",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("save masked language model, save MLM model"),
             description="Writes a contextualizer into models/contextualizers, with the text encoder that it belongs to "
             "and how it was trained. The file is written whole, read back and compared.",
             inputs=[
@@ -258,7 +271,18 @@ class SaveContextualizer(io.ComfyNode):
         with waiting(contextualizer):
             path = save_contextualizer(contextualizer, root, free, **written_as(if_taken, half_precision))
         saved(contextualizer)
-        return io.NodeOutput(name_in(root, path), ui=ui.PreviewText(f"Saved {told(path)}"))
+        return io.NodeOutput(name_in(root, path), ui=saved_output([f"Saved {told(path)}"], {"file": path}))
+
+
+def pretraining_settings(narrow: bool, *, steps: int, batch: int, learning_rate: float) -> PretrainSettings:
+    """What suits an encoder as `narrow` as the bundled one, or one that is not, with the numbers that were chosen."""
+    chosen = inputs.chosen(steps=steps, batch=batch, learning_rate=learning_rate)
+    return PretrainSettings(**{**pretraining_for(narrow), **chosen})
+
+
+def outlook_of(settings: PretrainSettings) -> Outlook:
+    """What the page says of a pretraining."""
+    return Outlook(settings.steps, settings.batch, settings.learning_rate)
 
 
 def contextualizer_path(file: str) -> Path:

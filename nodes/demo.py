@@ -13,7 +13,7 @@ from ..core.world.scenes import BACKGROUNDS
 from .comfy import demo_model
 from .page.pictures import as_images
 from .schema import inputs
-from .schema.sockets import CATEGORY, PREFIX
+from .schema.sockets import DEMO, PREFIX, searched_as
 
 OWN_BACKGROUND = "the concept's own"
 ALONE = "none"
@@ -25,7 +25,8 @@ class LoadDemoModel(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "LoadDemoModel",
             display_name="Load Demo Model",
-            category=CATEGORY,
+            category=DEMO,
+            search_aliases=["tiny model", "tiny Stable Diffusion", "example model", "test model", "sample checkpoint"],
             description="The bundled tiny Stable Diffusion (16 MB, 128 x 128 pictures of a small drawn world). It "
             "trains and samples on a CPU, so that every graph can be tried before a real checkpoint takes its place.",
             inputs=[],
@@ -47,7 +48,10 @@ class DemoImages(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "DemoImages",
             display_name="Demo Images",
-            category=CATEGORY,
+            category=DEMO,
+            search_aliases=searched_as(
+                "example images, sample images, sample pictures, training images, test images, ConceptWorld"
+            ),
             description="Drawn pictures of a thing that the demo model has never seen, as a stand-in for your own "
             "photos.",
             inputs=[

@@ -18,7 +18,8 @@ from ..core.models.protocol import ImageSize
 from .comfy.adapting import adapted
 from .page.pictures import as_images, preview
 from .schema import inputs
-from .schema.sockets import CATEGORY, PREFIX, ConceptSocket
+from .schema.before_run import why_refused
+from .schema.sockets import MEASURE, PREFIX, ConceptSocket, searched_as
 
 BUILT_IN = {"concept_world": context_probes, "places": place_probes}
 
@@ -29,7 +30,10 @@ class DiagnoseConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "DiagnoseConcept",
             display_name="Diagnose Concept",
-            category=CATEGORY,
+            category=MEASURE,
+            search_aliases=searched_as(
+                "prompt ignored, why is my prompt ignored, embedding similarity, overfitting, sim1, SKL"
+            ),
             description="Why a prompt is ignored, in figures: sim1, sim2 and SKL of a learned word against its class "
             "word and against another word, the cosines of its neighbours, its norm and nearest words.",
             inputs=[
@@ -86,6 +90,10 @@ class DiagnoseConcept(io.ComfyNode):
             ],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, own_prompts: str | None = None) -> bool | str:
+        return why_refused(chosen_probes, next(iter(BUILT_IN)), own_prompts)
 
     @classmethod
     def execute(

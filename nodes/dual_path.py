@@ -26,7 +26,8 @@ from .comfy.concept_lora import stem_of
 from .comfy.concept_tokenizer import leading_name, with_concept
 from .comfy.text import text_encoders
 from .comfy.two_paths import two_paths, with_two_paths
-from .schema.sockets import CATEGORY, PREFIX, ConceptSocket
+from .schema.before_run import why_empty
+from .schema.sockets import PREFIX, USE, ConceptSocket, searched_as
 
 UNET = "lora_unet_"
 EMBEDDING = "embedding:"
@@ -38,7 +39,8 @@ class DualPathNode(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "DualPath",
             display_name="Dual Path",
-            category=CATEGORY,
+            category=USE,
+            search_aliases=searched_as("blend prompts, soft and hard prompt, two paths, prompt fidelity"),
             description="Blends two readings of one prompt in every attention layer: the learned word with its LoRA "
             "(soft path), and the nearest real word with the untouched model (hard path). More of the prompt survives.",
             inputs=[
@@ -97,6 +99,10 @@ class DualPathNode(io.ComfyNode):
                                        "model without two paths it is the prompt with the real word."),
             ],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, prompt: str | None = None) -> bool | str:
+        return why_empty(prompt=prompt)
 
     @classmethod
     def execute(

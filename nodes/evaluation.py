@@ -22,8 +22,9 @@ from ..core.inspection.evaluation.sheets import COLUMNS, evaluation_sheet
 from ..core.maths.masks import shows_something
 from .comfy.evaluation_encoders import AUTO, FOLDER, NONE, bytes_of, chosen_clip, chosen_dino, folders
 from .page.pictures import as_images, preview
+from .schema.before_run import first_reason, why_empty, why_refused
 from .schema.lists import each_mask, each_picture
-from .schema.sockets import CATEGORY, PREFIX
+from .schema.sockets import MEASURE, PREFIX, searched_as
 
 NAMED = re.compile(r"embedding:\S+|<[^<>\s]+>")
 """A new word as it is typed to draw it."""
@@ -37,7 +38,10 @@ class EvaluateConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "EvaluateConcept",
             display_name="Evaluate Concept",
-            category=CATEGORY,
+            category=MEASURE,
+            search_aliases=searched_as(
+                "CLIP score, CLIP-T, CLIP-I, DINO, DINO score, DreamBench, metrics, image similarity, benchmark"
+            ),
             description="Measures pictures as the papers do: CLIP-T for the prompt, CLIP-I and DINO for the subject, "
             "and with masks the same on foregrounds.",
             inputs=[
@@ -101,6 +105,10 @@ class EvaluateConcept(io.ComfyNode):
             is_output_node=True,
             is_input_list=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, prompts: str | None = None, class_word: str | None = None) -> bool | str:
+        return first_reason(why_empty(prompts=prompts), why_refused(prompt_lines, prompts, class_word))
 
     @classmethod
     def execute(

@@ -15,10 +15,11 @@ from ..core.training.one_picture.tuning import MOST_STEPS, TuneSettings, tune
 from .comfy.adapting import with_unet
 from .comfy.clip_vision import image_encoder_of
 from .comfy.saving import why_no_word
+from .page.outlook import Outlook
 from .page.reporting import Reporter, loss_map
 from .page.running import report
 from .schema import inputs
-from .schema.sockets import CATEGORY, PREFIX, ConceptSocket, TuningEncoderSocket
+from .schema.sockets import PREFIX, TRAIN, ConceptSocket, TuningEncoderSocket, searched_as
 
 LORA_AND_VECTORS, LORA, VECTORS = "lora and vectors", "lora", "vectors"
 
@@ -50,7 +51,11 @@ class PredictConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "PredictConcept",
             display_name="Predict Concept",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as(
+                "one image, single image, one shot, one picture, instant embedding, image to embedding, E4T, "
+                "hypernetwork, fast personalization"
+            ),
             description="A word and a LoRA for what is on one picture, in one look and without training.",
             inputs=[*prediction_inputs(), inputs.clip_vision()],
             outputs=[
@@ -95,7 +100,8 @@ class TunePredictedConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "TunePredictedConcept",
             display_name="Tune Predicted Concept",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("one image, single image, one shot, fast personalization, E4T"),
             description="Tunes a predicted word and its LoRA on their one picture, for a dozen steps at most. Predicts "
             "them first unless a concept is connected.",
             inputs=[
@@ -120,8 +126,8 @@ class TunePredictedConcept(io.ComfyNode):
                     default=0.0001,
                     min=0.0,
                     max=1.0,
-                    step=0.0001,
-                    round=0.0000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How far each step moves the LoRA.",
                 ),
                 io.Float.Input(
@@ -129,8 +135,8 @@ class TunePredictedConcept(io.ComfyNode):
                     default=0.001,
                     min=0.0,
                     max=1.0,
-                    step=0.0001,
-                    round=0.0000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How far each step moves the word.",
                 ),
                 inputs.contrastive_weight("How much it counts that the word is near real words and far from others"),
@@ -139,7 +145,8 @@ class TunePredictedConcept(io.ComfyNode):
                     default=0.01,
                     min=0.0,
                     max=10.0,
-                    step=0.001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How much it counts that the word is not long (lambda_2).",
                 ),
                 io.Boolean.Input(
@@ -175,6 +182,24 @@ class TunePredictedConcept(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
         return why_no_word(name)
+
+    @classmethod
+    def outlook(
+        cls,
+        narrow: bool,
+        *,
+        steps: int,
+        batch: int,
+        tuned: str,
+        lora_learning_rate: float,
+        vector_learning_rate: float,
+        more_steps: bool,
+    ) -> Outlook:
+        """What `execute` will do. Raises ValueError for more steps than are allowed."""
+        TuneSettings(steps=steps, more_steps=more_steps)
+        rates = {LORA_AND_VECTORS: (vector_learning_rate, lora_learning_rate), LORA: (lora_learning_rate, None)}
+        rate, weight_rate = rates.get(tuned, (vector_learning_rate, None))
+        return Outlook(steps, batch, rate, weight_rate)
 
     @classmethod
     def execute(
@@ -225,7 +250,17 @@ class TunePredictedConcept(io.ComfyNode):
             class_word=class_word,
             predicted=concept,
         )
-        finished = report(run, Reporter(cls.hidden.unique_id, steps, lambda event: said(event.concept, "tuned")))
+        outlook = cls.outlook(
+            False,
+            steps=steps,
+            batch=batch,
+            tuned=tuned,
+            lora_learning_rate=lora_learning_rate,
+            vector_learning_rate=vector_learning_rate,
+            more_steps=more_steps,
+        )
+        reporter = Reporter(cls.hidden.unique_id, outlook, lambda event: said(event.concept, "tuned"))
+        finished = report(run, reporter)
         return io.NodeOutput(finished.concept, loss_map(finished.losses), finished.concept.hard_token)
 
 

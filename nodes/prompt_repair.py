@@ -22,10 +22,12 @@ from .comfy.adapting import adapted
 from .comfy.model import ComfyModel
 from .page.interrupted import Resumable
 from .page.live_view import OUTPUT
+from .page.outlook import Outlook
 from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
 from .schema import inputs
-from .schema.sockets import CATEGORY, PREFIX, ConceptSocket, LossMapSocket
+from .schema.before_run import why_empty
+from .schema.sockets import PREFIX, TRAIN, ConceptSocket, LossMapSocket, searched_as
 
 PICTURES, NOISE = "training pictures", "pure noise"
 NO_LATENTS = "; on pure noise, since the concept kept no latents (Train Concept's keep_latents)"
@@ -38,7 +40,8 @@ class OptimizeForPrompt(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "OptimizeForPrompt",
             display_name="Optimize for Prompt",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("prompt repair, fix prompt, prompt ignored, test-time optimization"),
             description="Repairs one prompt in which a word swallows the rest: ten steps on both losses of CoRe, "
             "without any picture. The concept that comes out is for this prompt alone.",
             inputs=[
@@ -64,8 +67,8 @@ class OptimizeForPrompt(io.ComfyNode):
                     default=LEARNING_RATE,
                     min=0.0000001,
                     max=1.0,
-                    step=0.0001,
-                    round=0.0000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How far each step goes. The paper's code takes 0.0005 (METHODS.md 1.6).",
                 ),
                 io.Int.Input("batch", default=BATCH, min=1, max=64, tooltip="Latents a step (METHODS.md 1.6: 6)."),
@@ -93,6 +96,15 @@ class OptimizeForPrompt(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, prompt: str | None = None) -> bool | str:
+        return why_empty(prompt=prompt)
+
+    @classmethod
+    def outlook(cls, narrow: bool, *, steps: int, learning_rate: float, batch: int) -> Outlook:
+        """What `execute` will do; it takes no numbers from a recipe."""
+        return Outlook(steps, batch, learning_rate)
 
     @classmethod
     def execute(
@@ -123,7 +135,8 @@ class OptimizeForPrompt(io.ComfyNode):
         prompt = unweighted(prompt)
         work = _Work(cls.hidden.unique_id, subject, concepts, prompt, options)
         lacking = latents == PICTURES and concept.latents is None
-        reporter = Reporter(cls.hidden.unique_id, steps, remark=NO_LATENTS if lacking else "")
+        outlook = cls.outlook(False, steps=steps, learning_rate=learning_rate, batch=batch)
+        reporter = Reporter(cls.hidden.unique_id, outlook, remark=NO_LATENTS if lacking else "")
         finished = report_resumable(work, reporter, go_on=True, stop=work.stop, learned=work.learned)
         losses, repaired = loss_map(finished.losses), work.repaired
         with subject.session():

@@ -16,10 +16,13 @@ from ..core.prompts.sets import (
     prompt_set_from_text,
 )
 from ..core.prompts.written import without_bullets
+from ..core.wording import listed, quoted
 from .comfy.folders import NONE, input_files, input_path
-from .schema.sockets import CATEGORY, PREFIX, PromptsSocket
+from .schema.before_run import why_refused
+from .schema.sockets import PREFIX, TRAIN, PromptsSocket, searched_as
 
 RICH = "rich "
+NO_PROMPTS = "There are no prompts: choose a built-in set, write some lines, or choose a file."
 
 
 class ContextPrompts(io.ComfyNode):
@@ -28,17 +31,19 @@ class ContextPrompts(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "ContextPrompts",
             display_name="Context Prompts",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as(
+                "prompt list, caption, captions, training prompts, regularization prompts, prompts from file"
+            ),
             description="The prompts that a regularizer tries the new word in. A built-in set, your own lines, a file "
             "and the text of another node add up; mistakes are reported with their line numbers.",
             inputs=[
                 io.Combo.Input(
                     "built_in_set",
-                    options=[*built_in_sets(), *(RICH + name for name in rich_sets()), NONE],
+                    options=offered_sets(),
                     default="inanimate",
-                    tooltip="100 prompts for a thing, 100 for a person or animal, or those that the demo model "
-                    "understands (concept_world). The rich sets are for MLM: tens of thousands of sentences about a "
-                    "pet or an object, put together as they are drawn; CoRe takes 400 of them.",
+                    tooltip="inanimate: 100 prompts for a thing. animate: 100 for a person or animal. concept_world: "
+                    "those that the demo model understands. rich: tens of thousands of sentences, for MLM.",
                 ),
                 io.String.Input(
                     "own_prompts",
@@ -72,8 +77,38 @@ class ContextPrompts(io.ComfyNode):
         return path.read_bytes() if path is not None and path.is_file() else None
 
     @classmethod
+    def validate_inputs(
+        cls,
+        built_in_set: str | None = None,
+        own_prompts: str | None = None,
+        file: str | None = None,
+        text: str | None = "",
+    ) -> bool | str:
+        return why_refused(require_usable, built_in_set, own_prompts, file, text)
+
+    @classmethod
     def execute(cls, built_in_set: str, own_prompts: str, file: str, text: str = "") -> io.NodeOutput:
         return io.NodeOutput(gather(built_in_set, own_prompts, input_path(file), text))
+
+
+def offered_sets() -> list[str]:
+    return [*built_in_sets(), *(RICH + name for name in rich_sets()), NONE]
+
+
+def require_usable(name: str, own_prompts: str, file: str, text: str) -> None:
+    """What can be known of a choice before the graph runs, which ComfyUI leaves to the node where it asks the node.
+
+    Raises ValueError that names the input.
+    """
+    if name not in offered_sets():
+        raise ValueError(f"built_in_set is {quoted(name)}; choose one of {listed(offered_sets())}")
+    path = input_path(file)
+    if path is not None and not path.is_file():
+        raise ValueError(f"file: there is no {quoted(file)} in ComfyUI's input folder; choose another, or {NONE}")
+    if own_prompts.strip():
+        prompt_set_from_text(own_prompts, "own_prompts")
+    elif name == NONE and path is None and not text.strip():
+        raise ValueError(NO_PROMPTS)
 
 
 def gather(name: str, own_prompts: str, path: Path | None, text: str = "") -> PromptSet:
@@ -91,5 +126,5 @@ def gather(name: str, own_prompts: str, path: Path | None, text: str = "") -> Pr
     if text.strip():
         sets.append(prompt_set_from_text(without_bullets(text), "text"))
     if not sets:
-        raise ValueError("There are no prompts: choose a built-in set, write some lines, or choose a file.")
+        raise ValueError(NO_PROMPTS)
     return joined(sets)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
 from ..core.concept import Concept
+from ..core.models.families import is_narrow
 from ..core.training.methods import METHODS, second_stages
-from ..core.training.plan import Choices, Prior, plan
+from ..core.training.plan import Choices, Prior, outlined, plan
 from .comfy.adapting import adapted
 from .page.concept_training import captioned, require_place, train_concept
+from .page.outlook import ANY_WORD, Outlook, of_training
 from .schema import inputs
-from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
+from .schema.sockets import (
+    NO_REGULARIZATION,
+    PREFIX,
+    TRAIN,
+    ConceptSocket,
+    Regularization,
+    RegularizerSocket,
+    searched_as,
+)
 
 
 class RefineConcept(io.ComfyNode):
@@ -22,7 +33,8 @@ class RefineConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "RefineConcept",
             display_name="Refine Concept",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("second stage, LoRA trainer, train LoRA, fine-tune, improve likeness"),
             description="CoRe's second stage: the word stays as it is, and the model learns how the thing looks when "
             "it is said. The model that comes in is not changed; ApplyConcept applies what was learned to a copy.",
             inputs=[
@@ -39,7 +51,7 @@ class RefineConcept(io.ComfyNode):
                 ),
                 inputs.recipe(
                     second_stages().values(),
-                    "Numbers that go together. The numbers below replace them unless they are 0.",
+                    "Numbers that go together; the help page lists them. Those below replace them unless they are 0.",
                 ),
                 inputs.training_steps(),
                 io.Float.Input(
@@ -47,8 +59,8 @@ class RefineConcept(io.ComfyNode):
                     default=0.0,
                     min=0.0,
                     max=1.0,
-                    step=0.000001,
-                    round=0.000000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip=f"How far each step goes. {inputs.ZERO_AS_RECIPE}",
                 ),
                 inputs.training_batch(),
@@ -68,9 +80,8 @@ class RefineConcept(io.ComfyNode):
                     min=0,
                     max=128,
                     optional=True,
-                    tooltip="T-LoRA: the rank that learns where the noise is strongest, growing to the whole rank "
-                    "where there is none, so that layout and background are learned less. The result is an ordinary "
-                    "LoRA. 0: the whole rank learns everywhere.",
+                    tooltip="T-LoRA: the rank that learns where the noise is strongest, growing to the whole rank, so "
+                    "that layout and background are learned less. 0: the whole rank learns everywhere.",
                 ),
                 *inputs.memory_savers(),
                 inputs.masks_mean(),
@@ -85,6 +96,26 @@ class RefineConcept(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_input_list=True,
         )
+
+    @classmethod
+    def outlook(
+        cls,
+        narrow: bool,
+        *,
+        train: str,
+        recipe: str,
+        steps: int,
+        learning_rate: float,
+        batch: int,
+        rank: int,
+        preview_every: int,
+        resolution: int,
+        gradient_checkpointing: bool,
+    ) -> Outlook:
+        """What `execute` will train, with a model as `narrow` as the bundled one, or not. Raises ValueError."""
+        given = {name: value for name, value in locals().items() if name not in ("cls", "narrow")}
+        outline = outlined(chosen_numbers(narrow, ANY_WORD, **given))
+        return of_training(outline, outline.settings)
 
     @classmethod
     def execute(
@@ -113,30 +144,34 @@ class RefineConcept(io.ComfyNode):
         captions: str | list[str] = "",
     ) -> io.NodeOutput:
         require_place(preview_every, preview_prompt, "the word")
-        method = second_stages()[train]
-        subject = adapted(model, clip, vae, method=method)
+        subject = adapted(model, clip, vae, method=second_stages()[train])
         regularization = regularizer or NO_REGULARIZATION
-        # In this method the rate is that of the weights: nothing else moves.
-        rates = inputs.chosen(learning_rate=learning_rate, weight_rate=learning_rate)
-        choices = Choices(
-            inputs.chosen_recipe(recipe, subject, method),
+        numbers = chosen_numbers(
+            is_narrow(subject),
             concept.require_class_word(),
-            {
-                **inputs.chosen(steps=steps, batch=batch, resolution=resolution),
-                **rates,
-                "name": concept.name.rpartition("/")[2],
-                "rank": rank if METHODS[method].rank else 0,
-                "least_rank": least_rank or None,
-                "seed": seed,
-                "preview_every": preview_every,
-                "preview_prompt": preview_prompt,
-                "gradient_checkpointing": gradient_checkpointing,
-                "transparent_masks": masks_mean == inputs.TRANSPARENCY,
-            },
-            regularization.added,
-            regularization.chosen_norm_mode,
-            Prior(weight=0.0),
-            concept,
+            train=train,
+            recipe=recipe,
+            steps=steps,
+            learning_rate=learning_rate,
+            batch=batch,
+            rank=rank,
+            preview_every=preview_every,
+            resolution=resolution,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        others = {
+            "name": concept.name.rpartition("/")[2],
+            "least_rank": least_rank or None,
+            "seed": seed,
+            "preview_prompt": preview_prompt,
+            "transparent_masks": masks_mean == inputs.TRANSPARENCY,
+        }
+        choices = replace(
+            numbers,
+            settings={**numbers.settings, **others},
+            added=regularization.added,
+            norm_mode=regularization.chosen_norm_mode,
+            start=concept,
         )
         return train_concept(
             cls.hidden.unique_id,
@@ -146,3 +181,35 @@ class RefineConcept(io.ComfyNode):
             masks=masks,
             continue_interrupted=continue_interrupted,
         )
+
+
+def chosen_numbers(
+    narrow: bool,
+    class_word: str,
+    *,
+    train: str,
+    recipe: str,
+    steps: int,
+    learning_rate: float,
+    batch: int,
+    rank: int,
+    preview_every: int,
+    resolution: int,
+    gradient_checkpointing: bool,
+) -> Choices:
+    """The recipe, and the numbers of the widgets that replace its own. Raises ValueError where the recipe is for
+    another method."""
+    method = second_stages()[train]
+    # In this method the rate is that of the weights: nothing else moves.
+    rates = inputs.chosen(learning_rate=learning_rate, weight_rate=learning_rate)
+    others = {
+        "rank": rank if METHODS[method].rank else 0,
+        "preview_every": preview_every,
+        "gradient_checkpointing": gradient_checkpointing,
+    }
+    return Choices(
+        inputs.chosen_recipe(recipe, narrow, method),
+        class_word,
+        {**inputs.chosen(steps=steps, batch=batch, resolution=resolution), **rates, **others},
+        prior=Prior(weight=0.0),
+    )

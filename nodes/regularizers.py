@@ -15,17 +15,19 @@ from ..core.networks.tuning_encoder import TuningEncoder
 from ..core.prompts.sets import PromptSet
 from ..core.training.regularizers.mlm import BATCH, XTI_BATCH
 from ..core.training.regularizers.registry import REGULARIZERS
+from .schema import inputs
 from .schema.inputs import AUTO
 from .schema.sockets import (
     AS_RECIPE,
-    CATEGORY,
     NO_REGULARIZATION,
     PREFIX,
+    TRAIN,
     ContextualizerSocket,
     PromptsSocket,
     Regularization,
     RegularizerSocket,
     TuningEncoderSocket,
+    searched_as,
 )
 
 PAPER_WEIGHTS, STRONG, CUSTOM = "paper", "strong", "custom"
@@ -49,7 +51,10 @@ class CoReRegularizerNode(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "CoReRegularizer",
             display_name="CoRe Regularizer",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as(
+                "regularization, context regularization, prevent overfitting, prompt ignored, keep the prompt"
+            ),
             description="CoRe (Context Regularization): the words around the new word must mean, and draw as much "
             "attention, as they do around the class word. A word trained with it obeys the prompt.",
             inputs=[
@@ -68,8 +73,8 @@ class CoReRegularizerNode(io.ComfyNode):
                     default=LAMBDA_EMB,
                     min=0.0,
                     max=100.0,
-                    step=0.00001,
-                    round=0.0000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="With custom weights: how much the meaning of the context words counts (lambda_emb).",
                 ),
                 io.Float.Input(
@@ -77,8 +82,8 @@ class CoReRegularizerNode(io.ComfyNode):
                     default=LAMBDA_ATTN,
                     min=0.0,
                     max=1000.0,
-                    step=0.001,
-                    round=0.00001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="With custom weights: how much the attention that the context words get counts "
                     "(lambda_attn). 0 saves the second pass through the UNet.",
                 ),
@@ -86,10 +91,9 @@ class CoReRegularizerNode(io.ComfyNode):
                     "rescale_mode",
                     options=[AS_RECIPE, "core_window", "fixed_mean", "spherical", "none", "dti"],
                     default=AS_RECIPE,
-                    tooltip="The length of the learned vector. as the recipe: TrainConcept decides. core_window: held "
-                    "during the middle fifth of the training, as in the paper. fixed_mean: always that of an average "
-                    "word. spherical: as fixed_mean, and only the direction is learned. none: free. dti: as spherical, "
-                    "by steps of one angle, the learning rate in radians, and a slight pull to the class word (DTI).",
+                    tooltip="What happens to the length of the learned vector; the help page explains each. as the "
+                    "recipe: Train Concept decides. core_window: held in the middle fifth, as in the "
+                    "paper. none: free.",
                 ),
                 io.Combo.Input(
                     "embedding_axis",
@@ -155,7 +159,10 @@ class MLMRegularizerNode(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "MLMRegularizer",
             display_name="MLM Regularizer",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as(
+                "regularization, masked language modelling, masked language model, BERT, keep the prompt"
+            ),
             description="MLM (masked language modelling): some words of a prompt are hidden, and it must stay possible "
             "to guess them beside the new word. Looks at the text encoder only, so a step costs little more.",
             inputs=[
@@ -169,18 +176,16 @@ class MLMRegularizerNode(io.ComfyNode):
                     "weights",
                     options=[AUTO, PAPER_WEIGHTS, STRONG, CUSTOM],
                     default=AUTO,
-                    tooltip="The weight does not carry over between models. auto: the paper's for Stable Diffusion "
-                    "(0.0001; XTI 0.00025, Custom Diffusion and DreamBooth 0.0005), a larger one for the demo model. "
-                    "paper: 0.0001 always. strong: 0.0005, where prompts are ignored all the same. custom: the number "
-                    "below.",
+                    tooltip="auto: the paper's for what is trained on Stable Diffusion, a larger one for the demo "
+                    "model. paper: 0.0001 always. strong: 0.0005, where prompts are ignored. custom: the number below.",
                 ),
                 io.Float.Input(
                     "weight",
                     default=LAMBDA_MLM,
                     min=0.0,
                     max=100.0,
-                    step=0.00001,
-                    round=0.0000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="With custom weights: how much guessing counts (lambda). For Stable Diffusion 0.00001 to "
                     "0.001 was tried; 0 switches MLM off.",
                 ),
@@ -254,7 +259,8 @@ class NearestWordRegularizer(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "NearestWordRegularizer",
             display_name="Nearest Word Regularizer",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("regularization, contrastive loss, nearest neighbour, nearest token"),
             description="Pulls the new word towards the real words that it is nearest to, and away from others. Looks "
             "at the vectors alone, so a step costs the same.",
             inputs=[
@@ -263,8 +269,8 @@ class NearestWordRegularizer(io.ComfyNode):
                     default=LAMBDA_CONTRASTIVE,
                     min=0.0,
                     max=100.0,
-                    step=0.001,
-                    round=0.00001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How much the pull counts. The tuning-encoder takes 0.01; 0 switches it off.",
                 ),
                 io.Float.Input(
@@ -272,8 +278,8 @@ class NearestWordRegularizer(io.ComfyNode):
                     default=LAMBDA_NORM,
                     min=0.0,
                     max=100.0,
-                    step=0.001,
-                    round=0.00001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How much a long vector costs: its length, squared. 0 with a rescale mode that holds the "
                     "length.",
                 ),
@@ -350,7 +356,8 @@ def node_of(name: str) -> type[io.ComfyNode]:
             return io.Schema(
                 node_id=f"{PREFIX}{name.title().replace('_', '').replace('-', '')}Regularizer",
                 display_name=f"{kind.title} Regularizer",
-                category=CATEGORY,
+                category=TRAIN,
+                search_aliases=searched_as(f"regularization, {name}"),
                 description=kind.about,
                 inputs=[*(number(label, value) for label, value in kind.numbers.items()), another_regularizer(".")],
                 outputs=[regularizer_output()],
@@ -369,4 +376,6 @@ def number(name: str, value: float) -> Any:
     tooltip = f"Usually {value:g}."
     if isinstance(value, int):
         return io.Int.Input(name, default=value, min=0, max=4096, tooltip=tooltip)
-    return io.Float.Input(name, default=value, min=0.0, max=1000.0, step=0.00001, round=0.0000001, tooltip=tooltip)
+    return io.Float.Input(
+        name, default=value, min=0.0, max=1000.0, step=inputs.FINE, round=inputs.FINE, tooltip=tooltip
+    )

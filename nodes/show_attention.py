@@ -13,7 +13,8 @@ from ..core.prompts.words import PromptWord, chosen
 from .attention import AttentionSocket, RecordedAttention
 from .comfy.prompt_words import words_of
 from .page.attention_view import UI_KEY, lost_results, viewer_data
-from .schema.sockets import CATEGORY, PREFIX
+from .schema.before_run import why_empty
+from .schema.sockets import LOOK, PREFIX, searched_as
 
 ALL, EACH, IN_COMMON = "all", "each word", "in common"
 SIDES = {"16 cells": 16, "8 cells": 8, "32 cells": 32, "64 cells": 64}
@@ -27,7 +28,11 @@ class ShowAttention(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "ShowAttention",
             display_name="Show Attention",
-            category=CATEGORY,
+            category=LOOK,
+            search_aliases=searched_as(
+                "attention map, cross attention, heatmap, heat map, DAAM, attention viewer, word mask, mask by word, "
+                "segmentation"
+            ),
             description="Where each word of the prompt looks: hover a word and its map lies over the picture. The same "
             "comes out as pictures and as masks.",
             inputs=[
@@ -73,13 +78,26 @@ class ShowAttention(io.ComfyNode):
                     "for 512-pixel pictures; the coarsest layers hardly tell one place from another.",
                 ),
                 io.Float.Input(
-                    "start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="From this share of the sampling on."
+                    "start",
+                    advanced=True,
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="From this share of the sampling on.",
                 ),
                 io.Float.Input(
-                    "end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="To this share of the sampling."
+                    "end",
+                    advanced=True,
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="To this share of the sampling.",
                 ),
                 io.Combo.Input(
                     "normalise",
+                    advanced=True,
                     options=[EACH, IN_COMMON],
                     default=EACH,
                     tooltip="Brightest where each word looks most, or one scale for all words of a picture, on which "
@@ -87,20 +105,25 @@ class ShowAttention(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "overlay",
+                    advanced=True,
                     default=0.75,
                     min=0.0,
                     max=1.0,
                     step=0.05,
                     tooltip="How strongly the map covers the picture; 1 is the map alone.",
                 ),
-                io.Boolean.Input("captions", default=True, tooltip="Write the word into the corner of its picture."),
+                io.Boolean.Input(
+                    "captions", advanced=True, default=True, tooltip="Write the word into the corner of its picture."
+                ),
                 io.Boolean.Input(
                     "special_tokens",
+                    advanced=True,
                     default=False,
                     tooltip="Also draw the start and end tokens, which take most of the attention.",
                 ),
                 io.Boolean.Input(
                     "padding",
+                    advanced=True,
                     default=False,
                     tooltip="Also draw the empty positions behind the prompt, as one word.",
                 ),
@@ -119,6 +142,7 @@ class ShowAttention(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "conditioning",
+                    advanced=True,
                     default=1,
                     min=1,
                     max=64,
@@ -138,6 +162,13 @@ class ShowAttention(io.ComfyNode):
     def fingerprint_inputs(cls, **inputs: Any) -> int:
         # What ComfyUI remembers of this node names temporary files. Without them it has to be made anew.
         return lost_results()
+
+    @classmethod
+    def validate_inputs(
+        cls, prompt: str | None = None, special_tokens: bool | None = None, padding: bool | None = None
+    ) -> bool | str:
+        # An empty prompt has these to draw, and a link may still say that they are.
+        return True if None in (special_tokens, padding) or special_tokens or padding else why_empty(prompt=prompt)
 
     @classmethod
     def execute(

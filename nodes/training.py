@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -11,15 +12,26 @@ from server import PromptServer
 
 from ..core.concept import Concept
 from ..core.files import safe_name
+from ..core.models.families import is_narrow
 from ..core.training.methods import METHODS, first_stages
-from ..core.training.plan import CLASS_PICTURES, Choices, Prior, plan
+from ..core.training.plan import CLASS_PICTURES, Choices, Prior, outlined, plan
 from ..core.training.regularizers.prior import Progress
 from .comfy.adapting import adapted
 from .comfy.folders import checkpoints_root
 from .comfy.saving import why_no_word
 from .page.concept_training import captioned, require_place, train_concept
+from .page.outlook import ANY_WORD, Outlook, of_training
 from .schema import inputs
-from .schema.sockets import CATEGORY, NO_REGULARIZATION, PREFIX, ConceptSocket, Regularization, RegularizerSocket
+from .schema.before_run import first_reason, why_empty
+from .schema.sockets import (
+    NO_REGULARIZATION,
+    PREFIX,
+    TRAIN,
+    ConceptSocket,
+    Regularization,
+    RegularizerSocket,
+    searched_as,
+)
 
 
 class TrainConcept(io.ComfyNode):
@@ -28,7 +40,11 @@ class TrainConcept(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "TrainConcept",
             display_name="Train Concept",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as(
+                "textual inversion, train embedding, embedding trainer, dreambooth, custom diffusion, XTI, P+, LoRA "
+                "trainer, personalization, learn a new word, train on my photos, fine-tune, train style"
+            ),
             description="Learns a new word from a few pictures. The model that comes in is not changed. Cancel "
             "whenever you like: the next queue goes on where this one stopped.",
             inputs=[
@@ -54,17 +70,14 @@ class TrainConcept(io.ComfyNode):
                     "train",
                     options=list(first_stages()),
                     default=METHODS["ti"].title,
-                    tooltip="What is learned. textual inversion: the word's vectors and nothing else, a file of a few "
-                    "kilobytes. XTI: vectors of its own for every cross-attention layer (P+), or every block of them "
-                    "(the MLM paper). Custom Diffusion: the word, and the keys and values of the cross-attention. "
-                    "DreamBooth: a rare word that stays as it is, and UNet and text encoder, as a LoRA or all of them "
-                    "but the token table and the position embeddings, which every word shares. word and LoRA together: "
-                    "both at once, which is what learns on Flux, SD3.5, Qwen-Image and Z-Image.",
+                    tooltip="textual inversion: a word alone, a few kilobytes. XTI: a word for each layer or block. "
+                    "Custom Diffusion: also keys and values of the cross-attention. DreamBooth: UNet and text encoder. "
+                    "word and LoRA together: what learns on Flux, SD3.5, Qwen-Image and Z-Image.",
                 ),
                 inputs.recipe(
                     first_stages().values(),
-                    "Numbers that go together. auto: those of what is trained, for Stable Diffusion or for the demo "
-                    "model. The numbers below replace the recipe's unless they are 0.",
+                    "Numbers that go together; the help page lists them. auto: those of what is trained, for Stable "
+                    "Diffusion or for the demo model. The numbers below replace them unless they are 0.",
                 ),
                 inputs.training_steps(),
                 io.Float.Input(
@@ -72,8 +85,8 @@ class TrainConcept(io.ComfyNode):
                     default=0.0,
                     min=0.0,
                     max=10.0,
-                    step=0.0001,
-                    round=0.0000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     tooltip="How far each step goes. Too small learns nothing, too large forgets the prompt. "
                     f"{inputs.ZERO_AS_RECIPE}",
                 ),
@@ -83,6 +96,7 @@ class TrainConcept(io.ComfyNode):
                     default=0,
                     min=0,
                     max=32,
+                    advanced=True,
                     tooltip="How many tokens the word is long. More hold more detail and leave less room for the "
                     f"prompt. {inputs.ZERO_AS_RECIPE}",
                 ),
@@ -117,8 +131,8 @@ class TrainConcept(io.ComfyNode):
                     optional=True,
                     min=0.0,
                     max=1.0,
-                    step=0.000001,
-                    round=0.000000001,
+                    step=inputs.FINE,
+                    round=inputs.FINE,
                     advanced=True,
                     tooltip="How far each step goes for weights, where they are trained beside the word. "
                     f"{inputs.ZERO_AS_RECIPE}",
@@ -174,8 +188,33 @@ class TrainConcept(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str | None = None) -> bool | str:
-        return why_no_word(name)
+    def validate_inputs(cls, class_word: str | None = None, name: str | None = None) -> bool | str:
+        return first_reason(why_empty(class_word=class_word), why_no_word(name))
+
+    @classmethod
+    def outlook(
+        cls,
+        narrow: bool,
+        *,
+        train: str,
+        recipe: str,
+        steps: int,
+        learning_rate: float,
+        batch: int,
+        vectors: int,
+        preview_every: int,
+        concept: bool,
+        rank: int,
+        weight_rate: float,
+        prior_preservation: float,
+        prior_pictures: int,
+        resolution: int,
+        gradient_checkpointing: bool,
+    ) -> Outlook:
+        """What `execute` will train, with a model as `narrow` as the bundled one, or not. Raises ValueError."""
+        given = {name: value for name, value in locals().items() if name not in ("cls", "narrow")}
+        outline = outlined(chosen_numbers(narrow, ANY_WORD, **given))
+        return of_training(outline, outline.settings)
 
     @classmethod
     def execute(
@@ -215,37 +254,46 @@ class TrainConcept(io.ComfyNode):
                 "TrainConcept needs a class word: the ordinary word for what is in the pictures, such as dog."
             )
         require_place(preview_every, preview_prompt, "the new word")
-        method, regularization = first_stages()[train], regularizer or NO_REGULARIZATION
-        subject = adapted(model, clip, vae, method=method)
-        # The size is a word's own: with a concept that of the concept counts.
-        sizes = inputs.chosen(vectors=vectors if concept is None else 0, resolution=resolution)
-        numbers = inputs.chosen(steps=steps, learning_rate=learning_rate, batch=batch, weight_rate=weight_rate)
-        choices = Choices(
-            inputs.chosen_recipe(recipe, subject, method),
+        subject = adapted(model, clip, vae, method=first_stages()[train])
+        regularization = regularizer or NO_REGULARIZATION
+        numbers = chosen_numbers(
+            is_narrow(subject),
             class_word.strip(),
-            {
-                **numbers,
-                **sizes,
-                "name": safe_name(name.strip()),
-                "rank": None if rank < 0 else rank,
-                "seed": seed,
-                "preview_every": preview_every,
-                "preview_prompt": preview_prompt,
-                "transparent_masks": masks_mean == inputs.TRANSPARENCY,
-                "keep_latents": keep_latents,
-                "gradient_checkpointing": gradient_checkpointing,
-                "encoders": tuple(name.strip() for name in encoders.split(",") if name.strip()),
-            },
-            regularization.added,
-            regularization.chosen_norm_mode,
-            Prior(
-                weight=None if prior_preservation < 0 else prior_preservation,
-                pictures=prior_pictures,
+            train=train,
+            recipe=recipe,
+            steps=steps,
+            learning_rate=learning_rate,
+            batch=batch,
+            vectors=vectors,
+            preview_every=preview_every,
+            concept=concept is not None,
+            rank=rank,
+            weight_rate=weight_rate,
+            prior_preservation=prior_preservation,
+            prior_pictures=prior_pictures,
+            resolution=resolution,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        others = {
+            "name": safe_name(name.strip()),
+            "seed": seed,
+            "preview_prompt": preview_prompt,
+            "transparent_masks": masks_mean == inputs.TRANSPARENCY,
+            "keep_latents": keep_latents,
+            "encoders": tuple(name.strip() for name in encoders.split(",") if name.strip()),
+        }
+        choices = replace(
+            numbers,
+            settings={**numbers.settings, **others},
+            added=regularization.added,
+            norm_mode=regularization.chosen_norm_mode,
+            prior=replace(
+                numbers.prior,
                 folder=checkpoints_root() / "class_pictures",
                 progress=told_of_class_pictures(cls.hidden.unique_id),
                 applied=subject.applied,
             ),
-            concept,
+            start=concept,
         )
         return train_concept(
             cls.hidden.unique_id,
@@ -255,6 +303,42 @@ class TrainConcept(io.ComfyNode):
             masks=masks,
             continue_interrupted=continue_interrupted,
         )
+
+
+def chosen_numbers(
+    narrow: bool,
+    class_word: str,
+    *,
+    train: str,
+    recipe: str,
+    steps: int,
+    learning_rate: float,
+    batch: int,
+    vectors: int,
+    preview_every: int,
+    concept: bool,
+    rank: int,
+    weight_rate: float,
+    prior_preservation: float,
+    prior_pictures: int,
+    resolution: int,
+    gradient_checkpointing: bool,
+) -> Choices:
+    """The recipe, and the numbers of the widgets that replace its own; with a `concept` that one's length counts.
+    Raises ValueError where the recipe is for another method."""
+    sizes = inputs.chosen(vectors=0 if concept else vectors, resolution=resolution)
+    numbers = inputs.chosen(steps=steps, learning_rate=learning_rate, batch=batch, weight_rate=weight_rate)
+    others = {
+        "rank": None if rank < 0 else rank,
+        "preview_every": preview_every,
+        "gradient_checkpointing": gradient_checkpointing,
+    }
+    return Choices(
+        inputs.chosen_recipe(recipe, narrow, first_stages()[train]),
+        class_word,
+        {**numbers, **sizes, **others},
+        prior=Prior(None if prior_preservation < 0 else prior_preservation, prior_pictures),
+    )
 
 
 def told_of_class_pictures(node_id: str) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,26 @@ import torch
 from comfy_api.latest import io
 
 from ..core.files.tuning_encoder import load_tuning_encoder, save_tuning_encoder
-from ..core.models.families import native_resolution
+from ..core.models.families import is_narrow, native_resolution
 from ..core.models.tiny.weights import tiny_weights_path
 from ..core.models.vocabulary import known_words
 from ..core.networks.tuning_encoder import PRESETS
 from ..core.training.one_picture.pictures import GivenPictures, WorldPictures
 from ..core.training.one_picture.pretraining import PretrainedEncoder, pretrain_encoder
-from ..core.training.one_picture.recipes import recommended_encoder
+from ..core.training.one_picture.recipes import encoder_for
 from ..core.training.one_picture.settings import EncoderPretrainSettings
 from .comfy.adapting import with_unet
 from .comfy.clip_vision import image_encoder_of
-from .comfy.folders import TUNING_ENCODERS, first_folder, name_in, path_of, version
+from .comfy.folders import TUNING_ENCODERS, first_folder, name_in, path_of, told, version
 from .comfy.saving import NUMBER, checked_word, free_name, why_no_file
 from .page.interrupted import Resumable
+from .page.outlook import Outlook
 from .page.reporting import Reporter, loss_map
 from .page.running import report_resumable
+from .page.saved_files import saved_output
 from .schema import inputs
 from .schema.lists import each_picture
-from .schema.sockets import CATEGORY, PREFIX, TuningEncoderSocket
+from .schema.sockets import PREFIX, TRAIN, TuningEncoderSocket, searched_as
 
 
 class LoadTuningEncoder(io.ComfyNode):
@@ -36,7 +39,8 @@ class LoadTuningEncoder(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "LoadTuningEncoder",
             display_name="Load Tuning Encoder",
-            category=CATEGORY,
+            category=TRAIN,
+            search_aliases=searched_as("E4T, hypernetwork, image encoder"),
             description="A tuning-encoder: the network that makes a word and a LoRA of one picture. Each belongs to "
             "one model and to one CLIP vision model.",
             inputs=[inputs.network_file(TUNING_ENCODERS)],
@@ -63,10 +67,10 @@ class PretrainTuningEncoder(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "PretrainTuningEncoder",
             display_name="Pretrain Tuning Encoder",
-            category=CATEGORY,
-            description="Teaches a tuning-encoder to predict words, on many pictures with one subject each. For small "
-            "runs: half an hour on a processor for the demo model. For Stable Diffusion use the command "
-            "pretrain-encoder on GPUs. Cancel whenever you like: the next queue goes on where this one stopped.",
+            category=TRAIN,
+            search_aliases=searched_as("train E4T, train hypernetwork, train image encoder"),
+            description="Teaches a tuning-encoder to predict words, on many pictures with one subject each. Half "
+            "an hour on a processor for the demo model; for Stable Diffusion use pretrain-encoder on GPUs.",
             inputs=[
                 io.Model.Input("model", tooltip="The UNet that the predicted LoRAs are for. It stays as it is."),
                 io.Clip.Input("clip", tooltip="The text encoder that the predicted words are for."),
@@ -119,6 +123,11 @@ class PretrainTuningEncoder(io.ComfyNode):
         return why_no_file(name, NUMBER, [first_folder(TUNING_ENCODERS)])
 
     @classmethod
+    def outlook(cls, narrow: bool, *, steps: int, batch: int, learning_rate: float, rank: int) -> Outlook:
+        """What `execute` will do, with a model as `narrow` as the bundled one, or not."""
+        return outlook_of(encoder_settings(narrow, steps=steps, batch=batch, learning_rate=learning_rate, rank=rank))
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -149,25 +158,19 @@ class PretrainTuningEncoder(io.ComfyNode):
             if images is not None
             else WorldPictures(world_pictures, seed, say_place=True)
         )
-        settings = EncoderPretrainSettings(
-            **{
-                **recommended_encoder(adapted),
-                **({} if size == inputs.AUTO else {"preset": size}),
-                **inputs.chosen(steps=steps, batch=batch, learning_rate=learning_rate),
-            },
-            rank=rank,
+        numbers = encoder_settings(is_narrow(adapted), steps=steps, batch=batch, learning_rate=learning_rate, rank=rank)
+        settings = replace(
+            numbers,
+            preset=numbers.preset if size == inputs.AUTO else size,
             contrastive=contrastive_weight,
             seed=seed,
-            checkpoint_every=50,
-            preview_every=50,
-            log_every=5,
         )
         looking = image_encoder_of(clip_vision, adapted)
         facts = [str(cls.hidden.unique_id), adapted.fingerprint, adapted.applied, adapted.autoencoder]
         facts += [looking.fingerprint, source.state()]
         start = partial(pretrain_encoder, adapted, looking, source, known=known_words(adapted))
         work = Resumable("tuning-encoder", start, settings, [*facts, settings.identity()])
-        reporter = Reporter(cls.hidden.unique_id, settings.steps, conclusion)
+        reporter = Reporter(cls.hidden.unique_id, outlook_of(settings), conclusion)
         written: list[Path] = []
 
         def save(event: PretrainedEncoder) -> None:
@@ -175,7 +178,23 @@ class PretrainTuningEncoder(io.ComfyNode):
             written.append(save_tuning_encoder(event.encoder, root, free_name(name, [root], NUMBER)))
 
         finished = report_resumable(work, reporter, continue_interrupted, save=save)
-        return io.NodeOutput(finished.encoder, loss_map(finished.losses), name_in(root, written[0]))
+        outputs = finished.encoder, loss_map(finished.losses), name_in(root, written[0])
+        return io.NodeOutput(*outputs, ui=saved_output([f"Saved {told(written[0])}"], {"file": written[0]}))
+
+
+def encoder_settings(
+    narrow: bool, *, steps: int, batch: int, learning_rate: float, rank: int
+) -> EncoderPretrainSettings:
+    """What suits a model as `narrow` as the bundled one, or one that is not, with the numbers that were chosen."""
+    chosen = inputs.chosen(steps=steps, batch=batch, learning_rate=learning_rate)
+    often = {"checkpoint_every": 50, "preview_every": 50, "log_every": 5}
+    return EncoderPretrainSettings(**{**encoder_for(narrow), **chosen}, rank=rank, **often)
+
+
+def outlook_of(settings: EncoderPretrainSettings) -> Outlook:
+    """What the page says of a pretraining."""
+    pictures = settings.steps // settings.preview_every
+    return Outlook(settings.steps, settings.batch, settings.learning_rate, rank=settings.rank, pictures=pictures)
 
 
 def conclusion(event: PretrainedEncoder) -> str:

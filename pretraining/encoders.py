@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from ..core.models.tiny import config
 from ..core.models.tiny.build import build_image_encoder
 from ..core.models.tiny.token_table import TABLE_KEY, pack
-from ..core.models.tiny.weights import write_weights
+from ..core.models.tiny.weights import write_tensors
 from ..core.world.scenes import WORLD_VERSION
 from .captions import Words, sample_captions, token_batch, used_tokens
+from .forms import FORMS
 from .pictures import pictures
 from .processes import Processes
 from .run import Plan, Run
@@ -51,9 +52,14 @@ class Similarity(torch.nn.Module):
 
 
 def train_encoders(
-    folder: Path, processes: Processes, steps: int = 900, batch: int = 192, scenes: int = 24_000
+    folder: Path,
+    processes: Processes,
+    steps: int = 900,
+    batch: int = 192,
+    scenes: int = 24_000,
+    form: str = "candidate",
 ) -> None:
-    """Train both encoders and write their weight files (rank 0)."""
+    """Train both encoders and write a form's weight files (rank 0)."""
     device = processes.device
     if processes.first:
         pictures(folder / "pictures", "train", scenes)
@@ -102,8 +108,9 @@ def train_encoders(
 
     run.train(loss, after)
     if processes.first:
-        facts = {"steps": str(run.step), "world": WORLD_VERSION, "command": "pretraining.tiny_model --stage encoders"}
+        command = f"pretraining.tiny_model --stage encoders ({form})"
+        facts = {"steps": str(run.step), "world": WORLD_VERSION, "command": command}
         state = dict(text.state_dict())
         table = pack(tokens, state.pop(TABLE_KEY))
-        write_weights("text_encoder", {**state, **table}, facts)
-        write_weights("image_encoder", dict(image.state_dict()), facts)
+        write_tensors(FORMS[form].path("text_encoder"), {**state, **table}, facts)
+        write_tensors(FORMS[form].path("image_encoder"), dict(image.state_dict()), facts)

@@ -14,13 +14,13 @@ from ..core.inspection.world.report import tiny_autoencode
 from ..core.inspection.world.world_evaluation import draw
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.tiny import load_tiny
-from ..core.models.tiny.load import load_part
 from ..core.world.captions import caption
 from ..core.world.concepts import CONCEPTS
 from ..core.world.render import concept_images, render
 from ..core.world.scenes import IMAGE_SIZE, Scene
+from .forms import FORMS
 from .pictures import scene
-from .vae import CANDIDATE, load_candidate, reconstruct
+from .vae import reconstruct
 
 PROMPTS = (
     "a photo of a red ball on the grass",
@@ -91,7 +91,7 @@ def vae_comparison(path: Path, zoom: int = 2) -> None:
     drawn = np.concatenate([concept_images(name, 1)[0] for name in CONCEPTS])
     copies = [
         (reconstruct(vae, drawn, device) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        for vae in (load_part("vae"), load_candidate())
+        for vae in (form.load("vae") for form in FORMS.values())
     ]
     side, line = IMAGE_SIZE * zoom, 16
     page = Image.new("RGB", (6 * (side + 2), 5 * (side + line)), "white")
@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     sheet(drawn[:8] + decoded, ["render"] * 8 + ["through the VAE"] * 8, 8).save(options.out / "reconstructions.png")
     sampled = list(draw(DiffusersModel.from_tiny(model), PROMPTS, range(len(PROMPTS))))
     sheet(sampled, list(PROMPTS), 8).save(options.out / "samples.png")
-    if CANDIDATE.exists():
+    if FORMS["candidate"].path("vae").exists():
         vae_comparison(options.out / "vae_candidate.jpg")
     if options.logs:
         curves(options.logs, options.out / "curves.png")

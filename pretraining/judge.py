@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from ..core.inspection.world.checks import GRID, KINDS, JudgeNetwork
-from ..core.models.tiny.load import load_part
-from ..core.models.tiny.weights import write_weights
+from ..core.models.tiny.weights import write_tensors
 from ..core.world.concepts import CONCEPTS
 from ..core.world.render import render
 from ..core.world.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, WORLD_VERSION, Scene, SecondObject
+from .forms import FORMS, Form
 from .pictures import scene as training_scene
 from .processes import Processes
 from .run import Plan, Run
@@ -67,12 +68,15 @@ def labels(scene: Scene, subject: np.ndarray, second: np.ndarray) -> dict[str, n
     return {"role": role, "kind": kind, "colour": colour, "background": background, "style": style}
 
 
-def decoded_pictures(folder: Path, split: str, n: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[Scene]]:
+def decoded_pictures(
+    folder: Path, split: str, n: int, form: Form
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[Scene]]:
     """Reconstructions uint8 (n, 3, 128, 128), their labels (n, 32, 32), and the scenes."""
-    path = folder / "pictures" / f"judge-{split}-{n}.pt"
+    vae_file = hashlib.sha256(form.path("vae").read_bytes()).hexdigest()[:8]
+    path = folder / "pictures" / f"judge-{split}-{n}.{form.name}-{vae_file}.pt"
     scenes = [judged_scene(i, split) for i in range(n)]
     if not path.exists():
-        vae = load_part("vae")
+        vae = form.load("vae")
         images, marked = [], []
         for start in range(0, n, 64):
             drawn = [render(s) for s in scenes[start : start + 64]]
@@ -96,13 +100,20 @@ def disturb(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return x + 0.08 * torch.rand(n, 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
 
 
-def train_judge(folder: Path, processes: Processes, steps: int = 2000, batch: int = 32, scenes: int = 4800) -> None:
-    """Train the judge and write its weights (rank 0)."""
-    device = processes.device
+def train_judge(
+    folder: Path,
+    processes: Processes,
+    steps: int = 2000,
+    batch: int = 32,
+    scenes: int = 4800,
+    form: str = "candidate",
+) -> None:
+    """Train the judge of what comes out of a form's VAE and write its weights (rank 0)."""
+    device, chosen = processes.device, FORMS[form]
     if processes.first:
-        decoded_pictures(folder, "train", scenes)
+        decoded_pictures(folder, "train", scenes, chosen)
     processes.wait()
-    images, truth, _ = decoded_pictures(folder, "train", scenes)
+    images, truth, _ = decoded_pictures(folder, "train", scenes, chosen)
     torch.manual_seed(0)
     network = JudgeNetwork().to(device)
     plan = Plan(steps, rate=2e-3, warm_up=50, decay=0.5, weight_decay=0.01, ema=0.995, save_every=300)
@@ -126,5 +137,6 @@ def train_judge(folder: Path, processes: Processes, steps: int = 2000, batch: in
     run.train(loss)
     if processes.first:
         run.swap_ema()
-        facts = {"steps": str(run.step), "world": WORLD_VERSION, "command": "pretraining.tiny_model --stage judge"}
-        write_weights("judge", dict(network.state_dict()), facts)
+        command = f"pretraining.tiny_model --stage judge ({form})"
+        facts = {"steps": str(run.step), "world": WORLD_VERSION, "command": command}
+        write_tensors(chosen.path("judge"), dict(network.state_dict()), facts)

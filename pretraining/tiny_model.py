@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from .forms import FORMS, STARTS
 from .processes import Processes
 
 STAGES = ("vae", "encoders", "unet", "judge")
@@ -20,10 +21,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default=None, help="default: a GPU if there is one")
     parser.add_argument("--steps", type=int, default=None, help="steps of the stage instead of its own number")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of each process")
-    parser.add_argument("--form", choices=("candidate", "bundled"), default="candidate", help="which VAE to train")
-    parser.add_argument(
-        "--start", choices=("bundled", "candidate", "fresh"), default="bundled", help="the VAE's first weights"
-    )
+    parser.add_argument("--form", choices=tuple(FORMS), default="candidate", help="which model to train")
+    parser.add_argument("--start", choices=STARTS, default="bundled", help="first weights of VAE and UNet")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -37,15 +36,15 @@ def main(arguments: list[str] | None = None) -> None:
         elif stage == "encoders":
             from .encoders import train_encoders
 
-            train_encoders(options.out, processes, **chosen)
+            train_encoders(options.out, processes, form=options.form, **chosen)
         elif stage == "unet":
             from .unet import train_unet
 
-            train_unet(options.out, processes, **chosen)
+            train_unet(options.out, processes, form=options.form, start=options.start, **chosen)
         else:
             from .judge import train_judge
 
-            train_judge(options.out, processes, **chosen)
+            train_judge(options.out, processes, form=options.form, **chosen)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,10 @@ import torch
 
 from ..core.maths.schedule import add_noise, alpha_bar, scaled_linear_betas, velocity
 from ..core.models.tiny import config
-from ..core.models.tiny.build import build_unet
-from ..core.models.tiny.load import load_part
-from ..core.models.tiny.weights import write_weights
+from ..core.models.tiny.weights import read_tensors, write_tensors
 from ..core.world.scenes import WORLD_VERSION
 from .captions import Words, sample_captions, token_batch
+from .forms import FORMS, Form, inherit
 from .pictures import pictures
 from .processes import Processes
 from .run import Plan, Run
@@ -26,12 +26,13 @@ SHARE_OF_PAIRS = 0.4
 """Share of visits that go to scenes with a second object (a quarter of all scenes): they are the harder ones."""
 
 
-def latents(folder: Path, split: str, n: int, processes: Processes) -> torch.Tensor:
-    """Encoded pictures (n, 4, 16, 16) fp16; every process encodes its share once, then all read the files."""
+def latents(folder: Path, split: str, n: int, processes: Processes, form: Form) -> torch.Tensor:
+    """Encoded pictures (n, channels, 16, 16) fp16; every process encodes its share once, then all read the files."""
     rank, size = processes.rank, processes.size
-    path = folder / "pictures" / f"{split}-{n}.latents{rank}of{size}.pt"
+    stem = f"{split}-{n}.{form.name}-{encoder_digest(form)}.latents"
+    path = folder / "pictures" / f"{stem}{rank}of{size}.pt"
     if not path.exists():
-        vae = load_part("vae", processes.device).to(memory_format=torch.channels_last)
+        vae = form.load("vae", processes.device).to(memory_format=torch.channels_last)
         _, images, _ = pictures(folder / "pictures", split, n)
         mine, out = np.array_split(np.arange(n), size)[rank], []
         for index in np.array_split(mine, max(1, len(mine) // 64)):
@@ -41,8 +42,29 @@ def latents(folder: Path, split: str, n: int, processes: Processes) -> torch.Ten
                 out.append(vae.encode(x).latents.half().cpu().contiguous())
         torch.save(torch.cat(out), path)
     processes.wait()
-    parts = [torch.load(path.with_name(f"{split}-{n}.latents{r}of{size}.pt"), weights_only=True) for r in range(size)]
+    parts = [torch.load(path.with_name(f"{stem}{r}of{size}.pt"), weights_only=True) for r in range(size)]
     return torch.cat(parts)
+
+
+def encoder_digest(form: Form) -> str:
+    """Eight hex digits of the VAE encoder's weights: other weights make other latents, the decoder's make none."""
+    digest = hashlib.sha256()
+    for key, value in sorted(read_tensors(form.path("vae")).items()):
+        if key.startswith("encoder."):
+            digest.update(value.numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def inherit_unet(unet: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Take over a UNet on another form's latents: channels that it lacks are not heeded at first, and predicted as 0.
+
+    Raises ValueError where more than the number of latent channels differs, or where `state` has more of them.
+    """
+    own = unet.state_dict()
+    grown = {"conv_in.weight": 1, "conv_out.weight": 0, "conv_out.bias": 0}
+    for key in grown:
+        own[key] = torch.zeros_like(own[key])
+    unet.load_state_dict(inherit(own, state, grown))
 
 
 def train_unet(
@@ -52,23 +74,30 @@ def train_unet(
     batch: int = 64,
     scenes: int = 24_000,
     compile_network: bool = True,
+    form: str = "candidate",
+    start: str = "bundled",
 ) -> None:
-    """Train the UNet; every 250 steps its EMA becomes the model's weight file (rank 0).
+    """Train the UNet; every 250 steps its EMA becomes the form's weight file (rank 0).
 
-    `compile_network` saves about a fifth of the time on CPUs and costs some minutes at the start.
+    `form` is one of `FORMS`, `start` one of `STARTS`: the weights to begin from, on as many latent channels as they
+    know, or "fresh" ones. `compile_network` saves about a fifth of the time on CPUs; the start takes minutes longer.
     """
     from diffusers.models.attention_processor import AttnProcessor
 
     device = processes.device
     world, _, _ = pictures(folder / "pictures", "train", scenes)
     test_world, _, _ = pictures(folder / "pictures", "test", 256)
-    train_latents = latents(folder, "train", scenes, processes)
-    test_latents = latents(folder, "test", 256, processes)
+    chosen = FORMS[form]
+    train_latents = latents(folder, "train", scenes, processes, chosen)
+    test_latents = latents(folder, "test", 256, processes, chosen)
     words = Words()
-    text = load_part("text_encoder", device)
+    text = chosen.load("text_encoder", device)
     text.config._attn_implementation = "eager"
     torch.manual_seed(0)
-    unet = build_unet().to(device)
+    unet = chosen.build("unet")
+    if start != "fresh":
+        inherit_unet(unet, read_tensors(FORMS[start].path("unet")))
+    unet = unet.to(device)
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
     compiled = torch.compile(unet, dynamic=False) if compile_network else unet
@@ -117,8 +146,8 @@ def train_unet(
         with torch.no_grad():
             told = errors(unet, x0, captions, t, noise).mean()
             untold = errors(unet, x0, [""] * 128, t, noise).mean()
-        facts = {"steps": str(step), "world": WORLD_VERSION, "command": "pretraining.tiny_model --stage unet"}
-        write_weights("unet", dict(unet.state_dict()), facts)
+        facts = {"steps": str(step), "world": WORLD_VERSION, "command": f"pretraining.tiny_model --stage unet ({form})"}
+        write_tensors(chosen.path("unet"), dict(unet.state_dict()), facts)
         run.swap_ema()
         return {"val_caption": float(told), "val_empty": float(untold)}
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core.models.tiny import config
-from ..core.models.tiny.build import build_vae
-from ..core.models.tiny.weights import read_tensors, tiny_weights_path, write_tensors
+from ..core.models.tiny.weights import read_tensors, write_tensors
 from ..core.world.scenes import WORLD_VERSION
+from .forms import FORMS, inherit
 from .patterns import patterns
 from .pictures import pictures
 from .processes import Processes
@@ -24,10 +23,6 @@ OBJECT_WEIGHT = 2.0
 LATENT_NOISE = 0.08
 ERROR_WEIGHT = 4.0
 PATTERN_SHARE = 0.125
-CANDIDATE = Path(__file__).parent / "candidates" / "vae.safetensors"
-FORMS = {"candidate": (config.VAE_CANDIDATE, CANDIDATE), "bundled": (config.VAE, tiny_weights_path("vae"))}
-"""What can be trained: the VAE's numbers and the weight file to write."""
-STARTS = ("bundled", "candidate", "fresh")
 
 
 def crops(
@@ -94,29 +89,15 @@ def calm(vae: torch.nn.Module) -> None:
         torch.nn.init.zeros_(block.conv[4].bias)
 
 
-def inherit(vae: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+def inherit_vae(vae: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Take over another form's weights; latent channels that it lacks keep theirs, and the decoder heeds them not yet.
 
     Raises ValueError where more than the number of latent channels differs, or where `state` has more of them.
     """
     own = vae.state_dict()
     first, last = "decoder.layers.0.weight", f"encoder.layers.{len(vae.encoder.layers) - 1}"
-    grown = {first: 1, f"{last}.weight": 0, f"{last}.bias": 0}
-    own[first].zero_()
-    for key, value in state.items():
-        room = list(own[key].shape)
-        if (axis := grown.get(key)) is not None:
-            room[axis] = min(room[axis], value.shape[axis])
-        if tuple(room) != tuple(value.shape):
-            raise ValueError(f"{key}: {tuple(value.shape)} does not fit into {tuple(own[key].shape)}")
-        own[key][tuple(slice(size) for size in room)] = value
-
-
-def load_candidate(device: str | torch.device = "cpu") -> torch.nn.Module:
-    """The candidate VAE with its weights, frozen. Raises FileNotFoundError where they have not been trained."""
-    vae = build_vae(config.VAE_CANDIDATE)
-    vae.load_state_dict(read_tensors(CANDIDATE))
-    return vae.requires_grad_(False).eval().to(device)
+    own[first] = torch.zeros_like(own[first])
+    vae.load_state_dict(inherit(own, state, {first: 1, f"{last}.weight": 0, f"{last}.bias": 0}))
 
 
 def train_vae(
@@ -130,7 +111,7 @@ def train_vae(
 ) -> None:
     """Train the autoencoder; its checkpoint is `folder/vae.pt`, and every 250 steps its EMA is written out (rank 0).
 
-    `form` is one of `FORMS`. `start` is one of `STARTS`: the weights to begin from, with more latent channels where the
+    `form` is one of `FORMS`, `start` one of `STARTS`: the weights to begin from, with more latent channels where the
     form has more, or "fresh" ones.
     """
     device = processes.device
@@ -143,11 +124,10 @@ def train_vae(
     _, test_images, test_masks = pictures(folder / "pictures", "test", 256)
     patterned = patterns(folder / "pictures", scenes)
     torch.manual_seed(0)
-    numbers, path = FORMS[form]
-    vae = build_vae(numbers)
+    vae = FORMS[form].build("vae")
     calm(vae)
     if start != "fresh":
-        inherit(vae, read_tensors(FORMS[start][1]))
+        inherit_vae(vae, read_tensors(FORMS[start].path("vae")))
     vae = vae.to(device, memory_format=torch.channels_last)
     plan = Plan(steps, rate=1e-3, warm_up=100, decay=1.0, weight_decay=0.0, ema=0.995, save_every=250, muon=True)
     run = Run("vae", {"vae": vae}, plan, folder, processes)
@@ -169,7 +149,7 @@ def train_vae(
             return None
         run.swap_ema()
         facts = {"steps": str(step), "world": WORLD_VERSION, "command": f"pretraining.tiny_model --stage vae ({form})"}
-        write_tensors(path, dict(vae.state_dict()), facts)
+        write_tensors(FORMS[form].path("vae"), dict(vae.state_dict()), facts)
         last = step == plan.steps
         figures = psnr(vae, *((test_images, test_masks) if last else (test_images[:64], test_masks[:64])), device)
         run.swap_ema()

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core.models.tiny.load import load_part
 from ..core.world.concepts import CONCEPTS
 from ..core.world.render import concept_images
 from ..core.world.scenes import BACKGROUNDS
 from ..core.world.spots import SpotCount, compare_spots
+from .forms import FORMS
 from .pictures import pictures
-from .vae import load_candidate, psnr, reconstruct
+from .vae import psnr, reconstruct
 
 CPU = torch.device("cpu")
 SPOTTED = tuple(c.name for c in CONCEPTS.values() if c.texture == "spotted")
@@ -62,8 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="rendered pictures go here")
     options = parser.parse_args(arguments)
-    for name, vae in (("bundled", load_part("vae")), ("candidate", load_candidate())):
-        print(json.dumps({"vae": name, **vae_report(vae, options.out)}, indent=1))
+    for name, form in FORMS.items():
+        print(json.dumps({"vae": name, **vae_report(form.load("vae"), options.out)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -82,10 +82,19 @@ def front_end_key(name: str) -> str:
     return name.replace(".", "_")
 
 
+def files() -> dict[str, Path]:
+    """The files of the shipped graphs by what each calls itself, which is how links and translations know it; one that
+    is new is called by its file's name without number, in small letters."""
+    named = {}
+    for file in sorted((REPOSITORY / "workflows").glob("*.json")):
+        graph = json.loads(file.read_text(encoding="utf-8"))
+        named[graph["extra"].get(GRAPH) or re.sub(r"\W+", "_", file.stem.lower().lstrip("0123456789 "))] = file
+    return named
+
+
 def workflows() -> dict[str, Any]:
     """The shipped graphs by name."""
-    files = sorted((REPOSITORY / "workflows").glob("*.json"))
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files().items()}
 
 
 def numbered(name: str, graph: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -107,7 +116,7 @@ def mark() -> int:
         graph["extra"][GRAPH] = name
         for key, note in numbered(name, graph):
             note["properties"][NOTE] = key
-        file = REPOSITORY / "workflows" / f"{name}.json"
+        file = files()[name]
         indent = 2 if file.read_text(encoding="utf-8").startswith('{\n  "') else 1
         file.write_text(json.dumps(graph, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
     write(REPOSITORY / NOTES.format("en"), notes())

@@ -22,15 +22,21 @@ ONLY_IN_TRAIN_EXTRA = {"accelerate", "diffusers", "matplotlib", "open_clip", "ty
 # The two seams that everything speaks, the concept and the protocol of a model, are declarations beside the maths.
 # ConceptWorld's scenes, captions and renderer need no model; what judges pictures with one is an inspection.
 LAYERS = (
-    ("core.maths", "core.wording"),
+    ("core.maths", "core.wording", "core.later"),
     ("core.concept", "core.models.protocol"),
     ("core.networks", "core.prompts"),
     ("core.files", "core.world"),
     ("core.models", "core.prompt_sets"),
     ("core.inspection",),
-    ("core.training.run", "core.training.methods", "core.training.near_words"),
+    ("core.training.run", "core.training.methods", "core.training.near_words", "core.training.defaults"),
     ("core.training.settings", "core.training.presets"),
-    ("core.training.word", "core.training.weights", "core.training.pictures", "core.training.prompts"),
+    (
+        "core.training.word",
+        "core.training.weights",
+        "core.training.latent_bank",
+        "core.training.pictures",
+        "core.training.prompts",
+    ),
     ("core.training.contextualizer", "core.training.one_picture"),
     ("core.training.regularizers",),
     ("core.training",),

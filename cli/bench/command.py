@@ -8,20 +8,16 @@ import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from ...core.models.diffusers_adapter import DiffusersModel
-from ...core.models.protocol import TextToImageModel
-from ...core.training.regularizers.context import CoReRegularizer
-from ...core.training.settings import Precision, TrainSettings, UNetPasses
+from ...core.training.defaults import Precision, UNetPasses
 from ..loading import chosen_device, load_model
-from .attention import attention_cost
-from .dual_path import dual_path_cost, sd15_dual_path
-from .interleaved import step_figures
-from .mlm import mlm_figures, sd15_text_encoder, true_mlm_cost
-from .tuning_encoder import tuning_memory_figures
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...core.models.diffusers_adapter import DiffusersModel
+    from ...core.models.protocol import TextToImageModel
 
 PROMPTS = ("a {} in the snow", "a red {} on the beach", "a drawing of a {} beside a lake", "a photo of a {} at night")
 
@@ -56,6 +52,17 @@ def main(
         true_size: Also sample over two paths and train with MLM at Stable Diffusion 1.5's true size: 16 GB, and half
             an hour on a CPU.
     """
+
+    import torch
+
+    from ...core.training.regularizers.context import CoReRegularizer
+    from ...core.training.settings import TrainSettings
+    from .attention import attention_cost
+    from .dual_path import dual_path_cost, sd15_dual_path
+    from .interleaved import step_figures
+    from .mlm import mlm_figures
+    from .tuning_encoder import tuning_memory_figures
+
     if steps < 1 or repetitions < 1:
         raise ValueError(f"--steps and --repetitions are at least 1, not {steps} and {repetitions}")
     place = chosen_device(device)
@@ -105,6 +112,10 @@ def main(
 def true_size_costs(model: TextToImageModel) -> dict[str, Any]:
     """Keys "sd15_...", of a model of Stable Diffusion 1.5's true size: two paths against one on latents of 32 x 32, and
     steps with MLM at 512 pixels."""
+
+    from .dual_path import dual_path_cost
+    from .mlm import true_mlm_cost
+
     dual = dual_path_cost(model, side=_side(model), steps=1, repetitions=2, prefix="sd15_")
     return dual | true_mlm_cost(model)
 
@@ -117,9 +128,13 @@ def _model(name: str | Path, device: torch.device) -> TextToImageModel:
 
 def _wide(device: torch.device, channels: int) -> DiffusersModel:
     """Random weights in the shape of Stable Diffusion 1.x, which has 320 `channels`; 16 cross-attention layers."""
+
+    import torch
     from diffusers import UNet2DConditionModel
 
+    from ...core.models.diffusers_adapter import DiffusersModel
     from ...core.models.tiny.load import load_tiny
+    from .mlm import sd15_text_encoder
 
     tiny = load_tiny()
     torch.manual_seed(0)
@@ -146,6 +161,9 @@ def _side(model: TextToImageModel) -> int:
 
 def _peak_mb(device: torch.device) -> float:
     """The most memory in use so far: the GPU's where it is one, else that of the process."""
+
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -153,6 +171,8 @@ def _peak_mb(device: torch.device) -> float:
 
 
 def _machine(device: torch.device) -> Mapping[str, Any]:
+    import torch
+
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "cores": os.cpu_count(),

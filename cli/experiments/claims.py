@@ -10,9 +10,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...core.models.diffusers_adapter import DiffusersModel
 from .paper_tables import Parts, gathered, methods_table, papers_table, provenance
 from .tables import (
     has_tables,
@@ -23,7 +22,10 @@ from .tables import (
     table_header,
     table_row,
 )
-from .trials import Arm, Comparison, Trial, arm_key, cached_trial, demo_model, run_trial
+
+if TYPE_CHECKING:
+    from ...core.models.diffusers_adapter import DiffusersModel
+    from .trials import Arm, Comparison
 
 DEVELOPMENT = ("crested-bird", "goblet")
 """Concepts on which rates, steps and weights were chosen; never among those that are judged."""
@@ -134,16 +136,23 @@ def commit() -> str | None:
 
 def cell_name(part: Comparison, arm: Arm, name: str, seed: int) -> str:
     """Where a trial is kept: parts that train the same way share it."""
+
+    from .trials import arm_key, run_trial
+
     kind = "" if part.trial is run_trial else f"{part.trial.__name__}-"
     return f"{kind}{arm_key(arm)}-{name}-{seed}"
 
 
-Cell = tuple[Callable[..., Trial], Any, str, int]
+Cell = tuple[Callable[..., Any], Any, str, int]
+"""The trial of a part, its arm, the concept and the seed."""
 
 
 @cache
 def _loaded() -> DiffusersModel:
     """The model, once a process."""
+
+    from .trials import demo_model
+
     return demo_model()
 
 
@@ -155,6 +164,9 @@ def _prepare() -> None:
 
 def _one(key: str, cell: Cell, folder: Path) -> dict[str, Any]:
     """One cell, which remembers the commit it was made at."""
+
+    from .trials import cached_trial
+
     trial, arm, name, seed = cell
     return cached_trial(folder, key, lambda: {**trial(_loaded(), arm, name, seed).figures, "commit": commit()})
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 DEFAULT_CONCEPT, DEFAULT_SEED = "goblet", 1
 """A development concept, and a seed where the difference is plain to see: an example. docs/claims.md has evidence."""
 
@@ -118,6 +116,6 @@ def _follow(bar: Any) -> Callable[[Any], None]:
         if event.step == event.total_steps:
             bar.set_description(f"{bar.desc.removesuffix(': ')}, judging its pictures")
         if event.losses is not None and "diffusion" in event.losses:
-            bar.set_postfix(loss=f"{float(np.mean(event.losses['diffusion'].numpy())):.3f}")
+            bar.set_postfix(loss=f"{float(event.losses['diffusion'].mean()):.3f}")
 
     return watch

@@ -6,29 +6,33 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ...core.models.protocol import fingerprint
-from ...core.networks.tuning_encoder import Identity, Shape, TuningEncoder
-from ...core.world import concepts as world
-from ..bench.tuning_encoder import sd15_shape
-from .claims import DEVELOPMENT, MEASURES, Comparison, commit, compare, run_cells
-from .encoder_ways import RANK_PAIRS, RANK_WAYS, RANKS, WAY_PAIRS, WAYS, EncoderTrial, Way, loaded
+from .claims import DEVELOPMENT, MEASURES, commit, compare, run_cells
 from .tables import require_marks, rewrite_tables, table_header, table_row
-from .trials import demo_model
+
+if TYPE_CHECKING:
+    from ...core.networks.tuning_encoder import Shape, TuningEncoder
+    from .encoder_ways import Way
+    from .trials import Comparison
 
 SHOWN = {
     **{key: MEASURES[key] for key in ("fidelity", "composed", "recognised", "concept_score", "similarity", "leak")},
     "nearness": "cosine with the nearest word",
     "seconds": "seconds",
 }
-PARTS = {
-    "ways": Comparison("encoder-ways", WAYS, WAY_PAIRS),
-    "ranks": Comparison("encoder-ranks", RANK_WAYS, RANK_PAIRS),
-}
-"""By the name to give on the command line."""
+
+
+def offered() -> dict[str, Comparison]:
+    """By the name to give on the command line."""
+
+    from .encoder_ways import RANK_PAIRS, RANK_WAYS, WAY_PAIRS, WAYS
+    from .trials import Comparison
+
+    return {
+        "ways": Comparison("encoder-ways", WAYS, WAY_PAIRS),
+        "ranks": Comparison("encoder-ranks", RANK_WAYS, RANK_PAIRS),
+    }
 
 
 def main(
@@ -57,21 +61,27 @@ def main(
         workers: Processes that work at the same time, one thread each.
         markdown: A document in which the tables of each part, between its two marks, are written anew.
     """
+
     from tqdm import tqdm
 
-    unknown = [name for name in parts if name not in PARTS] + [name for name in concepts if name not in world.CONCEPTS]
+    from ...core.world import concepts as world
+    from .encoder_ways import RANK_WAYS, EncoderTrial, loaded
+    from .trials import demo_model
+
+    known = offered()
+    unknown = [name for name in parts if name not in known] + [name for name in concepts if name not in world.CONCEPTS]
     if unknown or not parts or seeds < 1 or prompts < 0 or workers < 1:
         raise ValueError(
-            f"parts are {', '.join(PARTS)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
+            f"parts are {', '.join(known)}, concepts {', '.join(world.CONCEPTS)}; at least one seed and one worker. "
             f"Unknown: {', '.join(unknown) or 'none'}"
         )
-    require_marks(() if markdown is None else (markdown,), [PARTS[name].name for name in parts])
+    require_marks(() if markdown is None else (markdown,), [known[name].name for name in parts])
     _, network = loaded(encoder)
     model = demo_model().fingerprint
     folder = folder / f"{model}-{digest(network)}"
     names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
     trial = EncoderTrial(encoder, prompts)
-    chosen = [PARTS[name] for name in parts]
+    chosen = [known[name] for name in parts]
     cells = {
         f"{way.key(prompts)}-{name}-{seed}": (trial, way, name, seed)
         for seed in range(1, seeds + 1)
@@ -135,6 +145,10 @@ def nearest_words(ways: Sequence[Way], trials: Sequence[Mapping[str, Any]]) -> l
 
 def sizes(shape: Shape) -> list[dict[str, int]]:
     """By rank, how many numbers the LoRA and the encoder that predicts it have, here and at Stable Diffusion's size."""
+
+    from ..bench.tuning_encoder import sd15_shape
+    from .encoder_ways import RANKS
+
     found = []
     for rank in RANKS:
         row = {"rank": rank}
@@ -148,6 +162,11 @@ def sizes(shape: Shape) -> list[dict[str, int]]:
 
 def encoder_numbers(shape: Shape, rank: int) -> int:
     """How many weights a tuning-encoder of that rank has; none of them is made."""
+
+    import torch
+
+    from ...core.networks.tuning_encoder import Identity, TuningEncoder
+
     with torch.device("meta"):
         return TuningEncoder(Identity("", "", {}, ""), replace(shape, preset=replace(shape.preset, rank=rank))).numbers
 
@@ -171,6 +190,9 @@ def size_table(rows: Sequence[Mapping[str, int]]) -> list[str]:
 
 def digest(network: TuningEncoder) -> str:
     """Tells encoders with different weights, negatives or timesteps apart."""
+
+    from ...core.models.protocol import fingerprint
+
     negatives = {f"negatives {name}": value for name, value in network.negatives.items()}
     return fingerprint({**network.state_dict(), **negatives}, timesteps=network.timesteps, seed=network.seed)
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ...core.concept import Concept
-from ...core.files import load_concept, save_embedding
-from ...core.inspection.world.attention_report import interval, scene_shares, summary
-from ...core.models.diffusers_adapter import DiffusersModel
-from ...core.world import concepts as world
-from ...core.world.render import concept_images
 from .tables import table_header, table_row
-from .trials import PICTURES, Arm, arm_key, core_inversion, demo_model, learn, mlm_inversion, plain_inversion
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...core.concept import Concept
+    from ...core.models.diffusers_adapter import DiffusersModel
+    from .trials import Arm
 
 CONCEPTS = ("castle", "racer", "planet", "winged-heart", "horned-cat")
 CLASS_WORD, CONTROL = "class-word", "ti"
@@ -53,6 +51,10 @@ def main(
         folder: Where the learned words are kept.
         steps: Training steps, if not the recipe's own.
     """
+
+    from ...core.world import concepts as world
+    from .trials import core_inversion, demo_model, mlm_inversion, plain_inversion
+
     unknown = [name for name in concepts if name not in world.CONCEPTS]
     if unknown or not concepts or seeds < 1:
         raise ValueError(f"concepts are {', '.join(world.CONCEPTS)}; at least one, and one seed. Unknown: {unknown}")
@@ -77,6 +79,9 @@ def measured(
     model: DiffusersModel, arm: Arm | None, name: str, seed: int, scenes: int, scene_seed: int, folder: Path
 ) -> Cell:
     """A learned word in its scenes; the class word where there is no arm."""
+
+    from ...core.inspection.world.attention_report import scene_shares
+
     vectors = None if arm is None else kept_word(folder, model, arm, name, seed).vectors
     shares = scene_shares(model, scenes, vectors, concept=name, seed=scene_seed)
     label = CLASS_WORD if arm is None else arm.name
@@ -85,6 +90,11 @@ def measured(
 
 def kept_word(folder: Path, model: DiffusersModel, arm: Arm, name: str, seed: int) -> Concept:
     """The word from `folder`, or learned now and kept there, so that a long comparison can be resumed."""
+
+    from ...core.files import load_concept, save_embedding
+    from ...core.world.render import concept_images
+    from .trials import PICTURES, arm_key, learn
+
     key = f"{arm_key(arm)}-{name}-{seed}"
     if not (folder / f"{key}.safetensors").exists():
         pictures, _, class_word = concept_images(name, PICTURES, seed=seed)
@@ -99,6 +109,11 @@ def compared(cells: Sequence[Cell]) -> dict[str, Any]:
 
     Intervals draw concepts first and scenes within them; a difference is that of the same scene.
     """
+
+    import torch
+
+    from ...core.inspection.world.attention_report import interval, summary
+
     labels = list(dict.fromkeys(cell.method for cell in cells))
     scenes = {label: [cell for cell in cells if cell.method == label] for label in labels}
     groups = [cell.concept for cell in scenes[CONTROL] for _ in cell.shown]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 INK, PAPER, FAINT = (28, 28, 32), (255, 255, 255), (120, 120, 128)
+LETTERS_OF = 170
+"""Pictures of this side go with letters of 13 to 20 pixels."""
+MOST_LABEL = 120
+"""Pixels of a line beside a row, of such letters."""
 
 
 @dataclass(frozen=True)
@@ -30,20 +35,23 @@ def contact_sheet(
     cell: int = 160,
     gap: int = 8,
     label_width: int = 190,
+    letters: float = 1.0,
 ) -> Image.Image:
     """A grid of pictures, `columns` above and row labels beside, text wrapped to its place.
 
-    Rows may differ in length. Raises ValueError where there is nothing to show.
+    A picture fills its cell of `cell` pixels a side as far as its shape lets it. `letters` enlarges all text. Rows may
+    differ in length. Raises ValueError where there is nothing to show.
     """
     widest = max((len(row.pictures) for row in rows), default=0)
     if widest == 0:
         raise ValueError("a contact sheet needs at least one picture")
-    small, normal, large = (ImageFont.load_default(size) for size in (13, 15, 20))
+    small, normal, large = (ImageFont.load_default(size * letters) for size in (13, 15, 20))
+    line, label_line = round(17 * letters), round(20 * letters)
     heads = [wrapped(text, small, cell) for text in columns]
-    head = max((len(lines) for lines in heads), default=0) * 17 + (gap if heads else 0)
-    top = gap + (34 if title else 0)
+    head = max((len(lines) for lines in heads), default=0) * line + (gap if heads else 0)
+    top = gap + (round(34 * letters) if title else 0)
     under = [[wrapped(text, small, cell) for text in row.captions] for row in rows]
-    heights = [cell + gap + max((len(lines) * 17 for lines in texts), default=0) for texts in under]
+    heights = [cell + gap + max((len(lines) * line for lines in texts), default=0) for texts in under]
     size = (label_width + widest * (cell + gap) + gap, top + head + sum(heights) + gap)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -56,15 +64,48 @@ def contact_sheet(
         y = top + head + sum(heights[:index])
         label = wrapped(row.label, normal, label_width - 2 * gap)
         draw.multiline_text((2 * gap, y + gap), "\n".join(label), INK, normal)
-        note = [piece for line in row.note.splitlines() for piece in wrapped(line, small, label_width - 2 * gap)]
-        draw.multiline_text((2 * gap, y + gap + 20 * len(label)), "\n".join(note), FAINT, small)
+        note = [piece for text in row.note.splitlines() for piece in wrapped(text, small, label_width - 2 * gap)]
+        draw.multiline_text((2 * gap, y + gap + label_line * len(label)), "\n".join(note), FAINT, small)
         for place, picture in enumerate(row.pictures):
-            image = Image.fromarray(_bytes(picture)).resize((cell, cell), Image.Resampling.LANCZOS)
             x = label_width + gap + place * (cell + gap)
-            sheet.paste(image, (x, y))
+            sheet.paste(_fitted(picture, cell), (x, y))
             if place < len(under[index]):
                 draw.multiline_text((x, y + cell + 2), "\n".join(under[index][place]), INK, small)
     return sheet
+
+
+def result_sheet(
+    rows: Sequence[tuple[str, Sequence[np.ndarray]]], prompts: Sequence[str] = (), *, title: str = "", side: int = 256
+) -> Image.Image:
+    """What methods drew of prompts: a (label, pictures) of each method, all in the order of `prompts`, each picture
+    `side` pixels large, with text in proportion. With twice as many pictures as prompts two stand under each.
+
+    Raises ValueError where rows differ in length, or pictures cannot be shared by the prompts.
+    """
+    counts = {len(pictures) for _, pictures in rows}
+    if len(counts) > 1:
+        listed = ", ".join(f"{label or f'row {place}'}: {len(own)}" for place, (label, own) in enumerate(rows, 1))
+        raise ValueError(f"every row needs as many pictures, one for each prompt; there are {listed}")
+    count = max(counts, default=0)
+    if prompts and (count < len(prompts) or count % len(prompts)):
+        raise ValueError(f"{count} pictures a row cannot be shared by {len(prompts)} prompts; give as many of each")
+    letters = side / LETTERS_OF
+    columns = [text for text in prompts for _ in range(count // len(prompts))]
+    label_width = width_of_labels([label for label, _ in rows], letters)
+    lines = [Row(label, pictures) for label, pictures in rows]
+    return contact_sheet(lines, columns, title=title, cell=side, label_width=label_width, letters=letters)
+
+
+def width_of_labels(labels: Sequence[str], letters: float) -> int:
+    """Pixels for labels beside rows: no more than they take, and lines of `MOST_LABEL` where they are long."""
+    font = ImageFont.load_default(15 * letters)
+    longest = max((font.getlength(label) for label in labels), default=0)
+    words = max((font.getlength(word) for label in labels for word in label.split()), default=0)
+    return math.ceil(max(words, min(longest, MOST_LABEL * letters))) + 17 if longest else 0
+
+
+def _fitted(picture: np.ndarray, cell: int) -> Image.Image:
+    return ImageOps.pad(Image.fromarray(_bytes(picture)), (cell, cell), Image.Resampling.LANCZOS, PAPER)
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:

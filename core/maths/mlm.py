@@ -11,8 +11,8 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from .arrays import Array, accumulation_dtype, require_same_shape, widen
+from .defaults import RHO
 
-RHO = 0.15
 LAMBDA_MLM = 1e-4
 MASKED_WEIGHT = 5.0
 IGNORED = -100

@@ -128,9 +128,13 @@ class DiffusersModel:
     @torch.no_grad()
     def to_latents(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         with self._exact_vae() as vae:
-            encoded = vae.encode(images.to(vae.device, vae.dtype))
-        posterior = getattr(encoded, "latent_dist", None)
-        latents = encoded.latents if posterior is None else draw(posterior.mean, posterior.std, generator)
+            # One by one: what is said of a picture must not depend, in its last digits, on those beside it.
+            encoded = [vae.encode(image[None].to(vae.device, vae.dtype)) for image in images]
+        if all(hasattr(one, "latent_dist") for one in encoded):
+            mean, std = (torch.cat([getattr(one.latent_dist, name) for one in encoded]) for name in ("mean", "std"))
+            latents = draw(mean, std, generator)
+        else:
+            latents = torch.cat([one.latents for one in encoded])
         mean, std = self._moments
         return (latents.float() - mean.to(latents.device)) / std.to(latents.device) * vae.config.scaling_factor
 

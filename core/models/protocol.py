@@ -203,7 +203,8 @@ class TextToImageModel(Protocol):
     def to_latents(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Images (B, 3, H, W) in [-1, 1] to *scaled* latents (B, C, H/f, W/f) as the UNet sees them, no gradient.
 
-        With a generator a sample of the autoencoder's posterior (METHODS.md 1.4 step 2a), otherwise its mean.
+        With a generator a sample of the autoencoder's posterior (METHODS.md 1.4 step 2a), otherwise its mean. Each
+        picture is looked at alone, so that its latents are the same to the last digit whatever lies beside it.
         """
 
     def to_images(self, latents: torch.Tensor) -> torch.Tensor:

@@ -17,10 +17,9 @@ from typing import ClassVar, Protocol
 import numpy as np
 import torch
 
+from .defaults import REAL_SHARE
 from .rich import RichPrompts, with_articles
 
-REAL_SHARE = 0.7
-"""METHODS.md 2.4: of the training text, 70 % are captions of real pictures and 30 % synthetic."""
 HELD_OUT_SHARE = 0.05
 HELD_OUT_TRIES = 10_000
 AT_ONCE = 512

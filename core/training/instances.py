@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
 from ..maths.schedule import min_snr_weight
 from ..models.protocol import TextToImageModel
-from .pictures import LatentBank
-from .run.draws import Draws, draw_step
+from .latent_bank import LatentBank
+from .run.draws import Draws, draw_step, drawn_rows
 from .run.noising import Noised, Noising
 from .settings import TrainSettings
 
@@ -46,12 +47,14 @@ class Instances:
         self.own = settings.prompts_of_pictures
         if len(self.own) not in (0, bank.pictures):
             raise ValueError(f"{bank.pictures} pictures have captions for {len(self.own)}: one entry for each")
+        self._seen, self._span = range(0), 1
 
     def __call__(self, step: int) -> InstanceBatch:
         """The batch of `step`, 0 the first, on the device."""
         draws, bank, gamma = self.draw(step), self.bank, self.settings.min_snr_gamma
-        noised = self.noising(bank.latents[draws.rows], draws.noise, draws.timesteps)
-        pixels = None if bank.weights is None else bank.weights[draws.rows]
+        self._see_to(step)
+        latents, pixels = bank.at(draws.rows)
+        noised = self.noising(latents, draws.noise, draws.timesteps)
         samples = None if gamma is None else min_snr_weight(self.noising.kind, noised.alpha_bar, gamma)
         return InstanceBatch(noised, draws.templates, pixels, samples)
 
@@ -64,10 +67,21 @@ class Instances:
             batch=settings.samples,
             pictures=bank.pictures,
             versions=bank.versions,
-            shape=tuple(bank.latents.shape[1:]),
+            shape=bank.shape,
             timesteps=self.timesteps.stop - self.timesteps.start,
             first_timestep=self.timesteps.start,
             templates=len(settings.templates),
             own=self.own,
             device=self.device,
         )
+
+    def _see_to(self, step: int) -> None:
+        """That all is encoded which `step` draws. Each time twice as many steps are seen to, so that the first step
+        waits for nothing else, and the autoencoder comes and goes a few times only."""
+        bank, settings = self.bank, self.settings
+        if bank.complete or step in self._seen:
+            return
+        self._seen = range(step, max(step + 1, min(step + self._span, settings.steps)))
+        self._span *= 2
+        rows = [drawn_rows(settings.seed, one, settings.samples, bank.pictures, bank.versions) for one in self._seen]
+        bank.need([*chain(*rows)])

@@ -13,8 +13,8 @@ from ..maths.objective import weighted_sum
 from ..maths.schedule import diffusion_loss
 from ..models.protocol import Conditioning, TextToImageModel
 from .instances import InstanceBatch, Instances
+from .latent_bank import LatentBank
 from .passes import Seen, predict, watch
-from .pictures import LatentBank
 from .prompts import PromptEncoder, StepView
 from .regularizers.seam import AttentionPass, LossTerm, Regularizer, Terms
 from .run.draws import generator_for

@@ -1,60 +1,125 @@
-"""Training pictures, encoded once: a bank of latents and, where masks or rotated corners ask for it, loss weights."""
+"""Training pictures, each version encoded when it is first drawn: latents and, where masks or rotated corners ask for
+it, loss weights."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 
 from ..files.shrinking import require_enough, resized, unit_range
 from ..maths.masks import shows_something
 from ..models.protocol import TextToImageModel
-from .run.draws import generator_for
+from .latent_bank import LatentBank
+from .run.draws import generator_for, send
 from .settings import Augmentation
 
-ENCODE_BATCH = 4
-"""Pictures the autoencoder takes at once: a bank is encoded in pieces so that it never sets the peak of memory."""
 
-KEPT = 6
-"""Pictures whose latents a concept keeps."""
+class PictureBank(LatentBank):
+    """A bank of pictures that are encoded when somebody `need`s them, never all before the first step.
 
-
-@dataclass(frozen=True)
-class LatentBank:
-    """`latents` (pictures * versions, C, h, w), row `picture * versions + version`, on the model's device.
-
-    `weights` (pictures * versions, 1, h, w) in [0, 1] are the loss weights of the same rows, None where all are 1.
+    A row is what it is whenever it is encoded, and beside whatever else: `to_latents` looks at each picture alone.
     """
 
-    latents: torch.Tensor
-    weights: torch.Tensor | None
-    pictures: int
-    versions: int
-    digest: str
-    """Hash of pictures and masks; a checkpoint belongs to one, and to the settings that prepared them."""
+    def __init__(
+        self,
+        model: TextToImageModel,
+        pictures: Sequence[torch.Tensor],
+        masks: Sequence[torch.Tensor] | None,
+        transparency: Sequence[torch.Tensor | None],
+        resolution: int,
+        augmentation: Augmentation | None,
+        seed: int,
+    ) -> None:
+        versions = 1 if augmentation is None else augmentation.bank
+        digest = _digest([*pictures, *(masks or []), *(one for one in transparency if one is not None)])
+        side = resolution // model.latent_factor
+        rows = len(pictures) * versions
+        latents = torch.zeros((rows, model.latent_channels, side, side), device=model.device)
+        weighed = masks is not None or (augmentation is not None and augmentation.rotation > 0)
+        weights = torch.ones((rows, 1, side, side), device=model.device) if weighed else None
+        super().__init__(latents, weights, len(pictures), versions, digest)
+        self.model, self.resolution, self.augmentation, self.seed = model, resolution, augmentation, seed
+        self._missing = set(range(rows))
+        self._originals = list(zip(pictures, masks or [None] * len(pictures), transparency, strict=True))
+        self._resized: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        if masks is not None:
+            self._require_something()
 
-    def to(self, device: torch.device) -> LatentBank:
-        """The same bank on `device`."""
-        weights = None if self.weights is None else self.weights.to(device)
-        return replace(self, latents=self.latents.to(device), weights=weights)
+    @property
+    def complete(self) -> bool:
+        return not self._missing
 
-    def kept(self) -> torch.Tensor:
-        """(k, C, h, w) latents of the first `KEPT` pictures, one version of each, for a concept to keep."""
-        return self.latents[:: self.versions][:KEPT].detach().to("cpu", torch.float32, copy=True)
+    @property
+    def latents(self) -> torch.Tensor:
+        self.need(range(self.pictures * self.versions))
+        return self._latents
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        if self._weights is not None:
+            self.need(range(self.pictures * self.versions))
+        return self._weights
+
+    @torch.no_grad()
+    def need(self, rows: Sequence[int]) -> None:
+        missing = sorted(self._missing.intersection(rows))
+        # Piece by piece: a bank of large pictures would be gigabytes before it is latents.
+        for start in range(0, len(missing), ENCODE_BATCH):
+            piece = missing[start : start + ENCODE_BATCH]
+            pixels, covered = (torch.stack(column) for column in zip(*map(self._prepared, piece), strict=True))
+            found = self.model.to_latents(send(pixels * 2 - 1, self.model.device))
+            at = send(torch.tensor(piece), self.model.device)
+            self._latents[at] = found.to(self.model.device, torch.float32)
+            if self._weights is not None:
+                self._weights[at] = send(self._share(covered), self.model.device)
+            self._missing.difference_update(piece)
+            self._let_go(piece)
+
+    def _prepared(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A version (3, S, S) and its mask (1, S, S)."""
+        small, covered = self._small(row // self.versions)
+        return _prepare(small, covered, self.resolution, self.augmentation, self.seed, row)
+
+    def _small(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A picture (3, H, W) whose short side is the resolution, and its mask (1, H, W)."""
+        if number not in self._resized:
+            picture, mask, clear = self._originals[number]
+            small = resized(picture, self.resolution, clear)
+            covered = torch.ones(1, *small.shape[1:])
+            if mask is not None:
+                covered = resized(mask[..., None].clamp(0, 1), self.resolution)
+            self._resized[number] = small, covered
+            self._originals[number] = (None, None, None)
+        return self._resized[number]
+
+    def _share(self, covered: torch.Tensor) -> torch.Tensor:
+        """(B, 1, S, S) -> (B, 1, h, w), the covered share of each latent cell."""
+        return F.interpolate(covered, size=self._latents.shape[-2:], mode="area")
+
+    def _let_go(self, rows: Sequence[int]) -> None:
+        """Pictures all of whose versions are latents now."""
+        for number in {row // self.versions for row in rows}:
+            own = range(number * self.versions, (number + 1) * self.versions)
+            if self._missing.isdisjoint(own):
+                self._resized.pop(number, None)
+
+    def _require_something(self) -> None:
+        """Raises ValueError where no version of a picture holds anything that counts."""
+        for number in range(self.pictures):
+            rows = range(number * self.versions, (number + 1) * self.versions)
+            if not any(bool((self._share(self._prepared(row)[1][None]) > 0).any()) for row in rows):
+                raise ValueError(
+                    f"what mask {number + 1} shows lies outside the square that is cut from its picture, which would "
+                    "teach nothing: crop the picture so that it lies in the middle"
+                )
 
 
-def latent_bank(latents: torch.Tensor) -> LatentBank:
-    """A bank of latents (k, C, h, w) that were kept, or drawn. Raises ValueError for another shape."""
-    if latents.ndim != 4 or not len(latents):
-        raise ValueError(f"latents (k, channels, height, width) are needed, got {tuple(latents.shape)}")
-    digest = hashlib.blake2b(latents.cpu().float().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
-    return LatentBank(latents.float(), None, len(latents), 1, digest)
+ENCODE_BATCH = 4
+"""Pictures that are prepared at once, so that they never set the peak of memory."""
 
 
 def encode_pictures(
@@ -66,8 +131,9 @@ def encode_pictures(
     augmentation: Augmentation | None,
     seed: int,
     transparency: torch.Tensor | Sequence[torch.Tensor] | None = None,
-) -> LatentBank:
-    """Prepare, augment and encode. `images` are (H, W, 3) in [0, 1] each, of any sizes; `masks` (H, W), 1 counts.
+) -> PictureBank:
+    """Check the pictures; the bank prepares, augments and encodes them. `images` are (H, W, 3) in [0, 1] each, of any
+    sizes; `masks` (H, W), 1 counts.
 
     Without augmentation the short side is resized to `resolution` and the middle square cropped. Where `transparency`
     (H, W) is 1 a picture is white. The latents are the mean of the autoencoder's posterior where it has one. What came
@@ -77,24 +143,7 @@ def encode_pictures(
     pictures = checked_pictures(images)
     coverage = None if masks is None else _checked_masks(masks, pictures)
     clear = _checked_transparency(transparency, pictures)
-    versions = 1 if augmentation is None else augmentation.bank
-    weighed = masks is not None or (augmentation is not None and augmentation.rotation > 0)
-    parts, shares = [], []
-    rows = _versions(pictures, coverage, clear, resolution, augmentation, seed)
-    # Piece by piece: a bank of large pictures would be gigabytes before it is latents.
-    while piece := list(islice(rows, ENCODE_BATCH)):
-        prepared, covered = (torch.stack(column) for column in zip(*piece, strict=True))
-        parts.append(model.to_latents(prepared.to(model.device) * 2 - 1).to(model.device, torch.float32))
-        if weighed:
-            shares.append(F.interpolate(covered, size=parts[-1].shape[-2:], mode="area"))
-    latents = torch.cat(parts)
-    weights = torch.cat(shares) if weighed else None
-    if weights is not None:
-        _require_something(rearrange(weights, "(pictures versions) ... -> pictures versions ...", versions=versions))
-        weights = weights.to(model.device)
-    digest = _digest([*pictures, *(coverage or []), *(one for one in clear if one is not None)])
-    # Cloned: what came out of a model loaded in inference mode may not be kept for a backward pass.
-    return LatentBank(latents.clone(), weights, len(pictures), versions, digest)
+    return PictureBank(model, pictures, coverage, clear, resolution, augmentation, seed)
 
 
 def checked_pictures(images: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -159,35 +208,6 @@ def _require_fitting(number: int, mask: torch.Tensor, picture: torch.Tensor) -> 
             f"mask {number} is {wide} x {tall} pixels and its picture {width} x {height}: resize one. Where a file "
             "has no transparency a loader may give an empty mask of another size: go without"
         )
-
-
-def _require_something(weights: torch.Tensor) -> None:
-    """Raises ValueError where no version of a picture, of (pictures, versions, 1, h, w), holds anything that counts."""
-    for number, versions in enumerate(weights, 1):
-        if not bool((versions > 0).any()):
-            raise ValueError(
-                f"what mask {number} shows lies outside the square that is cut from its picture, which would teach "
-                "nothing: crop the picture so that it lies in the middle"
-            )
-
-
-def _versions(
-    pictures: Sequence[torch.Tensor],
-    masks: Sequence[torch.Tensor] | None,
-    transparency: Sequence[torch.Tensor | None],
-    size: int,
-    augmentation: Augmentation | None,
-    seed: int,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Every version of every picture (3, size, size) with its mask (1, size, size), each picture resized once."""
-    versions = 1 if augmentation is None else augmentation.bank
-    for number, picture in enumerate(pictures):
-        small = resized(picture, size, transparency[number])
-        covered = torch.ones(1, *small.shape[1:])
-        if masks is not None:
-            covered = resized(masks[number][..., None].clamp(0, 1), size)
-        for version in range(versions):
-            yield _prepare(small, covered, size, augmentation, seed, number * versions + version)
 
 
 def _prepare(

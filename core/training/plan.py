@@ -13,6 +13,7 @@ import torch
 from ..concept import Concept
 from ..maths.norms import NormMode
 from ..models.protocol import TextToImageModel
+from .defaults import CLASS_PICTURES
 from .preparation import resolution_for
 from .presets import Preset, without_core
 from .regularizers.prior import PriorPreservation, Progress, require_weights
@@ -20,9 +21,6 @@ from .regularizers.registry import Added
 from .regularizers.seam import Regularizer
 from .settings import TrainSettings
 from .trainer import TrainingRun, train
-
-CLASS_PICTURES = 100
-"""For prior preservation, where nobody says how many."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,24 @@ class Choices:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """What can be said of a training before its model is there: the `recipe` that was chosen, the settings with which
+    it will run but for captions, and how many pictures of the class are drawn first (0 without prior preservation)."""
+
+    recipe: Preset
+    settings: TrainSettings
+    class_pictures: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """A training that can begin: what `train` needs beside the model and the pictures."""
 
     settings: TrainSettings
     regularizers: tuple[Regularizer, ...]
     start: Concept | None
+    outline: Outline | None = None
+    """What was said before the model was looked at, None where nobody asked."""
 
     def begin(
         self,
@@ -85,12 +95,19 @@ class Plan:
 
 def plan(model: TextToImageModel, choices: Choices) -> Plan:
     """What was chosen, for this model. Raises ValueError for what cannot be trained."""
-    settings = settings_of(choices)
-    weight = prior_weight(choices, settings)
+    outline = outlined(choices)
+    settings, weight = outline.settings, prior_weight(choices, outline.settings)
     made = tuple(added.fitting(model, settings.method) for added in choices.added)
     if weight > 0:
         made += (prior_preservation(model, settings, choices.prior, weight),)
-    return Plan(settings, made, choices.start)
+    return Plan(settings, made, choices.start, outline)
+
+
+def outlined(choices: Choices) -> Outline:
+    """What will be trained, without a model. Raises ValueError as `settings_of` and `prior_weight`."""
+    settings = settings_of(choices)
+    pictures = choices.prior.pictures if prior_weight(choices, settings) > 0 else 0
+    return Outline(choices.recipe, settings, pictures)
 
 
 def settings_of(choices: Choices) -> TrainSettings:

@@ -14,9 +14,10 @@ from ..concept import Concept
 from ..models.families import drawn_resolution
 from ..models.low_rank import Delta, apply_deltas
 from ..models.protocol import ImageSize, TextToImageModel
+from .latent_bank import LatentBank
 from .learner import Learner
 from .objective import Objective
-from .pictures import LatentBank, encode_pictures
+from .pictures import encode_pictures
 from .prompts import PromptEncoder
 from .regularizers.seam import Regularizer
 from .settings import TrainSettings
@@ -75,7 +76,7 @@ def latent_bank_of(
     images: torch.Tensor | Sequence[torch.Tensor] | LatentBank,
     masks: torch.Tensor | Sequence[torch.Tensor] | None,
 ) -> LatentBank:
-    """What a run looks at, on the model's device, encoded if it was not. Raises ValueError as `encode_pictures`."""
+    """What a run looks at, on the model's device. Raises ValueError as `encode_pictures`."""
     if isinstance(images, LatentBank):
         return images.to(model.device)
     transparent = settings.transparent_masks
@@ -106,7 +107,7 @@ def resolution_for(model: TextToImageModel, settings: TrainSettings) -> int:
 
 def resolution_of(model: TextToImageModel, bank: LatentBank) -> int:
     """Side in pixels of the pictures behind a bank's latents."""
-    return int(bank.latents.shape[-1]) * model.latent_factor
+    return int(bank.shape[-1]) * model.latent_factor
 
 
 def identity_of(

@@ -305,4 +305,9 @@ def first_preset(method: str) -> Preset:
 
 def suited_preset(model: TextToImageModel, method: str) -> Preset:
     """The recipe for a method that suits the model: the first, or the bundled model's for one as narrow as that."""
-    return demo_preset(method) if is_narrow(model) else first_preset(method)
+    return preset_for(is_narrow(model), method)
+
+
+def preset_for(narrow: bool, method: str) -> Preset:
+    """As `suited_preset`, of a model that is as `narrow` as the bundled one, or is not."""
+    return demo_preset(method) if narrow else first_preset(method)

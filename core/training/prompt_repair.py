@@ -21,7 +21,8 @@ from ..models.sampling import as_pictures, sample
 from ..models.text import encode_prompts
 from ..models.words import layer_vectors_of, one_slot_a_layer, vectors_of
 from ..wording import quoted
-from .pictures import LatentBank, latent_bank
+from .defaults import REPAIR_BATCH, REPAIR_RATE, REPAIR_STEPS
+from .latent_bank import LatentBank, latent_bank
 from .prompts import PromptEncoder
 from .regularizers.context import CoReRegularizer, CoReWeights, recommended_weights
 from .run.draws import generator_for
@@ -29,8 +30,7 @@ from .settings import TrainSettings
 from .trainer import TrainingRun, train
 from .word import Word
 
-STEPS, LEARNING_RATE, BATCH = 10, 5e-4, 6
-"""METHODS.md 1.6."""
+STEPS, LEARNING_RATE, BATCH = REPAIR_STEPS, REPAIR_RATE, REPAIR_BATCH
 NOISY = (0.8, 1.0)
 """Share of the schedule for pure noise: its late timesteps, where that is what latents are (METHODS.md 1.10 no. 8)."""
 

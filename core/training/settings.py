@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -17,12 +17,10 @@ from ..maths.norms import NormMode
 from ..maths.sphere import KAPPA
 from ..prompts.phrases import checked_phrase, checked_text
 from ..prompts.tokens import Words
+from .defaults import Precision, UNetPasses
 from .methods import Method, method_called
 from .run.checks import require_at_least_one, require_not_negative, require_one_of
-from .run.precision import Precision
 from .run.schedules import LearningRateSchedule
-
-UNetPasses = Literal["joint", "separate"]
 
 CORE_TEMPLATES = ("a photo of a {}",)
 """METHODS.md C1: the one instance prompt of the official CoRe code."""
@@ -71,6 +69,9 @@ class TrainSettings:
     depend on the timestep while it is trained, from all of it without noise to this one where there is most (T-LoRA,
     METHODS.md 6 no. 4); what is saved is an ordinary LoRA, which acts with its whole rank. `class_word` has one entry
     a placeholder where several concepts are trained together.
+
+    With `preview_every` there is a picture before the first step, one every so many steps, and one where the run ends,
+    also where it is stopped; 0: none at all.
 
     `captions` are prompts of each picture's own, in the order of the pictures, in place of the `templates` for that
     picture where there are any. With `transparent_masks` masks say where a picture is transparent, which is put on

@@ -20,8 +20,8 @@ from ..models.protocol import TextToImageModel
 from ..models.sampling import as_pictures, sample
 from ..models.text import encode_prompts
 from ..prompts.phrases import require_tokens
+from .latent_bank import LatentBank
 from .learner import Learner
-from .pictures import LatentBank
 from .preparation import Prepared, latent_bank_of, prepare
 from .regularizers.seam import Regularizer
 from .run.checkpoint import (
@@ -103,6 +103,7 @@ class TrainingRun(EventStream[Event]):
         self._changes = dict(changes or {})
         self._stop: str | None = None
         self._saved = 0
+        self._drawn: int | None = None
         self._before = 0.0
         self._started = time.perf_counter()
         super().__init__(self._run())
@@ -147,6 +148,8 @@ class TrainingRun(EventStream[Event]):
             learner = self._begin(stack).learner
             try:
                 yield Started(learner.done, self.settings.steps, learner.numbers)
+                if learner.done == 0:
+                    yield from self._previews()
                 while learner.done < self.settings.steps and self._stop is None:
                     self._advance()
                     yield from self._report()
@@ -166,7 +169,7 @@ class TrainingRun(EventStream[Event]):
         for word in words:
             require_tokens(model.text_encoders.values(), word)
         bank = latent_bank_of(model, settings, self._images, self._masks)
-        del self._images, self._masks  # they are latents now
+        del self._images, self._masks  # the bank has them, as long as it needs them
         prepared = self.prepared = prepare(
             stack,
             model,
@@ -220,7 +223,7 @@ class TrainingRun(EventStream[Event]):
         if self._stop is None and checkpoint and not last:
             yield written(done, self._save)
         if self._stop is None and preview:
-            yield self._preview()
+            yield from self._previews()
 
     def _fetch(self) -> Mapping[str, torch.Tensor]:
         """Losses since the last time. Where a step was not finite, the run goes back to the one before and ends."""
@@ -253,6 +256,8 @@ class TrainingRun(EventStream[Event]):
             yield written(learner.done, self._save)
         if self._stop is None:
             self._require_learning()
+        # After the checkpoint: whatever happens to a picture, the work is kept.
+        yield from self._previews()
         losses = {name: value for name, value in self.history.tensors().items() if name not in FLAGS}
         yield Finished(self.concept, learner.done, losses, self._seconds(), self._stop)
 
@@ -282,10 +287,16 @@ class TrainingRun(EventStream[Event]):
         self._saved = learner.done
         return path
 
+    def _previews(self) -> Iterator[Preview]:
+        """A picture of this step where there are to be any, unless it was drawn already."""
+        if self.settings.preview_every > 0 and self._drawn != self.learner.done:
+            self._drawn = self.learner.done
+            yield self._preview()
+
     @torch.no_grad()
     def _preview(self) -> Preview:
         settings, prompts = self.settings, self.prepared.prompts
-        side = self.prepared.bank.latents.shape[-1]
+        side = self.prepared.bank.shape[-1]
         latents = sample(
             self.model,
             prompts.conditioning(prompts.with_concept([settings.preview_prompt])),

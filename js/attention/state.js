@@ -27,3 +27,15 @@ export function indexOf(words, { text, nth }) {
   let seen = 0;
   return words.findIndex((word) => word.text === text && seen++ === nth);
 }
+
+/**
+ * What the node's mask_words says for these words, in the prompt's order. There a word is known by its text alone, between
+ * commas and whatever its case: the start and end tokens, a comma, and a word like one before it have no such name.
+ */
+export function maskText(words, indices) {
+  const plain = ({ text }) => text.toLowerCase();
+  const first = (index) => words.findIndex((word) => plain(word) === plain(words[index])) === index;
+  const named = (index) => words[index].kind === "word" && !words[index].text.includes(",") && first(index);
+  const found = [...indices].sort((one, other) => one - other).filter(named);
+  return found.map((index) => words[index].text).join(", ");
+}

@@ -5,7 +5,7 @@ import { spoken } from "../spoken.js";
 import { loadAtlas } from "./atlas_file.js";
 import { blend, css, freeColour, PALETTE, readableOn } from "./colours.js";
 import { byDepth, clamped, layerNames, lowest, peak, resized, sizes } from "./maps.js";
-import { indexOf, nameOf, restored } from "./state.js";
+import { indexOf, maskText, nameOf, restored } from "./state.js";
 import { placed } from "./tags.js";
 import { WordList } from "./words.js";
 
@@ -19,12 +19,12 @@ function inWords(name) {
 }
 
 /**
- * `address(file)` gives the URL of { filename, subfolder, type }; `keep(state)` is called whenever a choice is made.
- * `viewer.element` is what to show.
+ * `address(file)` gives the URL of { filename, subfolder, type }; `keep(state)` is called whenever a choice is made;
+ * `maskWords`, where there is one, is the node's input of that name: { get, set }. `viewer.element` is what to show.
  */
 export class AttentionViewer {
-  constructor({ address, keep }) {
-    Object.assign(this, { address, keep, state: restored(null), report: null, atlas: null, asked: 0 });
+  constructor({ address, keep, maskWords = null }) {
+    Object.assign(this, { address, keep, maskWords, state: restored(null), report: null, atlas: null, asked: 0 });
     this.words = new WordList({
       look: () => this.draw(),
       pin: (word) => this.togglePin(word),
@@ -101,6 +101,8 @@ export class AttentionViewer {
     const others = spoken("Show the start, end and padding tokens too");
     this.special = button(spoken("Special tokens"), others, () => this.choose({ special: !this.state.special }));
     this.unpin = button(spoken("Clear"), spoken("Let go of all pinned words (Escape)"), () => this.choose({ pins: [] }));
+    const forMask = spoken("Make the mask of the pinned words: writes them to mask_words. Run again for the mask");
+    this.mask = button(spoken("Use as mask"), forMask, () => this.useAsMask());
     const turner = (sign, name, by) => {
       const made = button(sign, name, turn(by));
       made.setAttribute("aria-label", name);
@@ -116,7 +118,7 @@ export class AttentionViewer {
       "aria-label": spoken("Size of maps"),
       change: () => this.choose({ size: this.size.value, layers: null }),
     });
-    return element("div", { class: "ci-buttons" }, this.size, this.common, this.special, this.unpin, this.turner);
+    return element("div", { class: "ci-buttons" }, this.size, this.common, this.special, this.mask, this.unpin, this.turner);
   }
 
   say(text) {
@@ -138,6 +140,27 @@ export class AttentionViewer {
     const pins = others.map(({ word: other, colour }) => ({ ...nameOf(this.report.words, other), colour }));
     if (others.length === pinned.length) pins.push({ ...name, colour: freeColour(pins.map((pin) => pin.colour)) });
     this.choose({ pins });
+  }
+
+  /** What mask_words would be for the pinned words. */
+  maskText() {
+    return maskText(
+      this.report.words,
+      this.pins().map(({ word }) => word),
+    );
+  }
+
+  useAsMask() {
+    this.maskWords.set(this.maskText());
+    this.refresh();
+  }
+
+  /** The button is pressed where mask_words says what is pinned, and not to be used where a link says it. */
+  drawMask() {
+    const [now, wanted] = [this.maskWords?.get() ?? null, this.maskText()];
+    this.mask.hidden = !this.maskWords;
+    this.mask.disabled = now === null || !wanted;
+    this.mask.setAttribute("aria-pressed", Boolean(wanted) && now === wanted);
   }
 
   /** The pinned words that this prompt has: { word, colour }. */
@@ -191,6 +214,7 @@ export class AttentionViewer {
     this.special.setAttribute("aria-pressed", state.special);
     this.special.hidden = report.words.every((word) => word.kind === "word");
     this.unpin.disabled = this.pins().length === 0;
+    this.drawMask();
     this.turner.hidden = report.images < 2;
     this.which.textContent = spoken("{image} of {images}", { image: this.image() + 1, images: report.images });
     this.before.disabled = this.image() === 0;

@@ -4,6 +4,7 @@ import { css, PALETTE } from "../attention/colours.js";
 import { element } from "../elements.js";
 import { spoken } from "../spoken.js";
 import { scaleOf, short, smoothed } from "./curves.js";
+import { plainly } from "./losses.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "6 3", "2 3", "8 3 2 3", "12 4", "4 2", "1 2"];
@@ -48,11 +49,12 @@ export function drawChart(svg, { steps, losses }, totalSteps, logarithmic) {
 
 /** One <li> a loss: its line, its name and its value now. */
 export function legend({ losses }) {
-  return Object.keys(losses).map((name, index) => {
+  const names = Object.keys(losses);
+  return names.map((name, index) => {
     const sample = shape("svg", { "aria-hidden": "true" });
     sample.append(shape("line", { ...style(index), x1: 0, x2: 18, y1: 4, y2: 4, "stroke-width": 2 }));
     const value = smoothed(losses[name]).at(-1);
-    return element("li", {}, sample, `${name} ${short(value)}`);
+    return element("li", { title: name }, sample, `${plainly(name, names)} ${short(value)}`);
   });
 }
 

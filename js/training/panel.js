@@ -1,17 +1,45 @@
-/** A training on its node: its losses, its samples, how long it still takes, and Stop and keep. */
+/** A training on its node: what it will do, its losses and samples, how it ended, and Stop and keep. */
 
 import { element } from "../elements.js";
 import { spoken } from "../spoken.js";
 import { drawChart, legend, SVG } from "./chart.js";
-import { duration, joined } from "./curves.js";
+import { copyLine } from "./copying.js";
+import { joined } from "./curves.js";
+import { standing, trouble } from "./ending.js";
+import { Samples } from "./samples.js";
+import { outlookInWords, sentence } from "./sentence.js";
 
 const NOTHING = { steps: [], losses: {} };
+const LEARNED = ["learned", "stopped", "early"];
 
 /** `address(file)` gives the URL of a sample, `stop()` asks the server to stop and keep, `keep(state)` keeps a choice. */
 export class TrainingPanel {
   constructor({ address, stop, keep }) {
-    Object.assign(this, { address, stop, keep, curves: NOTHING, facts: null, logarithmic: true });
+    Object.assign(this, { address, stop, keep, curves: NOTHING, facts: null, outlook: null, logarithmic: true });
+    this.makeParts();
+    this.element = element(
+      "div",
+      { class: "ci-view ci-training", role: "group", "aria-label": spoken("Training") },
+      element("div", { class: "ci-status" }, this.badge, this.status, this.copying.element, element("span", { class: "ci-turner" }, this.halt)),
+      this.sentence,
+      this.alert,
+      this.message,
+      element("div", { class: "ci-run" }, this.samples.pair, this.samples.strip, this.losses),
+      this.remark,
+    );
+    new ResizeObserver(() => this.draw()).observe(this.chart);
+    this.restore({});
+    this.empty();
+  }
+
+  makeParts() {
+    this.badge = element("span", { class: "ci-badge", hidden: true });
     this.status = element("span", { role: "status" });
+    this.sentence = element("p", { class: "ci-sentence" });
+    this.alert = element("p", { class: "ci-alert", role: "alert", tabindex: "0", hidden: true });
+    this.message = element("p", { class: "ci-message", text: spoken("Press Run. The losses and pictures of the training appear here.") });
+    this.remark = element("p", { class: "ci-remark" });
+    this.copying = copyLine();
     this.scale = this.button(spoken("Log"), spoken("Logarithmic or linear scale"), () => {
       this.restore({ linear: this.logarithmic });
       this.keep({ linear: !this.logarithmic });
@@ -22,17 +50,8 @@ export class TrainingPanel {
     this.chart.setAttribute("class", "ci-chart");
     this.chart.setAttribute("role", "img");
     this.legend = element("ul", { class: "ci-legend", "aria-label": spoken("Losses") });
-    this.strip = element("div", { class: "ci-strip", tabindex: "0", role: "group", "aria-label": spoken("Samples during training") });
-    this.element = element(
-      "div",
-      { class: "ci-view ci-training", role: "group", "aria-label": spoken("Training") },
-      element("div", { class: "ci-status" }, this.status, element("span", { class: "ci-turner" }, this.scale, this.halt)),
-      this.chart,
-      this.legend,
-      this.strip,
-    );
-    new ResizeObserver(() => this.draw()).observe(this.chart);
-    this.restore({});
+    this.losses = element("div", { class: "ci-losses" }, element("div", { class: "ci-charted" }, this.chart, this.scale), this.legend);
+    this.samples = new Samples(this.address, () => this.element?.classList.toggle("ci-sampled", !this.samples.empty));
   }
 
   button(text, title, click) {
@@ -45,11 +64,36 @@ export class TrainingPanel {
     this.draw();
   }
 
-  /** The whole of a training: from the server, or from ComfyUI's history. */
-  show(whole) {
+  /** Nothing was run, as far as anybody knows. */
+  empty() {
+    [this.facts, this.curves] = [null, NOTHING];
+    this.samples.clear();
+    this.label("");
+    this.say("");
+  }
+
+  /** What the node will do when Run is pressed; null where nobody knows. */
+  expect(outlook) {
+    this.outlook = outlook;
+    this.saySentence();
+  }
+
+  /** The node's turn has come, but there is nothing to see of it yet. */
+  prepare(text = "") {
+    if (this.facts && !this.facts.ended && !this.facts.preparing) return;
+    this.empty();
+    this.facts = { preparing: true, ended: false, stoppable: false };
+    this.say(text || spoken("Getting ready …"));
+  }
+
+  /** The whole of a training: from the server, or from ComfyUI's history. `label` says where an old one is from. */
+  show(whole, label = "") {
     if (whole?.version !== 1) return;
     this.curves = { steps: whole.steps, losses: whole.losses };
-    this.strip.replaceChildren();
+    this.facts = null;
+    this.samples.clear();
+    this.samples.put(whole.picture);
+    this.label(label);
     this.take(whole);
   }
 
@@ -62,24 +106,60 @@ export class TrainingPanel {
     this.take(news);
   }
 
+  /** The training came to nothing: `error` says why. What was seen of it stays. */
+  fail(error, label = "") {
+    if (this.facts?.end === "failed" && this.facts.error) return; // the server has said so, and what is kept
+    const { preparing, ...before } = this.facts ?? { preparing: true };
+    // What was learned before, and cannot be used after all, is not called learned.
+    if (preparing || !this.isRun()) this.empty();
+    this.facts = { ...before, ended: true, end: "failed", error, kept: 0, word: "" };
+    this.label(label);
+    this.say("");
+  }
+
+  /** Somebody pressed Cancel before the training itself could hear it. */
+  cancel() {
+    if (this.facts && this.facts.ended) return;
+    this.facts = { ...this.facts, preparing: false, ended: true, end: "cancelled", kept: 0, error: "" };
+    this.say("");
+  }
+
+  /** Whatever is shown is of an earlier run: `text` says so. */
+  label(text) {
+    [this.badge.textContent, this.badge.hidden] = [text, !text];
+  }
+
+  isRun() {
+    return Boolean(this.facts) && this.badge.hidden;
+  }
+
   take(facts) {
-    this.facts = facts;
-    for (const sample of facts.samples) this.addSample(sample);
-    const { step, total_steps: total, seconds_left: left, ended, text } = facts;
-    const progress = spoken("Step {step} of {total}", { step, total });
-    const running = left === null ? progress : `${progress} · ${spoken("{time} left", { time: duration(left) })}`;
-    this.status.textContent = ended ? text || progress : running;
-    this.halt.hidden = ended || facts.stoppable === false;
-    if (ended || facts.begins) [this.halt.disabled, this.halt.textContent] = [false, spoken("Stop and keep")];
+    this.facts = { ...this.facts, preparing: false, ...facts };
+    for (const sample of facts.samples) this.samples.add(sample);
+    if (facts.ended || facts.begins) [this.halt.disabled, this.halt.textContent] = [false, spoken("Stop and keep")];
+    this.say("");
+  }
+
+  /** Everything that is text. */
+  say(preparing) {
+    const facts = this.facts;
+    const wrong = facts ? trouble(facts) : "";
+    this.status.textContent = !facts ? spoken("Not run yet") : facts.preparing ? preparing : standing(facts);
+    [this.alert.textContent, this.alert.hidden] = [wrong, !wrong];
+    const over = facts?.ended && !wrong && LEARNED.concat("done").includes(facts.end);
+    [this.remark.textContent, this.remark.title, this.remark.hidden] = over ? [facts.text, facts.text, false] : ["", "", true];
+    this.copying.say(LEARNED.includes(facts?.end) ? facts.word : "");
+    this.halt.hidden = !facts || facts.ended || facts.stoppable === false;
+    this.saySentence();
     this.draw();
   }
 
-  addSample({ step, ...file }) {
-    const label = spoken("step {step}", { step });
-    const image = element("img", { src: this.address(file), alt: spoken("Sample at {label}", { label }), error: () => figure.remove() });
-    const figure = element("figure", {}, image, element("figcaption", { text: label }));
-    this.strip.append(figure);
-    this.strip.scrollLeft = this.strip.scrollWidth;
+  saySentence() {
+    const now = this.facts && !this.facts.ended && this.facts.plan;
+    this.sentence.textContent = now ? sentence(now) : this.outlook ? outlookInWords(this.outlook) : "";
+    this.sentence.hidden = !this.sentence.textContent;
+    this.sentence.title = this.sentence.textContent;
+    this.sentence.classList.toggle("ci-refused", !now && Boolean(this.outlook?.refused));
   }
 
   async stopNow() {
@@ -88,8 +168,10 @@ export class TrainingPanel {
   }
 
   draw() {
-    this.strip.hidden = this.strip.childElementCount === 0;
-    if (!this.facts) return;
+    const drawn = this.curves.steps.length > 0;
+    this.message.hidden = Boolean(this.facts);
+    this.losses.hidden = !drawn;
+    if (!drawn) return;
     drawChart(this.chart, this.curves, this.facts.total_steps, this.logarithmic);
     this.legend.replaceChildren(...legend(this.curves));
     const losses = [...this.legend.children].map((line) => line.textContent).join(", ");

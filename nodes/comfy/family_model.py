@@ -101,9 +101,8 @@ class FamilyModel(ComfyModel):
         hear_cancel()
         pixels = ((images.float() + 1) / 2).movedim(1, -1)
         with self.weights_given_back():
-            # To an autoencoder of videos several pictures are frames of one.
-            parts = pixels.split(1) if self._frames else [pixels]
-            latents = torch.cat([self.vae.encode(part) for part in parts])
+            # One by one: to an autoencoder of videos several pictures are frames of one.
+            latents = torch.cat([self.vae.encode(one[None]) for one in pixels])
         latents = self.patcher.model.process_latent_in(latents.float()).to(self.device)
         return latents[:, :, 0] if latents.ndim == 5 else latents
 

@@ -130,7 +130,8 @@ class ComfyModel:
         hear_cancel()
         pixels = ((images.float() + 1) / 2).movedim(1, -1)
         with self.weights_given_back(), _posterior(self.vae, generator) as finish:
-            latents = finish(self.vae.encode(pixels))
+            # One by one: what is said of a picture must not depend, in its last digits, on those beside it.
+            latents = finish(torch.cat([self.vae.encode(one[None]) for one in pixels]))
         return self.patcher.model.process_latent_in(latents.float()).to(self.device)
 
     def to_images(self, latents: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from ...core.training.trainer import train
 from ..comfy.model import ComfyModel
 from .interrupted import Resumable, digest
 from .live_view import OUTPUT
+from .outlook import of_training
 from .reporting import Reporter, loss_map
 from .running import report_resumable
 
@@ -86,7 +87,8 @@ def train_concept(
     tensors = (*batches(images), *batches(masks), *(starting[name] for name in sorted(starting)))
     subject = [str(node_id), settings.class_word, digest(None, batches(images))]
     work = Resumable(settings.name, start, settings, facts, tensors, subject)
-    reporter = Reporter(node_id, settings.steps, remark=model.remark and f". {model.remark}")
+    reporter = Reporter(node_id, of_training(plan.outline, settings), remark=model.remark and f". {model.remark}")
+    reporter.show_beside(batches(images)[0][0])
     finished = report_resumable(
         work, reporter, continue_interrupted, stop=work.stop, learned=lambda event: event.concept
     )

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy.utils import ProgressBar
 from server import PromptServer
@@ -14,9 +15,12 @@ from ...core.training.contextualizer.pretraining import Pretrained
 from ...core.training.one_picture.pretraining import PretrainedEncoder
 from ...core.training.run.events import CheckpointFailed, CheckpointSaved, Finished, Preview, Started, Step
 from .live_view import LiveView
+from .outlook import Outlook
+from .pace import remember
 
 STOPPED = "stopped and kept"
 """Why a training ended that the page stopped."""
+OUT_OF_MEMORY = "out of memory: switch on gradient_checkpointing, or take a smaller batch or resolution"
 
 
 class Reporter:
@@ -27,16 +31,17 @@ class Reporter:
     """
 
     def __init__(
-        self, node_id: str, total_steps: int, conclusion: Callable[[Any], str] | None = None, remark: str = ""
+        self, node_id: str, outlook: Outlook, conclusion: Callable[[Any], str] | None = None, remark: str = ""
     ) -> None:
         self.node_id = node_id
         self.conclusion, self.remark = conclusion or self._learned, remark
-        self.bar = ProgressBar(total_steps, node_id=node_id)
-        self.view = LiveView(node_id, total_steps)
+        self.bar = ProgressBar(outlook.steps, node_id=node_id)
+        self.view = LiveView(node_id, outlook)
         self.finished: Any = None
         self._trouble = ""
 
     def __call__(self, event: object) -> None:
+        self._time(event)
         if isinstance(event, Started):
             self.view.start(event.first_step)
             if event.first_step:
@@ -51,17 +56,28 @@ class Reporter:
             self._trouble = f"; no checkpoint of step {event.step}: {event.reason}"
             self.say(f"goes on{self._trouble}")
         elif isinstance(event, Finished | Pretrained | PretrainedEncoder):
-            self.finished = event
-            self.view.complete(event.losses, event.step)
-            self.say(self.conclusion(event) + self.remark + self._trouble)
+            self._finish(event)
+
+    def show_beside(self, image: torch.Tensor) -> None:
+        """Show samples beside this training picture (H, W, 3) in [0, 1], where there are samples."""
+        if self.view.outlook.pictures == 0:
+            return
+        try:
+            self.view.add_picture(image)
+        except OSError as error:  # as on a full disk: a picture is no reason to end a training
+            logging.warning("Contextual Inversion: no training picture beside the samples: %s", error)
 
     def interrupted(self, kept: int) -> None:
         """Say what becomes of work that was cancelled."""
-        self.view.ended = True
-        if kept:
-            self.say(f"stopped; {kept} steps are kept, queue again to go on from there")
-        else:
-            self.say("stopped before the first step")
+        self.view.finish("cancelled", kept=kept)
+        going_on = f"; {kept} steps are kept, Run again to go on from there" if kept else ""
+        self.say(f"cancelled{going_on or ' before the first step'}")
+
+    def failed(self, error: Exception, kept: int) -> None:
+        """Say what went wrong, in the error's own words."""
+        said = OUT_OF_MEMORY if comfy.model_management.is_oom(error) else str(error) or type(error).__name__
+        self.view.finish("failed", error=said, kept=kept)
+        self.say(f"failed: {said}")
 
     def add(self, text: str) -> None:
         """More behind the line of text on the node."""
@@ -74,12 +90,35 @@ class Reporter:
         PromptServer.instance.send_progress_text(text, self.node_id)
 
     def _show(self, event: Preview) -> None:
+        if event.originals and self.view.picture is None:
+            self.show_beside(event.images[0])
         try:
-            self.view.add_sample(event.step, event.images[0])
+            self.view.add_sample(event.step, event.images[event.originals])
         except OSError as error:  # as on a full disk: a picture is no reason to end a training
             logging.warning("Contextual Inversion: no preview of step %d: %s", event.step, error)
             self.say(f"goes on; no preview of step {event.step}: {error}")
         self.view.news(now=True)
+
+    def _time(self, event: object) -> None:
+        pace = self.view.pace
+        if isinstance(event, Started):
+            pace.started()
+        elif isinstance(event, Preview):
+            pace.drew()
+        else:
+            pace.stepped(1 if isinstance(event, Step) else 0)
+
+    def _finish(self, event: Any) -> None:
+        self.finished = event
+        remember(self.view.kind, self.view.pace)
+        self.view.word = getattr(getattr(event, "concept", None), "name", "")
+        self.view.complete(event.losses, event.step)
+        stopped = getattr(event, "stopped", None)
+        whole = "learned" if self.view.word else "done"
+        end = whole if stopped is None else "stopped" if stopped == STOPPED else "early"
+        text = self.conclusion(event) + self.remark + self._trouble
+        self.view.finish(end, error=(stopped or "") if end == "early" else "")
+        self.say(text)
 
     def _step(self, event: Step) -> None:
         self.bar.update_absolute(event.step, event.total_steps)

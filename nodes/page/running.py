@@ -16,6 +16,7 @@ from server import PromptServer
 
 from ...core.training.run.events import Step
 from ..comfy.folders import told
+from .before_running import is_graph, outlook_of
 from .interrupted import Resumable
 from .live_view import LiveView, watchers
 from .reporting import STOPPED, Reporter
@@ -43,16 +44,38 @@ def announced(view: LiveView) -> Iterator[RunningTraining]:
     finally:
         if _running.get(view.node_id) is training:
             del _running[view.node_id]
-        if not view.ended:
-            view.ended = True
-            view.news(now=True)
 
 
-def report(events: Any, reporter: Reporter, stop: Callable[[str], None] | None = None) -> Any:
-    """Show every event of some work, which cancelling ends. Returns the last event; `events` are closed.
+def report(
+    events: Any,
+    reporter: Reporter,
+    stop: Callable[[str], None] | None = None,
+    kept: Callable[[], int] = lambda: 0,
+) -> Any:
+    """Show every event of some work, which cancelling ends, and how it ends. Returns the last event; `events` are
+    closed.
 
-    With `stop` the page may ask to stop and keep: `stop` is then called with the reason.
+    With `stop` the page may ask to stop and keep: `stop` is then called with the reason. `kept` says how many steps
+    wait for another run where this one comes to nothing.
     """
+    with failing_in_words(reporter, kept):
+        return _followed(events, reporter, stop)
+
+
+@contextmanager
+def failing_in_words(reporter: Reporter, kept: Callable[[], int]) -> Iterator[None]:
+    """Whatever ends the work inside, the page says so."""
+    try:
+        yield
+    except comfy.model_management.InterruptProcessingException:
+        reporter.interrupted(kept())
+        raise
+    except Exception as error:
+        reporter.failed(error, kept())
+        raise
+
+
+def _followed(events: Any, reporter: Reporter, stop: Callable[[str], None] | None) -> Any:
     reporter.view.stoppable = stop is not None
     with announced(reporter.view) as training, closing(events):
         for event in events:
@@ -80,11 +103,7 @@ def report_resumable(
     """
     if not go_on:
         work.forget()
-    try:
-        finished = report(work.events(), reporter, stop)
-    except comfy.model_management.InterruptProcessingException:
-        reporter.interrupted(work.kept())
-        raise
+    finished = report(work.events(), reporter, stop, work.kept)
     if learned is not None:
         place = work.keep_finished(learned(finished), finished.step, getattr(finished, "stopped", None))
         reporter.add(
@@ -92,18 +111,20 @@ def report_resumable(
         )
         return finished
     if save is not None:
-        save(finished)
+        with failing_in_words(reporter, work.kept):
+            save(finished)
     work.forget()
     return finished
 
 
 def add_routes() -> None:
     """GET .../training?client=ID: every running training as the page shows it, and from now on its news for that page.
-    POST .../stop {"node_id"}: stop and keep."""
+    POST .../stop {"node_id"}: stop and keep. POST .../outlook {"nodes", "graph"}: what nodes of a graph will do."""
     server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.routes.get(f"{ROUTE}/training")(answer_training)
         server.routes.post(f"{ROUTE}/stop")(answer_stop)
+        server.routes.post(f"{ROUTE}/outlook")(answer_outlook)
 
 
 async def answer_training(request: web.Request) -> web.Response:
@@ -129,6 +150,17 @@ async def answer_stop(request: web.Request) -> web.Response:
         return web.json_response({"error": "that node can be cancelled alone"}, status=409)
     training.stop = True
     return web.json_response({"stopping": node_id}, status=202)
+
+
+async def answer_outlook(request: web.Request) -> web.Response:
+    """{node id: its `outlook_of`} of those `nodes` that train, in the `graph` as it would be queued now (API format).
+    400 where it is none. Nothing is run or loaded."""
+    asked = await _sent(request)
+    nodes, graph = (asked.get("nodes"), asked.get("graph")) if isinstance(asked, dict) else (None, None)
+    if not isinstance(nodes, list) or not all(isinstance(one, str) for one in nodes) or not is_graph(graph):
+        return web.json_response({"error": 'send {"nodes": [ids], "graph": a graph in API format}'}, status=400)
+    every = {node_id: outlook_of(graph, node_id) for node_id in nodes}
+    return web.json_response({node_id: one for node_id, one in every.items() if one is not None})
 
 
 async def _sent(request: web.Request) -> Any:

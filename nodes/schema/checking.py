@@ -19,7 +19,7 @@ from ...core.maths.finite import require_finite
 from ...core.prompts.phrases import checked_phrase, checked_text
 from ...core.wording import MOST, listed, quoted, shortened
 from ..comfy import fitting
-from .lists import CAPTIONS, gathered
+from .lists import TEXTS, gathered
 
 LONGEST_TEXT = 5_000_000
 """Characters of an input of many lines: tens of thousands of prompts."""
@@ -156,7 +156,7 @@ def _number(one: Any, value: Any) -> Any:
 
 
 def _text(one: Any, value: Any) -> str | list[str]:
-    if one.id == CAPTIONS and isinstance(value, list):
+    if one.id in TEXTS and isinstance(value, list):
         return [_text(one, text) for text in value]
     if one.id == "class_word":
         return checked_phrase(value, one.id) if not isinstance(value, str) or value.strip() else ""

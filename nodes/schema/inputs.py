@@ -8,12 +8,14 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...core.concept import PLACEHOLDER
-from ...core.models.protocol import TextToImageModel
-from ...core.training.presets import Preset, recipes, suited_preset
+from ...core.training.presets import Preset, preset_for, recipes
 from ..comfy.folders import files_of
 from ..comfy.saving import NUMBER, REFUSE, REPLACE
 from .sockets import LossMapSocket
 
+FINE = 1e-7
+"""The step of rates and weights, and what they are rounded to: the page shows as many digits as the step has, so that
+what is kept is what is seen."""
 AUTO = "auto (for this model)"
 BUNDLED = "bundled: demo model"
 WHERE_IT_COUNTS, TRANSPARENCY = "where it counts", "transparency, on white"
@@ -57,6 +59,7 @@ def continue_interrupted() -> Any:
     return io.Boolean.Input(
         "continue_interrupted",
         default=True,
+        advanced=True,
         tooltip="Go on with a training of exactly these inputs that was cancelled, or that ended and was not saved. "
         "Off: begin again.",
     )
@@ -78,9 +81,8 @@ def masks_mean() -> Any:
         default=WHERE_IT_COUNTS,
         optional=True,
         advanced=True,
-        tooltip="What masks say. where it counts: only there the picture teaches. transparency, on white: what "
-        "Load Image gives of a cut-out, as it comes; the picture is put on white there, as the command line does, and "
-        "all of it counts.",
+        tooltip="where it counts: only there the picture teaches. transparency, on white: what Load Image gives of a "
+        "cut-out, as it comes; the picture is put on white there, and all of it counts.",
     )
 
 
@@ -93,25 +95,23 @@ def captions() -> Any:
         optional=True,
         advanced=True,
         tooltip="What each picture shows, one line a picture in their order, with {} or the class word where the new "
-        "word goes: a photo of {} in the snow. A picture whose line has neither takes the recipe's prompts. Empty: all "
-        "take those.",
+        "word goes: a photo of {} in the snow. Lines with neither, and empty: the recipe's prompts.",
     )
 
 
 def recipe(methods: Iterable[str], tooltip: str) -> Any:
-    """The recipes for any of `methods`, with what each comes from."""
-    offered = recipes(methods)
-    sources = " ".join(f"{name}: {one.source}." for name, one in offered.items())
-    return io.Combo.Input("recipe", options=[AUTO, *offered], default=AUTO, tooltip=f"{tooltip} {sources}")
+    """The recipes for any of `methods`. What each comes from is on the node's help page."""
+    return io.Combo.Input("recipe", options=[AUTO, *recipes(methods)], default=AUTO, tooltip=tooltip)
 
 
-def chosen_recipe(name: str, model: TextToImageModel, method: str) -> Preset:
-    """The recipe called `name` for `method`, or the one that suits the model for `AUTO`.
+def chosen_recipe(name: str, narrow: bool, method: str) -> Preset:
+    """The recipe called `name` for `method`, or for `AUTO` the one that suits a model as `narrow` as the bundled one,
+    or one that is not.
 
     A recipe of another method keeps its numbers and trains `method`. Raises ValueError as `Preset.training`, or where
     no recipe suits.
     """
-    return suited_preset(model, method) if name == AUTO else recipes()[name].training(method)
+    return preset_for(narrow, method) if name == AUTO else recipes()[name].training(method)
 
 
 def training_steps() -> Any:
@@ -120,14 +120,19 @@ def training_steps() -> Any:
 
 def training_batch() -> Any:
     return io.Int.Input(
-        "batch", default=0, min=0, max=64, tooltip=f"Pictures a step; fewer need less memory. {ZERO_AS_RECIPE}"
+        "batch",
+        default=0,
+        min=0,
+        max=64,
+        advanced=True,
+        tooltip=f"Pictures a step; fewer need less memory. {ZERO_AS_RECIPE}",
     )
 
 
 def previews(every: str, prompt: str) -> list[Any]:
     """How often pictures of the word are drawn, and of what."""
     return [
-        io.Int.Input("preview_every", default=50, min=0, max=10_000, tooltip=every),
+        io.Int.Input("preview_every", default=50, min=0, max=10_000, advanced=True, tooltip=every),
         io.String.Input("preview_prompt", default=f"a photo of a {PLACEHOLDER}", tooltip=prompt),
     ]
 
@@ -157,14 +162,12 @@ def memory_savers() -> list[Any]:
 
 
 def pretraining_rate(tooltip: str) -> Any:
-    return io.Float.Input(
-        "learning_rate", default=0.0, min=0.0, max=1.0, step=0.00001, round=0.0000001, tooltip=tooltip
-    )
+    return io.Float.Input("learning_rate", default=0.0, min=0.0, max=1.0, step=FINE, round=FINE, tooltip=tooltip)
 
 
 def contrastive_weight(tooltip: str) -> Any:
     return io.Float.Input(
-        "contrastive_weight", default=0.01, min=0.0, max=10.0, step=0.001, tooltip=f"{tooltip} (lambda_c)."
+        "contrastive_weight", default=0.01, min=0.0, max=10.0, step=FINE, round=FINE, tooltip=f"{tooltip} (lambda_c)."
     )
 
 

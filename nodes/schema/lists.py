@@ -12,8 +12,8 @@ from ...core.wording import quoted
 
 ALL_OF = ("IMAGE", "MASK")
 """Kinds of inputs that are taken together where a node takes lists."""
-CAPTIONS = "captions"
-"""The text input of which every picture may have its own."""
+TEXTS = ("captions", "prompts")
+"""The text inputs of which every picture may have its own."""
 
 
 def gathered(schema: io.Schema, given: Mapping[str, list[Any]]) -> dict[str, Any]:
@@ -24,9 +24,20 @@ def gathered(schema: io.Schema, given: Mapping[str, list[Any]]) -> dict[str, Any
     """
     kinds = {one.id: one.io_type for one in schema.inputs}
     return {
-        name: together(values) if kinds.get(name) in ALL_OF or name == CAPTIONS else only_one(name, values)
+        name: together(values) if kinds.get(name) in ALL_OF or several_texts(name, kinds) else only_one(name, values)
         for name, values in given.items()
     }
+
+
+def several_texts(name: str, kinds: Mapping[str, str]) -> bool:
+    """Whether the input takes a text of each picture. PROMPTS sockets are called so too."""
+    return name in TEXTS and kinds.get(name) == "STRING"
+
+
+def lines_of(texts: str | list[str]) -> list[str]:
+    """One text of many lines, or many texts of one line each, without the empty ones."""
+    given = texts if isinstance(texts, list) else [texts]
+    return [line.strip() for text in given for line in text.splitlines() if line.strip()]
 
 
 def together(values: Any) -> Any:

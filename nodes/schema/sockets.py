@@ -12,7 +12,15 @@ from ...core.training.regularizers.registry import Added
 from ...core.training.regularizers.seam import Regularizer
 
 CATEGORY = "Contextual Inversion"
+TRAIN, USE, LOOK, MEASURE, DEMO = (f"{CATEGORY}/{part}" for part in ("Train", "Use", "Look", "Measure", "Demo"))
+"""Where nodes stand in the page's list, by what one wants to do."""
 PREFIX = "ContextualInversion"
+
+
+def searched_as(words: str) -> list[str]:
+    """What people type who look for a node, between commas, as a schema's `search_aliases`."""
+    return words.split(", ")
+
 
 PromptsSocket = io.Custom("PROMPTS")
 """A `PromptSet`."""

@@ -118,7 +118,9 @@ class Page:
         self.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def click(self, selector: str) -> None:
-        x, y = self.centre(selector)
+        self.click_at(*self.centre(selector))
+
+    def click_at(self, x: float, y: float) -> None:
         self.point_at(x, y)
         for kind in ("mousePressed", "mouseReleased"):
             self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)

@@ -256,7 +256,7 @@ def test_a_training_is_followed_stopped_and_kept(comfyui_server, pictures, mode)
     page.wait(f"document.querySelectorAll('{PANEL} .ci-chart polyline').length > 1", 400)
     page.photograph(pictures / f"{mode}-training.png")
 
-    stop = f"{PANEL} .ci-status .ci-button:last-child"
+    stop = f"{PANEL} .ci-turner .ci-button"
     assert page.run(f"document.querySelector('{stop}').textContent") == "Stop and keep"
     page.click(stop)
     page.wait(f"document.querySelector('{PANEL} .ci-status').textContent.includes('is kept as it was then')", 400)

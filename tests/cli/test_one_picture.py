@@ -17,7 +17,7 @@ from PIL import Image
 
 from contextual_inversion.cli import pretrain_encoder
 from contextual_inversion.cli.experiments import encoder_trials, encoder_ways
-from contextual_inversion.cli.experiments.claims import Comparison
+from contextual_inversion.cli.experiments.trials import Comparison
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.files import load_concept, save_bundle
 from contextual_inversion.core.files.tuning_encoder import load_tuning_encoder
@@ -187,7 +187,7 @@ def test_trials_judge_every_way_and_are_not_done_twice(encoder, tmp_path, monkey
         replace(encoder_ways.TUNED, name="full", steps=1, rank=encoder_ways.FULL),
     )
     part = Comparison("encoder-ways", ways, (("tuned", "ti-1"), ("full", "tuned")))
-    monkeypatch.setattr(encoder_trials, "PARTS", {"ways": part})
+    monkeypatch.setattr(encoder_trials, "offered", lambda: {"ways": part})
     monkeypatch.setattr(encoder_ways, "SAMPLING_STEPS", 2)
     monkeypatch.setattr(encoder_ways, "draw", partial(encoder_ways.draw, steps=2))
     monkeypatch.setattr(encoder_ways, "PLAIN", 1)

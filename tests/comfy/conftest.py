@@ -244,11 +244,21 @@ def run_ui_workflow(comfyui: ComfyUI, run_graph: RunGraph) -> RunGraph:
     """Runs a saved workflow file (UI format) as the page would queue it.
 
     Call: run_ui_workflow(path, overrides={class type or node id: {input: value}}, keep=..., on_event=...) -> Run
-    An override that fits no node, or names an input the node does not have, is an error.
+    An override that fits no node, or names an input the node does not have, is an error. With `instead` nodes of a
+    class are of another one, which takes no inputs and has the same outputs.
     """
 
-    def run(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = None, **options: Any) -> Run:
-        return run_graph(overridden(api_prompt(comfyui, path), overrides or {}), **options)
+    def run(
+        path: Path,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        instead: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Run:
+        prompt = overridden(api_prompt(comfyui, path), overrides or {})
+        for node in prompt.values():
+            if other := (instead or {}).get(node["class_type"]):
+                node.update(class_type=other, inputs={})
+        return run_graph(prompt, **options)
 
     return run
 

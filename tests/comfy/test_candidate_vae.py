@@ -18,11 +18,11 @@ def test_candidate_is_the_same_in_both_programs(comfyui: Any, monkeypatch: pytes
     import comfy.taesd.taesd
 
     from contextual_inversion.nodes.comfy import demo_model
-    from contextual_inversion.pretraining.vae import CANDIDATE, load_candidate
+    from contextual_inversion.pretraining.forms import FORMS
 
-    monkeypatch.setattr(demo_model, "read_weights", lambda part: read_tensors(CANDIDATE))
+    monkeypatch.setattr(demo_model, "read_weights", lambda part: read_tensors(FORMS["candidate"].path(part)))
     monkeypatch.setattr(config, "VAE", config.VAE_CANDIDATE)
-    ours = load_candidate()
+    ours = FORMS["candidate"].load("vae")
     images = torch.from_numpy(concept_images("goblet", 2)[0]).float() / 255
     with torch.inference_mode():
         vae = demo_model.load_vae()

@@ -182,7 +182,7 @@ def test_the_news_add_up_to_the_whole(run_graph, comfyui, ask, every_step, monke
     assert [value for one in news for value in one["losses"].get("diffusion", ())] == whole["losses"]["diffusion"]
     assert whole["losses"]["diffusion"] == run.kept["loss"]["diffusion"]
     samples = [sample for one in news for sample in one["samples"]]
-    assert [sample["step"] for sample in samples] == [3, 6]
+    assert [sample["step"] for sample in samples] == [0, 3, 6], "before the first step, too"
     assert samples == whole["samples"]
     for sample in samples:
         assert sample["type"] == "temp"

@@ -7,6 +7,10 @@ import torch
 
 PREFIX = "ContextualInversion"
 NAMES = {
+    "ResultSheet": (
+        ["sheet"],
+        ["images", "labels", "title", "side", "save", "prompts", "images_2", "images_3", "images_4"],
+    ),
     "LoadDemoModel": (["model", "clip", "vae"], []),
     "DemoImages": (
         ["images", "masks", "class_word", "prompts"],
@@ -241,8 +245,9 @@ def test_prompts_add_up_and_appear_once(run_graph, comfyui):
 def test_wrong_prompts_are_reported_with_their_lines(run_graph, inputs, said):
     graph = {"p": call("ContextPrompts", built_in_set="none", file="none", **inputs)}
     run = run_graph(graph, keep={"prompts": ("p", 0)})
-    assert run.status == "error"
-    assert all(words in run.error["exception_message"] for words in said), run.error["exception_message"]
+    assert run.status == "invalid"
+    (details,) = {one["details"].partition(" - ")[2] for one in run.error["node_errors"]["p"]["errors"]}
+    assert all(words in details for words in said), details
 
 
 def test_an_edited_prompt_file_counts_as_new(run_graph, comfyui):

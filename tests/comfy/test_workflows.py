@@ -3,97 +3,203 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 FOLDER = "contextual-inversion"
 PREFIX = "ContextualInversion"
+FILES = {
+    json.loads(file.read_text(encoding="utf-8"))["extra"]["contextual_inversion_graph"]: file
+    for file in sorted((Path(__file__).parents[2] / "workflows").glob("*.json"))
+}
+"""Every shipped graph, by what it calls itself."""
 SHORT = {
     f"{PREFIX}TrainConcept": {"steps": 3, "batch": 2, "preview_every": 3},
+    f"{PREFIX}RefineConcept": {"steps": 3, "batch": 2, "preview_every": 3},
+    f"{PREFIX}DiagnoseConcept": {"steps": 2, "most_prompts": 1},
+    f"{PREFIX}PretrainContextualizer": {"steps": 2, "batch": 4, "held_out": 10},
+    f"{PREFIX}TunePredictedConcept": {"steps": 2},
     "KSampler": {"steps": 2},
 }
-REFINED = {f"{PREFIX}RefineConcept": {"steps": 3, "batch": 2, "preview_every": 3}}
-DIAGNOSED = {f"{PREFIX}DiagnoseConcept": {"steps": 2, "most_prompts": 1}}
-PRETRAINED = {f"{PREFIX}PretrainContextualizer": {"steps": 2, "batch": 4, "held_out": 10}}
-PRETRAINING = "pretrain_a_contextualizer"
-WITH_MLM = {"Training pictures": 4, "With MLM": 3, "Plain textual inversion": 3, "Loss of the MLM training": 1}
-# A picture a word of the prompt.
-SEEN = {"Heat maps": 9, "Found in the picture": 8, "Heat maps of the new word": 11, "What it does to its neighbours": 1}
-METHODS = ("textual inversion", "XTI", "Custom Diffusion", "DreamBooth, LoRA")
-# file: (what makes it short, how many pictures each of its output nodes shows)
-MORE_FILES = {
-    "train_a_word_with_mlm": (SHORT, WITH_MLM),
-    "second_stage": (SHORT | REFINED, {"The word alone": 3, "After the second stage": 3}),
-    "dual_path": (SHORT | REFINED, {"The soft path alone": 3, "Both paths": 3}),
-    "repair_a_prompt": (SHORT, {"Before and after, same seed": 2, "Before": 1, "After": 1}),
-    "see_what_a_word_does": (SHORT | DIAGNOSED, SEEN),
-    "compare_methods": (SHORT, dict.fromkeys(METHODS, 3)),
+"""What makes a graph short, where it has such a node."""
+SHEETS = {
+    "first_word": (2, 3),
+    "train_a_word": (2, 3),
+    "train_my_photos": (1, 3),
+    "train_a_word_with_mlm": (2, 3),
+    "one_picture_one_word": (2, 3),
+    "second_stage": (2, 3),
+    "repair_a_prompt": (2, 1),
+    "compare_methods": (4, 3),
+    "dual_path": (2, 3),
 }
-FILES = ("train_a_word",)
+"""Rows and columns of the sheet in which a graph ends."""
+WITHOUT = {"see_what_a_word_does": "its viewers are what it shows", "pretrain_a_contextualizer": "it draws nothing"}
+SHOWN = {
+    "train_a_word_with_mlm": {"Loss of the MLM training": 1},
+    "repair_a_prompt": {"Before and after, same seed": 2},
+    # A picture a word of the prompt.
+    "see_what_a_word_does": {"Heat maps": 9, "Found in the picture": 8, "Heat maps of the new word": 11},
+}
+"""What else graphs show, and in how many pictures."""
+SAID = {
+    "first_word": "embedding:",
+    "train_a_word": "embedding:",
+    "train_my_photos": "embedding:",
+    "pretrain_a_contextualizer": "context shuffled",
+}
+"""What a graph says on one of its nodes."""
+PHOTOS = "train_my_photos"
+MOST_NODES, MOST_WIDE, MOST_HIGH = 10, 2000, 1200
+THEIR_LINK = re.compile(r"[a-zA-Z0-9_.-]+")
+"""What ComfyUI's page takes as ?template=NAME."""
 
 
 @pytest.fixture
-def workflow(repository, name):
-    return repository / "workflows" / f"{name}.json"
+def workflow(name):
+    return FILES[name]
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_workflow_runs_from_its_file(run_ui_workflow, workflow):
-    run = run_ui_workflow(workflow, SHORT)
+def graph_of(name: str) -> dict:
+    return json.loads(FILES[name].read_text(encoding="utf-8"))
+
+
+def all_nodes(graph: dict) -> list[dict]:
+    """Those of the graph and of its subgraphs."""
+    inner = graph.get("definitions", {}).get("subgraphs", [])
+    return [node for one in (graph, *inner) for node in one["nodes"]]
+
+
+def short_for(graph: dict) -> dict[str, dict]:
+    """As much of `SHORT` as the graph has nodes for."""
+    there = {node["type"] for node in all_nodes(graph)}
+    return {kind: dict(values) for kind, values in SHORT.items() if kind in there}
+
+
+def test_every_graph_is_known_here():
+    assert set(FILES) == SHEETS.keys() | WITHOUT.keys()
+
+
+@pytest.fixture
+def with_photos(comfyui):
+    """What a person fills into the graph for one's own, with four photos of unlike sizes; and a model that is there."""
+    generator = np.random.default_rng(0)
+    for number, size in enumerate([(300, 400), (400, 300), (350, 350), (200, 500)]):
+        pixels = generator.integers(0, 255, (*size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(comfyui.base / "input" / f"photo{number}.png")
+    filled = {str(11 + number): {"image": f"photo{number}.png"} for number in range(4)}
+    filled["EmptyLatentImage"] = {"width": 128, "height": 128}
+    return filled, {"CheckpointLoaderSimple": f"{PREFIX}LoadDemoModel"}
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_workflow_runs_from_its_file(run_ui_workflow, workflow, with_photos, name):
+    graph = graph_of(name)
+    short, instead = short_for(graph), {}
+    if name == PHOTOS:
+        filled, instead = with_photos
+        short[f"{PREFIX}TrainConcept"]["class_word"] = "cup"
+        short |= filled
+    run = run_ui_workflow(workflow, short, instead)
     assert run.status == "success", run.error
-    titles = {str(node["id"]): node.get("title", node["type"]) for node in json.loads(workflow.read_text())["nodes"]}
-    pictures = {titles[node]: len(ui["images"]) for node, ui in run.ui.items() if "images" in ui}
-    assert pictures["Training pictures"] == 4
-    assert pictures["With CoRe"] == pictures["Plain textual inversion"] == 3
-    assert any("embedding:" in text for ui in run.ui.values() for text in ui.get("text", ()))
-    assert run_ui_workflow(workflow, SHORT).executed == []
+    titles = {str(node["id"]): node.get("title", node["type"]) for node in graph["nodes"]}
+    pictures = {titles.get(node): len(ui["images"]) for node, ui in run.ui.items() if "images" in ui}
+    if "Training pictures" in titles.values():
+        assert pictures["Training pictures"] == 4
+    assert SHOWN.get(name, {}).items() <= pictures.items()
+    assert SAID.get(name, "") in " ".join(str(text) for ui in run.ui.values() for text in ui.get("text", ()))
+    if name in SHEETS:
+        assert pictures["The result"] == 1
+    assert run_ui_workflow(workflow, short, instead).executed == []
 
 
-@pytest.mark.parametrize("name", MORE_FILES)
-def test_a_workflow_of_methods_runs_from_its_file(run_ui_workflow, workflow, name):
-    short, shown = MORE_FILES[name]
-    run = run_ui_workflow(workflow, short)
-    assert run.status == "success", run.error
-    titles = {str(node["id"]): node.get("title", node["type"]) for node in json.loads(workflow.read_text())["nodes"]}
-    pictures = {titles[node]: len(ui["images"]) for node, ui in run.ui.items() if "images" in ui}
-    assert pictures["Training pictures"] == 4
-    assert {title: pictures.get(title) for title in shown} == shown
-    assert run_ui_workflow(workflow, short).executed == []
+@pytest.mark.parametrize("name", sorted(SHEETS))
+def test_a_workflow_ends_in_a_sheet_of_its_methods_and_prompts(name):
+    graph = graph_of(name)
+    (sheet,) = (node for node in graph["nodes"] if node["type"] == f"{PREFIX}ResultSheet")
+    rows, columns = SHEETS[name]
+    joined = {one["name"] for one in sheet["inputs"] if one.get("link") is not None}
+    assert joined == {"images", "prompts", *(f"images_{row}" for row in range(2, rows + 1))}
+    labels = [label for label in sheet["widgets_values"][0].split("|") if label.strip()]
+    assert len(labels) == (rows if rows > 1 else 0)
+    asked = [node for node in all_nodes(graph) if re.fullmatch(r"Prompt \d", node.get("title", ""))]
+    assert len(asked) == (columns if columns > 1 else 0)
 
 
-@pytest.mark.parametrize("name", [PRETRAINING])
-def test_the_pretraining_runs_from_its_file(run_ui_workflow, workflow):
-    run = run_ui_workflow(workflow, PRETRAINED)
-    assert run.status == "success", run.error
-    lines = [str(text) for ui in run.ui.values() for text in ui.get("text", ())]
-    assert any("Saved" in line and "demo-model" in line for line in lines)
-    assert any("context shuffled" in line for line in lines)
-    assert sum("images" in ui for ui in run.ui.values()) == 1
+def test_the_starter_is_small_enough_to_be_read():
+    nodes = graph_of("first_word")["nodes"]
+    assert len(nodes) <= MOST_NODES
+    right, bottom = (max(node["pos"][k] + node["size"][k] for node in nodes) for k in (0, 1))
+    left, top = (min(node["pos"][k] for node in nodes) for k in (0, 1))
+    assert right - left <= MOST_WIDE
+    assert bottom - top <= MOST_HIGH
+    assert not {"KSampler", "CLIPTextEncode", "VAEDecode", "EmptyLatentImage"} & {node["type"] for node in nodes}
 
 
-@pytest.mark.parametrize("name", [*FILES, *MORE_FILES, PRETRAINING, "one_picture_one_word"])
-def test_a_workflow_is_tidy(workflow):
+def test_own_photos_need_no_link():
+    """What a person replaces is chosen and written in its nodes, and lies in one group."""
+    graph = graph_of(PHOTOS)
+    (group,) = (one["bounding"] for one in graph["groups"] if "Replace this" in one["title"])
+    checkpoint, photo, training = "CheckpointLoaderSimple", "LoadImage", f"{PREFIX}TrainConcept"
+    kinds = {checkpoint, photo, training, f"{PREFIX}ContextPrompts"}
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    own = [node for node in nodes.values() if node["type"] in kinds]
+    assert {node["type"] for node in own} == kinds
+    assert all(within((*node["pos"], *node["size"]), group) for node in own)
+
+    sources = {link[0]: nodes[link[1]] for link in graph["links"]}
+    (learning,) = (node for node in own if node["type"] == training)
+    joined = {one["name"]: sources[one["link"]] for one in learning["inputs"] if one.get("link") is not None}
+    assert "class_word" not in joined
+    assert joined["model"]["type"] == joined["clip"]["type"] == joined["vae"]["type"] == checkpoint
+    listed = [sources[one["link"]] for one in joined["images"]["inputs"] if one["link"] is not None]
+    assert [node["type"] for node in listed] == [photo] * 4
+    notes = " ".join(node["widgets_values"][0] for node in nodes.values() if node["type"] == "MarkdownNote")
+    assert "ComfyUI/models/checkpoints" in notes
+    assert re.search(r"\d+ minutes", notes)
+    assert re.search(r"\d+ GB", notes)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_workflow_is_tidy(name):
     """No node lies on another, every node lies in a group, and every link joins sockets that exist."""
-    graph = json.loads(workflow.read_text(encoding="utf-8"))
+    graph = graph_of(name)
     nodes = {node["id"]: node for node in graph["nodes"]}
     boxes = {key: (*node["pos"], *node["size"]) for key, node in nodes.items()}
     for one in boxes:
         for other in boxes:
             assert one >= other or apart(boxes[one], boxes[other]), f"{one} and {other} overlap"
     groups = [group["bounding"] for group in graph["groups"]]
-    assert all(any(within(box, group) for group in groups) for box in boxes.values())
+    assert [key for key, box in boxes.items() if not any(within(box, group) for group in groups)] == []
     for link, source, output, target, slot, kind in graph["links"]:
         assert link in nodes[source]["outputs"][output]["links"]
         assert nodes[target]["inputs"][slot]["link"] == link
         assert nodes[source]["outputs"][output]["type"] == kind
         assert nodes[target]["inputs"][slot]["type"] in (kind, "*")
+
+
+def test_every_workflow_has_a_name_to_link_it_by_and_a_square_picture():
+    for name, file in FILES.items():
+        assert THEIR_LINK.fullmatch(name), "ComfyUI's page opens no link with another sign in it"
+        assert re.fullmatch(r"\d+ [A-Z][\w ]+", file.stem)
+        with Image.open(file.with_suffix(".jpg")) as picture:
+            assert picture.width == picture.height >= 400, file.stem
+            edges = np.asarray(picture.convert("L"))[[0, -1]]
+            assert (edges > 250).mean() < 0.5, f"{file.stem}: a white margin"
+    numbers = sorted(int(file.stem.split()[0]) for file in FILES.values())
+    assert numbers == list(range(1, len(numbers) + 1))
 
 
 def apart(one: tuple, other: tuple) -> bool:
@@ -166,7 +272,11 @@ def test_a_real_server_shows_and_runs_everything(comfyui_path, repository, tmp_p
         for name in ours:
             assert info[name]["python_module"] == f"custom_nodes.{FOLDER}"
             assert get(address, f"/extensions/{FOLDER}/docs/{name}.md").startswith(b"# ")
-        assert "train_a_word" in json.loads(get(address, "/workflow_templates"))[FOLDER]
+        assert set(json.loads(get(address, "/workflow_templates"))[FOLDER]) == {file.stem for file in FILES.values()}
+        for name, file in FILES.items():
+            for linked in (name, file.stem):
+                path = f"/api/workflow_templates/{FOLDER}/{urllib.parse.quote(linked)}.json"
+                assert get(address, path) == file.read_bytes()
         served = json.loads(get(address, f"/api/workflow_templates/{FOLDER}/train_a_word.json"))
 
         prompt = converter.convert_ui_to_api(served, info)
@@ -182,7 +292,7 @@ def test_a_real_server_shows_and_runs_everything(comfyui_path, repository, tmp_p
         entry = json.loads(get(address, f"/history/{number}"))[number]
         assert entry["status"]["status_str"] == "success", entry["status"]
         images = [image for output in entry["outputs"].values() for image in output.get("images", ())]
-        assert sum(image["type"] == "output" for image in images) == 6
+        assert sum(image["type"] == "output" for image in images) == 1, "the sheet"
         training = {name for name, node in prompt.items() if node["class_type"] == f"{PREFIX}TrainConcept"}
         progress = [data["nodes"] for kind, data in events if kind == "progress_state"]
         assert training <= {name for nodes in progress for name, node in nodes.items() if node["max"] == 3}

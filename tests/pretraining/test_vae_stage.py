@@ -17,6 +17,7 @@ from contextual_inversion.core.models.tiny.weights import read_weights
 from contextual_inversion.core.world.concepts import CONCEPTS, RESERVED
 from contextual_inversion.core.world.render import concept_images
 from contextual_inversion.pretraining import vae as stage
+from contextual_inversion.pretraining.forms import FORMS, Form
 from contextual_inversion.pretraining.patterns import DRAWN, look, pattern_mask, pattern_picture
 from contextual_inversion.pretraining.pictures import pictures
 from contextual_inversion.pretraining.processes import Processes
@@ -56,7 +57,7 @@ def test_pattern_masks_cover_a_part() -> None:
 
 def test_a_grown_latent_changes_nothing_while_unused() -> None:
     narrow, wide = build_vae(), build_vae({**config.VAE, "latent_channels": 9})
-    stage.inherit(wide, narrow.state_dict())
+    stage.inherit_vae(wide, narrow.state_dict())
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         z, grown = narrow.encode(x).latents, wide.encode(x).latents
@@ -69,10 +70,10 @@ def test_a_grown_latent_changes_nothing_while_unused() -> None:
 def test_only_a_wider_latent_inherits() -> None:
     narrow, wide = build_vae(), build_vae({**config.VAE, "latent_channels": 9})
     with pytest.raises(ValueError, match="does not fit"):
-        stage.inherit(narrow, wide.state_dict())
+        stage.inherit_vae(narrow, wide.state_dict())
     thin = build_vae({**config.VAE, "encoder_block_out_channels": (16,) * 4})
     with pytest.raises(ValueError, match="does not fit"):
-        stage.inherit(thin, narrow.state_dict())
+        stage.inherit_vae(thin, narrow.state_dict())
 
 
 def test_errors_weigh_three_times_on_objects() -> None:
@@ -99,7 +100,7 @@ def test_an_interrupted_stage_ends_where_a_whole_one_does(tmp_path: Path, monkey
     monkeypatch.setattr(stage, "psnr", lambda *_: {"psnr": 0.0})
     weights = []
     for name, lengths in (("whole", (4,)), ("parts", (2, 4))):
-        monkeypatch.setitem(stage.FORMS, "candidate", (small, tmp_path / name / "vae.safetensors"))
+        monkeypatch.setitem(FORMS, "candidate", Form("candidate", tmp_path / name, {"vae": small}))
         for steps in lengths:
             # The rate depends on a stage's length, so the interrupted one has the same and is stopped by hand.
             plan = stage.Plan
@@ -114,11 +115,11 @@ def test_an_interrupted_stage_ends_where_a_whole_one_does(tmp_path: Path, monkey
 
 @pytest.fixture(scope="module")
 def candidate() -> torch.nn.Module:
-    return stage.load_candidate()
+    return FORMS["candidate"].load("vae")
 
 
 def test_candidate_is_small_and_frozen(candidate: torch.nn.Module) -> None:
-    size = stage.CANDIDATE.stat().st_size
+    size = FORMS["candidate"].path("vae").stat().st_size
     others = sum(tiny_weights_path(part).stat().st_size for part in (*PARTS, "judge") if part != "vae")
     assert size <= 4_000_000
     assert size + others <= 24_000_000
@@ -163,5 +164,5 @@ def test_candidate_latents_have_unit_variance(candidate: torch.nn.Module, tmp_pa
 
 
 def test_bundled_weights_are_untouched_by_the_candidate() -> None:
-    assert stage.FORMS["candidate"][1] != stage.FORMS["bundled"][1] == tiny_weights_path("vae")
+    assert FORMS["candidate"].path("vae") != FORMS["bundled"].path("vae") == tiny_weights_path("vae")
     assert build_vae().state_dict().keys() == read_weights("vae").keys()

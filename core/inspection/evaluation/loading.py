@@ -10,12 +10,11 @@ from typing import Any
 
 from PIL import Image
 
+from .defaults import CLIP, DINO
 from .encoders import ClipEncoder, DinoEncoder
 from .preprocessing import FILE as PREPROCESSING_FILE
 from .preprocessing import HALF, Preprocessing, read_preprocessing
 
-CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dino-vits16"
-"""The papers' encoders (METHODS.md 2.7): CLIP ViT-B/32 and DINO ViT-S/16."""
 BUNDLED = "bundled"
 """The tiny model's own pair of encoders, in place of CLIP."""
 

@@ -18,11 +18,11 @@ def build_vae(form: dict[str, Any] | None = None) -> AutoencoderTiny:
     return AutoencoderTiny(**(config.VAE if form is None else form))
 
 
-def build_unet() -> UNet2DConditionModel:
-    """`UNet2DConditionModel` of SD 1.x's shape with two levels, both with cross-attention."""
+def build_unet(form: dict[str, Any] | None = None) -> UNet2DConditionModel:
+    """`UNet2DConditionModel` of SD 1.x's shape with two levels, both with cross-attention; `form` as in `build_vae`."""
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(**config.UNET)
+    return UNet2DConditionModel(**(config.UNET if form is None else form))
 
 
 def build_text_encoder() -> CLIPTextModelWithProjection:

@@ -76,6 +76,13 @@ UNET: dict[str, Any] = {
 """`diffusers.UNet2DConditionModel`, SD 1.x's block types. diffusers' `attention_head_dim` is the
 NUMBER of heads of each level; with 32 channels a head this is `num_head_channels: 32` elsewhere."""
 
+UNET_CANDIDATE: dict[str, Any] = {
+    **UNET,
+    "in_channels": VAE_CANDIDATE["latent_channels"],
+    "out_channels": VAE_CANDIDATE["latent_channels"],
+}
+"""The UNet on the latents of `VAE_CANDIDATE`."""
+
 SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -19,6 +19,7 @@ from ...models.frozen import autograd
 from ...models.protocol import TextEncoder
 from ...networks.contextualizer import PRESETS, Contextualizer, EncoderIdentity, ShortEncoder, initialise
 from ...prompts.captions import CaptionSource, SplitCaptions
+from ..defaults import PretrainingMode
 from ..run.checks import choices_without, require_at_least_one, require_not_negative, require_one_of
 from ..run.draws import generator_for
 from ..run.events import CheckpointFailed, CheckpointSaved, Started, Step
@@ -28,8 +29,6 @@ from ..run.processes import Processes
 from ..run.schedules import LearningRateSchedule
 from .held_out import HeldOut, Questions, drawn, held_out_accuracy, nothing
 from .masking import MaskedBatch, caption_row, mask_rows, masked_inputs, nameable_ids
-
-PretrainingMode = Literal["non_padding", "masked"]
 
 
 @dataclass(frozen=True)

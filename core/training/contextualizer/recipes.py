@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...models.families import NARROWEST
 from ...models.protocol import TextEncoder
 
 PAPER: dict[str, Any] = {}
@@ -21,4 +22,9 @@ NARROW: dict[str, Any] = {
 
 def recommended_pretraining(encoder: TextEncoder) -> dict[str, Any]:
     """Values for `PretrainSettings`: the paper's for encoders of Stable Diffusion's width, else those of `NARROW`."""
-    return dict(PAPER if encoder.width >= 768 else NARROW)
+    return pretraining_for(encoder.width < NARROWEST)
+
+
+def pretraining_for(narrow: bool) -> dict[str, Any]:
+    """As `recommended_pretraining`, for an encoder as `narrow` as the bundled one, or not."""
+    return dict(NARROW if narrow else PAPER)

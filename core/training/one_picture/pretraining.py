@@ -245,7 +245,7 @@ class _EncoderPretraining(Pretraining):
         prediction = self._predicted(self.averaged(), latents, features)
         drawn = self._draw(prediction, len(rows))
         originals = self.model.to_images(latents)
-        return Preview(self.done, as_pictures(torch.cat([originals, drawn])), PREDICTION_TEMPLATE)
+        return Preview(self.done, as_pictures(torch.cat([originals, drawn])), PREDICTION_TEMPLATE, len(rows))
 
     def _draw(self, prediction: Prediction, count: int) -> torch.Tensor:
         """What the model draws for each of `count` predictions, in [-1, 1]."""

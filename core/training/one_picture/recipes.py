@@ -26,4 +26,9 @@ WORLD_PICTURES = 3000
 
 def recommended_encoder(model: TextToImageModel) -> dict[str, Any]:
     """Values for `EncoderPretrainSettings`: the paper's for models of Stable Diffusion's width, else `NARROW`'s."""
-    return dict(NARROW if is_narrow(model) else PAPER)
+    return encoder_for(is_narrow(model))
+
+
+def encoder_for(narrow: bool) -> dict[str, Any]:
+    """As `recommended_encoder`, for a model as `narrow` as the bundled one, or not."""
+    return dict(NARROW if narrow else PAPER)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ...maths.contrastive import LAMBDA_CONTRASTIVE, LAMBDA_NORM, NEIGHBOURS, TAU
 from ...maths.finite import require_finite_fields
 from ...networks.tuning_encoder import PRESETS, TIMESTEPS
+from ..defaults import EncoderPrecision
 from ..run.checks import choices_without, require_at_least_one, require_not_negative, require_one_of
 from ..run.schedules import LearningRateSchedule
-
-EncoderPrecision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -24,6 +24,7 @@ from ...models.protocol import Conditioning, ImageSize, TextToImageModel
 from ...models.text import encode_prompts
 from ...models.vocabulary import HardWords
 from ...networks.tuning_encoder import TuningEncoder
+from ..defaults import MOST_STEPS, Tuned
 from ..run.draws import generator_for, send
 from ..run.events import Event, Finished, Started, Step
 from ..run.history import History
@@ -35,10 +36,6 @@ from .footprint import Footprint
 from .predict import concept_of, latents_of, origin, predict_concept, require_fit
 from .regularization import EmbeddingRegularization
 from .square import square_picture
-
-MOST_STEPS = 12
-"""METHODS.md 3.7: what the paper found to be enough; more has to be asked for."""
-Tuned = Literal["lora and vectors", "lora", "vectors"]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,13 @@ def sample_order(seed: int, step: int, batch: int, pictures: int) -> list[int]:
     return order
 
 
+def drawn_rows(seed: int, step: int, batch: int, pictures: int, versions: int) -> list[int]:
+    """Which rows of a bank with so many `versions` of each picture a step sees."""
+    order = torch.tensor(sample_order(seed, step, batch, pictures))
+    version = torch.randint(versions, (batch,), generator=generator_for(seed, "version", step))
+    return (order * versions + version).tolist()
+
+
 @dataclass(frozen=True)
 class Draws:
     """The random choices of one step: rows of the latent bank, timesteps (B,), noise (B, C, h, w), prompt numbers."""
@@ -58,16 +65,15 @@ def draw_step(
 ) -> Draws:
     """Draw what `step` needs: one of the `versions` of each picture, `timesteps` different t from `first_timestep` on,
     noise ~ N(0, I), one of so many `templates`, or of the prompts that are each picture's `own`."""
-    order = torch.tensor(sample_order(seed, step, batch, pictures))
-    version = torch.randint(versions, (batch,), generator=generator_for(seed, "version", step))
+    rows = torch.tensor(drawn_rows(seed, step, batch, pictures, versions))
     t = first_timestep + torch.randint(timesteps, (batch,), generator=generator_for(seed, "timesteps", step))
     noise = torch.randn((batch, *shape), generator=generator_for(seed, "noise", step))
     which = torch.randint(templates, (batch,), generator=generator_for(seed, "templates", step))
     return Draws(
-        rows=send(order * versions + version, device),
+        rows=send(rows, device),
         timesteps=send(t, device),
         noise=send(noise, device),
-        templates=tuple(which.tolist()) if not own else _of_their_own(seed, step, order.tolist(), own),
+        templates=tuple(which.tolist()) if not own else _of_their_own(seed, step, (rows // versions).tolist(), own),
     )
 
 

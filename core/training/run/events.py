@@ -36,11 +36,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Preview:
-    """A picture of the concept as it is now: `images` (B, H, W, 3) float in [0, 1] on the CPU, and the prompt."""
+    """Pictures of what was learned so far: `images` (B, H, W, 3) float in [0, 1] on the CPU, and the prompt. The first
+    `originals` of them are the pictures that the others were drawn after."""
 
     step: int
     images: torch.Tensor
     prompt: str
+    originals: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from contextual_inversion.cli.experiments.paper_tables import (
 )
 from contextual_inversion.cli.experiments.quality_trials import first_reaching, reached_table, run_quality_trial
 from contextual_inversion.cli.experiments.tables import END, START
-from contextual_inversion.cli.experiments.trials import Arm, arm_key, choices, demo_model
+from contextual_inversion.cli.experiments.trials import Arm, Comparison, arm_key, choices, demo_model
 from contextual_inversion.core.training.plan import plan
 from contextual_inversion.core.training.presets import DEMO, demo_preset
 
@@ -100,7 +100,7 @@ def test_a_comparison_pairs_concepts_and_seeds_and_says_what_the_treated_one_gai
     assert {key: row[key] for key in names} == names
     assert (row["control_mean"], row["mean"]) == (pytest.approx(0.2), pytest.approx(0.5))
     assert [row[key] for key in ("difference", "low", "high")] == [pytest.approx(v) for v in (0.3, 0.2, 0.4)]
-    part = claims.Comparison("some", (Arm("plain", "Plain"), Arm("new", "New")), (("new", "plain"),))
+    part = Comparison("some", (Arm("plain", "Plain"), Arm("new", "New")), (("new", "plain"),))
     lines = claims.as_markdown(part, {"trials": trials, "comparisons": rows})
     assert "**New against Plain**, 6 pairs" in lines
     assert "| prompt fidelity | 0.200 | 0.500 | +0.300 (+0.200 to +0.400) |" in lines

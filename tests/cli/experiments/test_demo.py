@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from contextual_inversion.cli.experiments.claims import Comparison, as_markdown, compare
+from contextual_inversion.cli.experiments.claims import as_markdown, compare
 from contextual_inversion.cli.experiments.tables import END, START, rewrite_tables
-from contextual_inversion.cli.experiments.trials import Arm, cached_trial
+from contextual_inversion.cli.experiments.trials import Arm, Comparison, cached_trial
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.files import load_embedding
 from contextual_inversion.core.training.presets import DEMO

@@ -156,23 +156,60 @@ def test_a_model_trains_at_its_own_size_whatever_the_pictures_are(encoders, pred
     assert resolution_for(model, TrainSettings("dog", resolution=256)) == 256
 
 
-def test_a_bank_is_prepared_and_encoded_piece_by_piece(monkeypatch):
-    """Ten versions of a few photographs at SDXL's size would be gigabytes before they are latents."""
-    happened, prepare, encoded = [], training_pictures._prepare, StubModel.to_latents
+@pytest.fixture
+def happened(monkeypatch):
+    """What is prepared and how much is encoded, in order."""
+    found, prepare, encoded = [], training_pictures._prepare, StubModel.to_latents
 
     def preparing(*given):
-        happened.append("prepared")
+        found.append("prepared")
         return prepare(*given)
 
     def encoding(self, images):
-        happened.append("encoded")
+        found.append(f"encoded {len(images)}")
         return encoded(self, images)
 
     monkeypatch.setattr(training_pictures, "_prepare", preparing)
     monkeypatch.setattr(StubModel, "to_latents", encoding)
-    found = encode(torch.rand(3, 64, 64, 3), torch.ones(3, 64, 64), STILL)
-    assert happened == ["prepared", "prepared", "prepared", "prepared", "encoded"] * 3
-    assert len(found.latents) == len(found.weights) == 12
+    return found
+
+
+def test_a_bank_is_prepared_and_encoded_piece_by_piece(happened):
+    """Ten versions of a few photographs at SDXL's size would be gigabytes before they are latents."""
+    bank = encode(torch.rand(3, 64, 64, 3), None, STILL)
+    assert happened == []
+    assert len(bank.latents) == 12
+    assert happened == ["prepared", "prepared", "prepared", "prepared", "encoded 4"] * 3
+
+
+def test_a_bank_encodes_what_is_needed_when_it_is_needed_and_once(happened):
+    bank = encode(torch.rand(3, 64, 64, 3), None, STILL)
+    bank.need([7, 2])
+    bank.need([2, 7, 2])
+    assert happened == ["prepared", "prepared", "encoded 2"]
+    assert not bank.complete
+    bank.need(range(12))
+    assert happened.count("prepared") == 12
+    assert bank.complete
+    assert not bank._resized, "pictures that are latents are let go"
+
+
+@pytest.mark.parametrize("augmentation", [Augmentation(bank=3), STILL])
+def test_a_row_is_the_same_in_whatever_order_it_is_encoded(augmentation):
+    images, masks = torch.rand(3, 70, 90, 3), torch.rand(3, 70, 90).round()
+    whole = encode(images, masks, augmentation)
+    bits = whole.latents, whole.weights
+    other = encode(images, masks, augmentation)
+    for row in torch.randperm(len(bits[0]), generator=torch.Generator().manual_seed(0)).tolist():
+        other.need([row])
+        for ours, theirs in zip(other.at(torch.tensor([row])), bits, strict=True):
+            assert torch.equal(ours, theirs[[row]])
+
+
+def test_a_mask_is_looked_for_without_the_autoencoder(happened):
+    """In as many versions as it takes to find something."""
+    encode(torch.rand(2, 64, 64, 3), torch.ones(2, 64, 64), STILL)
+    assert happened == ["prepared"] * 2
 
 
 def test_masks_that_do_not_fit_are_told_apart():

@@ -339,9 +339,47 @@ def test_events_come_in_order_and_losses_are_whole():
     assert [None if event.losses is None else len(event.losses["diffusion"]) for event in steps] == expected
     joined = torch.cat([event.losses["diffusion"] for event in steps if event.losses])
     assert torch.equal(joined, events[-1].losses["diffusion"])
-    (preview,) = [event for event in events if isinstance(event, Preview)]
-    assert (preview.step, tuple(preview.images.shape)) == (5, (1, 64, 64, 3))
-    assert 0 <= float(preview.images.min()) < float(preview.images.max()) <= 1
+    previews = [event for event in events if isinstance(event, Preview)]
+    assert [preview.step for preview in previews] == [0, 5, 7], "before the first step, when due, and at the end"
+    for preview in previews:
+        assert tuple(preview.images.shape) == (1, 64, 64, 3)
+        assert 0 <= float(preview.images.min()) < float(preview.images.max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("every", "stop", "expected"), [(0, 3, []), (2, 3, [0, 2, 3]), (2, 4, [0, 2, 4]), (9, 1, [0, 1])]
+)
+def test_a_stopped_run_is_pictured_where_it_stopped_and_once(every, stop, expected):
+    """Where nobody wants pictures there are none."""
+    settings = TrainSettings(class_word="dog", steps=7, batch=2, preview_every=every, preview_steps=2, resolution=64)
+    drawn = []
+    with train(StubModel(), pictures(), settings) as run:
+        for event in run:
+            if isinstance(event, Preview):
+                drawn.append(event.step)
+            if isinstance(event, Step) and event.step == stop:
+                run.stop()
+    assert drawn == expected
+
+
+def test_a_run_that_goes_on_is_not_pictured_before_it_and_a_finished_one_at_its_end(tmp_path):
+    settings = TrainSettings(
+        class_word="dog", steps=6, batch=2, preview_every=3, preview_steps=2, resolution=64,
+        checkpoint_dir=tmp_path, checkpoint_every=2,
+    )  # fmt: skip
+
+    def drawn(stop: int | None = None, **options) -> list[int]:
+        found = []
+        with train(StubModel(), pictures(), settings, **options) as run:
+            for event in run:
+                found += [event.step] if isinstance(event, Preview) else []
+                if isinstance(event, Step) and event.step == stop:
+                    break
+        return found
+
+    assert drawn(stop=2) == [0]
+    assert drawn(resume=tmp_path) == [3, 6]
+    assert drawn(resume=tmp_path) == [6]
 
 
 def test_previews_and_reports_change_no_bit(run):

@@ -1,0 +1,82 @@
+"""The UNet and judge stages on another form's latents, and what a form is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from contextual_inversion.core.models.tiny import config
+from contextual_inversion.core.models.tiny.build import build_unet, build_vae
+from contextual_inversion.core.models.tiny.load import load_part
+from contextual_inversion.core.models.tiny.weights import read_tensors, write_tensors
+from contextual_inversion.pretraining import form_report, judge, unet
+from contextual_inversion.pretraining.forms import FORMS, Form, inherit
+from contextual_inversion.pretraining.processes import Processes
+
+WIDE = {**config.UNET, "in_channels": 7, "out_channels": 7}
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Form:
+    """A form with seven latent channels and an untrained VAE, in place of the candidate."""
+    numbers = {**config.VAE, "latent_channels": 7}
+    form = Form("candidate", tmp_path / "form", {"vae": numbers, "unet": WIDE})
+    monkeypatch.setitem(FORMS, "candidate", form)
+    torch.manual_seed(0)
+    write_tensors(form.path("vae"), build_vae(numbers).state_dict(), {})
+    return form
+
+
+def test_a_grown_unet_does_what_the_narrow_one_does() -> None:
+    narrow, wide = build_unet(), build_unet(WIDE)
+    unet.inherit_unet(wide, narrow.state_dict())
+    z, t, context = torch.randn(2, 7, 16, 16), torch.tensor([10, 700]), torch.randn(2, 77, config.WIDTH)
+    with torch.no_grad():
+        before = narrow(z[:, :4], t, encoder_hidden_states=context).sample
+        after = wide(z, t, encoder_hidden_states=context).sample
+    assert torch.allclose(after[:, :4], before, rtol=0, atol=float(before.abs().max()) * 1e-5)
+    assert not after[:, 4:].any()
+
+
+def test_only_the_named_axis_may_differ() -> None:
+    own = {"a": torch.zeros(3, 2), "b": torch.zeros(2)}
+    grown = inherit(own, {"a": torch.ones(2, 2)}, {"a": 0})
+    assert torch.equal(grown["a"], torch.tensor([[1.0, 1], [1, 1], [0, 0]]))
+    assert not own["a"].any()
+    for state in ({"a": torch.ones(4, 2)}, {"a": torch.ones(3, 1)}, {"b": torch.ones(1)}):
+        with pytest.raises(ValueError, match="does not fit"):
+            inherit(own, state, {"a": 0})
+
+
+def test_latents_are_told_apart_by_the_encoder_alone(small: Form) -> None:
+    before = unet.encoder_digest(small)
+    state = read_tensors(small.path("vae"))
+    decoder, encoder = (next(k for k in state if k.startswith(half)) for half in ("decoder.", "encoder."))
+    write_tensors(small.path("vae"), {**state, decoder: state[decoder] + 1}, {})
+    assert unet.encoder_digest(small) == before
+    write_tensors(small.path("vae"), {**state, encoder: state[encoder] + 1}, {})
+    assert unet.encoder_digest(small) != before
+
+
+def test_a_form_takes_the_bundled_part_where_it_has_none(small: Form) -> None:
+    theirs = small.load("text_encoder").state_dict()
+    assert all(torch.equal(theirs[key], value) for key, value in load_part("text_encoder").state_dict().items())
+    with pytest.raises(FileNotFoundError, match=r"unet\.safetensors"):
+        small.load("unet")
+
+
+def test_both_stages_write_into_their_form_alone(small: Form, tmp_path: Path) -> None:
+    bundled = {part: FORMS["bundled"].path(part).read_bytes() for part in ("unet", "judge")}
+    unet.train_unet(tmp_path, Processes("cpu"), steps=2, batch=2, scenes=4, compile_network=False)
+    judge.train_judge(tmp_path, Processes("cpu"), steps=1, batch=2, scenes=4)
+    assert small.load("unet").config.in_channels == 7
+    assert {part: FORMS["bundled"].path(part).read_bytes() for part in bundled} == bundled
+    state = torch.load(tmp_path / "unet.pt", weights_only=True)
+    assert state["step"] == 2
+    report, drawn = form_report.form_report(small, n=2, seed=0)
+    assert drawn.shape == (2, 128, 128, 3)
+    assert 0 <= report["subject_shape"] <= 1
