@@ -26,7 +26,7 @@ from ...core.models.protocol import (
 from .attention import with_gradients
 from .cancelling import hear_cancel
 from .families.attention import Looking, tokens_of
-from .families.blocks import lists_of_blocks, numbered
+from .families.blocks import joint_blocks, lists_of_blocks, numbered
 from .families.encoders import family_encoders
 from .families.facts import Family
 from .families.gradients import differentiable, kept_for_backward
@@ -55,6 +55,7 @@ class FamilyModel(ComfyModel):
         self.name = type(base.model_config).__name__
         self._unet = base.diffusion_model
         self._blocks = lists_of_blocks(self._unet, self.family.blocks)
+        self._joint = joint_blocks(self._unet, self.family.blocks, self.family.apart)
         # Held weakly: in a cycle, weights would stay until the garbage collector comes by.
         ready, told = WeakMethod(self._ready), WeakMethod(self._training)
         alone = partial(load, [self.clip_patcher], alone=False)
@@ -66,6 +67,7 @@ class FamilyModel(ComfyModel):
             training=lambda: told()(),
         )
         self.text_encoders = {encoder.name: encoder for encoder in encoders}
+        self._parts = {encoder.name: encoder.part for encoder in encoders}
         self._sampling = self.patcher.get_model_object("model_sampling")
         self.schedule = noise_schedule(self._sampling)
         self._sigmas = self._sampling.sigmas.to(self.device)
@@ -123,7 +125,7 @@ class FamilyModel(ComfyModel):
         for index in range(several):
             raw = {name: encodings[name].raw[index] for name in self.text_encoders}
             with self._passing():
-                condition = joined(model, self.text_encoders, raw)
+                condition = joined(model, self._parts, raw)
             prompts.append(Prompt(raw, condition, self.text_encoders, model, self.family.aligned))
         return FamilyConditioning.of(prompts, [size] * several)
 
@@ -219,7 +221,7 @@ class FamilyModel(ComfyModel):
         if self._held is not None:
             options = with_gradients(options)
         if seen is not None:
-            looking = Looking(tokens, seen, options.get("optimized_attention_override"))
+            looking = Looking(tokens, self._joint, seen, options.get("optimized_attention_override"))
             options = {**options, "optimized_attention_override": looking}
         return options
 
@@ -239,7 +241,9 @@ class FamilyModel(ComfyModel):
         if not any(name.startswith(f"{one}.") for one in self.family.blocks):
             return False
         parts = name.split(".")
-        return any("attn" in part or "attention" in part for part in parts[2:]) or parts[-1] in ("linear1", "linear2")
+        if parts[-1] in ("linear1", "linear2"):  # of Flux, which are projections of the attention and the MLP in one
+            return True
+        return any("attn" in part.lower() or "attention" in part.lower() for part in parts[2:])
 
     def weight_layers(self) -> Mapping[str, torch.nn.Module]:
         return {

@@ -5,6 +5,7 @@ Import after ComfyUI's arguments are settled (the `comfyui` fixture).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,9 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
+import comfy.text_encoders.aura_t5
 import comfy.text_encoders.flux
+import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.qwen_image
 import comfy.text_encoders.qwen_vl
 import comfy.text_encoders.sd3_clip
@@ -51,6 +54,8 @@ class Kind:
     text: Mapping[str, Mapping[str, Any]] = field(repr=False)
     video_vae: bool = False
     channels: int = 16
+    side: int = 8
+    """Of the smallest latents that it takes."""
 
 
 FLUX = {
@@ -144,6 +149,38 @@ KINDS: Mapping[str, Kind] = {
         lambda: (comfy.text_encoders.z_image.ZImageTokenizer, comfy.text_encoders.z_image.te()),
         {"qwen3_4b": LLM},
     ),
+    "lumina2": Kind(
+        "Lumina2",
+        NEXT_DIT,
+        # The tokenizer of Gemma comes with its weights; Qwen's stands in for it, and Lumina's own class reads it.
+        lambda: (comfy.text_encoders.z_image.ZImageTokenizer, comfy.text_encoders.z_image.te()),
+        {"qwen3_4b": LLM},
+    ),
+    "chroma": Kind(
+        "Chroma",
+        {key: FLUX[key] for key in FLUX if key not in ("image_model", "guidance_embed")}
+        | {"image_model": "chroma", "in_dim": 64, "out_dim": 64, "hidden_dim": 64, "n_layers": 1}
+        | {"in_channels": 64, "out_channels": 64},
+        lambda: (comfy.text_encoders.pixart_t5.PixArtTokenizer, comfy.text_encoders.pixart_t5.pixart_te()),
+        {"t5xxl": T5},
+    ),
+    "aura_flow": Kind(
+        "AuraFlow",
+        {"in_channels": 4, "out_channels": 4, "dim": 64, "n_layers": 2, "n_double_layers": 1, "n_heads": 2}
+        | {"global_conddim": 64, "cond_seq_dim": WIDTH, "max_seq": 64},
+        lambda: (comfy.text_encoders.aura_t5.AuraT5Tokenizer, comfy.text_encoders.aura_t5.AuraT5Model),
+        {"pile_t5xl": T5},
+        channels=4,
+    ),
+    "pixart": Kind(
+        "PixArtSigma",
+        {"input_size": 8, "in_channels": 4, "hidden_size": 72, "depth": 2, "num_heads": 4, "caption_channels": WIDTH}
+        | {"model_max_length": 300, "pe_interpolation": 1, "micro_condition": False, "num_patches": None},
+        lambda: (comfy.text_encoders.pixart_t5.PixArtTokenizer, comfy.text_encoders.pixart_t5.pixart_te()),
+        {"t5xxl": T5},
+        channels=4,
+        side=64,
+    ),
 }
 
 
@@ -201,7 +238,9 @@ def _vae(kind: Kind) -> Any:
     levels = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
     pixels = {"double_z": True, "z_channels": kind.channels, "resolution": 64, "in_channels": 3, "out_ch": 3}
     config = {"params": {"ddconfig": pixels | levels, "embed_dim": kind.channels}}
+    logging.disable(logging.WARNING)  # that all weights are missing
     vae = comfy.sd.VAE(sd={}, config=config, dtype=torch.float32)
+    logging.disable(logging.NOTSET)
     filled(vae.first_stage_model)
     vae.latent_channels = kind.channels
     return vae

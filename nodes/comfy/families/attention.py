@@ -43,10 +43,12 @@ def tokens_of(denoiser: Any, height: int, width: int) -> Tokens:
 class Looking:
     """An `optimized_attention_override` that shows what joint attention does and leaves it as it is.
 
-    `previous` is the override that was there. Blocks that see text alone or image alone are passed over.
+    `blocks` are the numbers of those to look at; where one of them sees the image alone it is passed over. `previous` is
+    the override that was there.
     """
 
     tokens: Tokens
+    blocks: frozenset[int]
     seen: Seen
     previous: Callable[..., torch.Tensor] | None = None
 
@@ -61,7 +63,7 @@ class Looking:
         **keywords: Any,
     ) -> torch.Tensor:
         number, recomputing = keywords.get("transformer_options", {}).get(BLOCK, (None, False))
-        if number is not None:
+        if number in self.blocks:
             mask = rest[0] if rest else keywords.get("mask")
             probabilities = self._probabilities(query, key, heads, mask, keywords)
             if probabilities is not None:

@@ -109,6 +109,12 @@ def lists_of_blocks(module: torch.nn.Module, names: Sequence[str]) -> list[torch
     return [block for name in names for block in getattr(module, name, ())]
 
 
+def joint_blocks(module: torch.nn.Module, names: Sequence[str], apart: Sequence[str]) -> frozenset[int]:
+    """The numbers of the blocks, of all in the lists of these names, that are in none of those set `apart`."""
+    kept = {id(block) for block in lists_of_blocks(module, [name for name in names if name not in apart])}
+    return frozenset(at for at, block in enumerate(lists_of_blocks(module, names)) if id(block) in kept)
+
+
 def text_blocks(transformer: torch.nn.Module) -> list[torch.nn.Module]:
     """The layers of a text encoder: the longest list of modules in it."""
     lists = [part for part in transformer.modules() if isinstance(part, torch.nn.ModuleList)]

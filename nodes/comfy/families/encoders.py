@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from comfy.sd1_clip import SDClipModel, SDTokenizer
 
+from ....core.models.low_rank import is_linear
 from ....core.models.protocol import Encoding, fingerprint
 from ..cancelling import hear_cancel
 from ..weights import base_weight
@@ -203,6 +204,11 @@ class FamilyTextEncoder:
         pooled = [one.out[1] for one in raw]
         whole = None if pooled[0] is None else torch.cat([one[:1] for one in pooled]).to(self._device)
         return Encoding(tokens.to(self._device), whole, raw=raw)
+
+    def telling_weights(self) -> dict[str, str]:
+        """Two weights that tell it from others of its kind, each with its key in the CLIP's model."""
+        kept = [name for name, part in self.module.transformer.named_modules() if is_linear(part)]
+        return {name: f"{self.part.attribute}.transformer.{name}.weight" for name in (kept[0], kept[-1])}
 
     def _choose_layer(self) -> None:
         self.module.reset_clip_options()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ....core.models.protocol import Conditioning, ImageSize
-from .encoders import FamilyTextEncoder, Raw
+from .encoders import FamilyTextEncoder, Parts, Raw
 
 APART = 65536
 """Numbers that mark the places of one text encoder, from those of the next; float32 holds them exactly."""
@@ -32,25 +32,15 @@ class Prompt:
     def places(self) -> dict[str, torch.Tensor]:
         """For every encoder whose tokens come to the denoiser as such: where, of its positions in core's order, -1 for
         those that do not. (L,) int64 on the CPU."""
-        marked = {
-            name: _marked(raw, 1 + index * APART + torch.arange(raw.out[0].shape[-2]))
-            for index, (name, raw) in enumerate(self.raw.items())
-        }
-        cond = joined(self.model, self.encoders, marked)["cond"]
-        # Of encoders that are joined along the features the last mark is seen; they share their places.
-        marks = (cond[0] if cond.ndim == 3 else cond.flatten(0, -2)).amax(dim=-1).round().long()
+        parts = {name: encoder.part for name, encoder in self.encoders.items()}
         found = {}
-        for index, (name, raw) in enumerate(self.raw.items()):
-            ours = marks - 1 - index * APART
-            at = {int(mark): place for place, mark in enumerate(ours.tolist()) if 0 <= mark < APART}
-            if at:
-                wanted = self.encoders[name].places(raw)
-                places = torch.full((self.encoders[name].max_length,), -1)
-                known = [at.get(place, -1) for place in wanted]
-                bos, eos = self.encoders[name].reads()
-                known[0], known[-1] = known[0] if bos else -1, known[-1] if eos else -1
-                places[: len(known)] = torch.tensor(known)
-                found[name] = places
+        for name, at in marked_places(self.model, parts, self.raw)[0].items():
+            encoder = self.encoders[name]
+            known = [at.get(place, -1) for place in encoder.places(self.raw[name])]
+            bos, eos = encoder.reads()
+            known[0], known[-1] = known[0] if bos else -1, known[-1] if eos else -1
+            found[name] = torch.full((encoder.max_length,), -1)
+            found[name][: len(known)] = torch.tensor(known)
         return found
 
     @property
@@ -59,18 +49,39 @@ class Prompt:
         return int(self.condition["cond"].shape[-2])
 
 
+def marked_places(
+    model: Any, parts: Mapping[str, Parts], raw: Mapping[str, Raw]
+) -> tuple[dict[str, dict[int, int]], int]:
+    """For every text encoder whose tokens come to the denoiser: the place there of each of its positions; and how many
+    places there are. Asked of the family's own code, by letting each token say its number."""
+    marked = {
+        name: _marked(one, 1 + index * APART + torch.arange(one.out[0].shape[-2]))
+        for index, (name, one) in enumerate(raw.items())
+    }
+    cond = joined(model, parts, marked)["cond"]
+    # Of encoders that are joined along the features the last mark is seen; they share their places.
+    marks = cond.flatten(0, -2).amax(dim=-1).round().long().tolist()
+    found: dict[str, dict[int, int]] = {}
+    for index, name in enumerate(raw):
+        first = 1 + index * APART
+        at = {mark - first: place for place, mark in enumerate(marks) if first <= mark < first + APART}
+        if at:
+            found[name] = at
+    return found, len(marks)
+
+
 def _marked(raw: Raw, marks: torch.Tensor) -> Raw:
     out, *rest = raw.out
     numbers = marks.to(torch.float32)[:, None].expand(out.shape)
     return Raw(raw.tokens, (numbers.clone(), *rest), raw.first, raw.count)
 
 
-def joined(model: Any, encoders: Mapping[str, FamilyTextEncoder], raw: Mapping[str, Raw]) -> dict[str, Any]:
+def joined(model: Any, parts: Mapping[str, Parts], raw: Mapping[str, Raw]) -> dict[str, Any]:
     """What ComfyUI makes of a prompt of which its text encoders said `raw`: the dictionary of a conditioning."""
-    tokens = {encoders[name].part.key: [one.tokens] for name, one in raw.items()}
+    tokens = {parts[name].key: [one.tokens] for name, one in raw.items()}
     with ExitStack() as stack:
         for name, one in raw.items():
-            stack.enter_context(_saying(encoders[name].module, one.out))
+            stack.enter_context(_saying(getattr(model, parts[name].attribute), one.out))
         cond, pooled, *rest = model.encode_token_weights(_with_absent(model, tokens))
     return {"cond": cond, "pooled_output": pooled, **(dict(rest[0]) if rest else {})}
 
