@@ -64,7 +64,14 @@ class _KnowsConcepts:
                 _known(self.concepts),
             )
         chunks = super().tokenize_with_weights(bare_words(text, self.concepts), *args, **kwargs)
-        return chunks if self.embedding_key in ENCODERS else [[_comparable(token) for token in row] for row in chunks]
+        if self.embedding_key in ENCODERS:
+            return chunks
+        # ComfyUI drops the line break that ends a prompt's last piece where a word stands in it; a template ends so.
+        line_break = self.tokenizer("\n")["input_ids"] if text.endswith("\n") else []
+        last = chunks[-1]
+        if line_break and any(isinstance(token[0], torch.Tensor) for token in last) and last[-1][0] != line_break[-1]:
+            last.extend((token, 1.0, *last[-1][2:]) for token in line_break)
+        return [[_comparable(token) for token in row] for row in chunks]
 
     def _try_get_embedding(self, embedding_name: str) -> tuple[torch.Tensor | None, str, str]:
         name = leading_name(embedding_name, self.concepts)

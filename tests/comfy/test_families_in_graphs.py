@@ -112,7 +112,7 @@ SHOWN = {
     "resolution": "all",
     "start": 0.0,
     "end": 1.0,
-    "normalise": "each word by itself",
+    "normalise": "each word",
     "overlay": 0.5,
     "captions": True,
     "special_tokens": False,

@@ -43,8 +43,8 @@ def tokens_of(denoiser: Any, height: int, width: int) -> Tokens:
 class Looking:
     """An `optimized_attention_override` that shows what joint attention does and leaves it as it is.
 
-    `blocks` are the numbers of those to look at; where one of them sees the image alone it is passed over. `previous` is
-    the override that was there.
+    `blocks` are the numbers of those to look at; where one of them sees the image alone it is passed over. `previous`
+    is the override that was there.
     """
 
     tokens: Tokens

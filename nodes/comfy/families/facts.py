@@ -13,12 +13,11 @@ Attends = Literal["joint", "unseen"]
 class Family:
     """One family, by ComfyUI's class of its model.
 
-    `blocks` are the lists of blocks of its denoiser, in forward order, of which those in `apart` see text alone or image
-    alone. `attends` says how image tokens look at the
-    text: "joint", one attention over text and image, with the text first, or "unseen", where ComfyUI gives us no way to
-    look. `aligned` says on which side text that the denoiser makes longer stays: "left" where something is put behind
-    it. `resolution` is the side in pixels that it was trained at, and `learns` the text encoders whose rows learn by
-    default, () for all: those that the denoiser attends to. `remark` is what people should know.
+    `blocks` are the lists of blocks of its denoiser, in forward order; those in `apart` see text alone or image alone.
+    `attends` says how image tokens look at the text: "joint", one attention over text and image, with the text first,
+    or "unseen", where ComfyUI gives us no way to look. `aligned` says on which side text that the denoiser makes longer
+    stays: "left" where something is put behind it. `resolution` is the side in pixels that it was trained at, and
+    `learns` the text encoders whose rows learn by default, () for all.
     """
 
     title: str
