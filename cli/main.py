@@ -30,6 +30,7 @@ COMMANDS = {
     "prompts": ("prompts", "write a checked prompt file, of a built-in set or by a local language model"),
     "world-report": ("experiments.world_report", "measure how well the bundled tiny model obeys its prompts"),
     "claims": ("experiments.claims", "test the papers' claims, paired over concepts and seeds, with intervals"),
+    "search": ("experiments.search", "choose weights and rates by successive halving, on development concepts"),
     "transplant": (
         "experiments.transplant",
         "find which positions of a prompt carry a word, and which swallow the prompt",

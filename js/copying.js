@@ -3,30 +3,34 @@
 import { element } from "./elements.js";
 import { spoken } from "./spoken.js";
 
-const SHOWN = 1500; // milliseconds that the button says so
-
-/** Puts `text` on the clipboard. Browsers give it to pages of this machine and of https alone; else by way of a selection. */
-async function copied(text) {
-  if (navigator.clipboard && window.isSecureContext) return navigator.clipboard.writeText(text).then(() => true);
-  const field = element("textarea", { style: "position: fixed; opacity: 0", readonly: true });
-  field.value = text;
-  const focused = document.activeElement;
-  document.body.append(field);
-  field.select();
-  const done = document.execCommand("copy");
-  field.remove();
-  focused?.focus();
-  return done;
-}
+const AGAIN = 1500; // milliseconds until the button says Copy again
 
 /** A button that copies what `text()` gives at that time, and says whether it did. */
 export function copyButton(text) {
-  const name = spoken("Copy");
-  const says = (now) => {
-    button.textContent = now;
-    setTimeout(() => (button.textContent = name), SHOWN);
-  };
-  const copy = async () => says((await copied(text()).catch(() => false)) ? spoken("Copied") : spoken("Not copied"));
-  const button = element("button", { type: "button", class: "ci-button", text: name, "aria-live": "polite", click: copy });
+  const button = element("button", { type: "button", class: "ci-button", text: spoken("Copy"), "aria-live": "polite", click: copy });
+
+  async function copy() {
+    const done = await toClipboard(text(), button);
+    button.textContent = done ? spoken("Copied") : spoken("Select it and press Ctrl+C");
+    setTimeout(() => (button.textContent = spoken("Copy")), AGAIN);
+  }
+
   return button;
+}
+
+/** Whether it was copied. Pages that are not served securely, as those of another machine, have the old way alone. */
+async function toClipboard(text, near) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    const field = element("textarea", { class: "ci-off-screen", "aria-hidden": "true" });
+    field.value = text;
+    near.after(field);
+    field.select();
+    const done = document.execCommand("copy");
+    field.remove();
+    near.focus();
+    return done;
+  }
 }

@@ -9,6 +9,7 @@ import { followTraining, followTrainings, trains } from "./training/follow.js";
 
 const OURS = "ContextualInversion";
 const ATTENTION = "contextual_inversion_attention";
+const VERDICT = "contextual_inversion_verdict";
 const TEXT = "text"; // ComfyUI's key of lines for people, which it shows on nodes of its own alone
 const SHOWS_ATTENTION = "ContextualInversionShowAttention";
 
@@ -18,8 +19,8 @@ function addAttentionViewer(node) {
   const maskWords = inputOf(node, "mask_words");
   const viewer = new AttentionViewer({ address, keep: (state) => keep(node, state), maskWords });
   addView(node, "attention", viewer.element, 340);
-  also(node, "onWidgetChanged", () => viewer.refresh());
-  also(node, "onConnectionsChange", () => viewer.refresh());
+  also(node, "onWidgetChanged", () => viewer.drawMask());
+  also(node, "onConnectionsChange", () => viewer.drawMask());
   const [width, height] = node.computeSize();
   node.setSize([Math.max(width, 440), height + 100]);
   let runs = 0;
@@ -37,17 +38,20 @@ function addAttentionViewer(node) {
   });
 }
 
-/** What a node that shows no pictures says about its result, such as where a file is. */
+/** What a node says about its result: its verdict or, where it shows no pictures, its text, such as where a file is. */
 function showText(node, output) {
-  if (!output?.[TEXT] || output.images) return;
+  const said = output?.[VERDICT]?.map(({ text }) => text) ?? (output?.images ? null : output?.[TEXT]);
+  if (!said) return;
   if (!texts.has(node)) {
-    const view = element("div", { class: "ci-view ci-text", role: "status", tabindex: 0 });
-    addView(node, "says", view, output[SAVED] ? 104 : 72); // a widget called text would be drawn as an input
+    const beside = output.images ? " ci-beside" : ""; // the pictures get the room
+    const view = element("div", { class: `ci-view ci-text${beside}`, role: "status", tabindex: 0 });
+    // A widget called text would be drawn as an input.
+    addView(node, "says", view, 72, beside ? 72 : undefined);
     const [width, height] = node.computeSize();
     node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
     texts.set(node, view);
   }
-  const lines = element("div", { class: "ci-lines", text: output[TEXT].join("\n") });
+  const lines = element("div", { class: "ci-lines", text: said.join("\n") });
   texts.get(node).replaceChildren(...[savedButtons(output[SAVED]), lines].filter(Boolean));
 }
 

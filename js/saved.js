@@ -45,13 +45,17 @@ function loaders() {
   return graphs.flatMap((graph) => graph?.nodes ?? []).filter((node) => node.comfyClass?.startsWith(LOADS));
 }
 
-/** Has every list of files as it is now, as the key R does; where nothing could be chosen before, the first is. */
+const offered = (widget) => (Array.isArray(widget.options.values) ? widget.options.values : []);
+
+/** Has every list of files as it is now, as the key R does; a node that had nothing to choose takes what is new. */
 async function refreshLists() {
+  const lists = loaders().flatMap((node) => (node.widgets ?? []).filter(({ type }) => type === "combo"));
+  const before = new Map(lists.map((widget) => [widget, offered(widget)]));
   await (app.reloadNodeDefs ?? app.refreshComboInNodes).call(app);
-  for (const widget of loaders().flatMap((node) => node.widgets ?? [])) {
-    const options = widget.type === "combo" ? widget.options.values : null;
-    if (!Array.isArray(options) || options.length === 0 || options.includes(widget.value)) continue;
-    if (/^\(.*\)$/.test(widget.value)) widget.value = options[0]; // "(nothing saved yet)"
+  for (const [widget, known] of before) {
+    const now = offered(widget);
+    const none = /^\(.*\)$/.test(widget.value) && !now.includes(widget.value); // "(nothing saved yet)"
+    if (none && now.length > 0) widget.value = now.find((file) => !known.includes(file)) ?? now[0];
   }
   app.canvas?.setDirty(true, true);
 }

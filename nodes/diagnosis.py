@@ -13,6 +13,7 @@ from ..core.inspection.diagnosis.context_similarity import ContextProbe
 from ..core.inspection.diagnosis.diagnose import diagnose
 from ..core.inspection.diagnosis.probes import parse_probes, place_probes
 from ..core.inspection.diagnosis.report import markdown, plot
+from ..core.inspection.diagnosis.verdict import verdicts
 from ..core.inspection.world.world_evaluation import context_probes
 from ..core.models.protocol import ImageSize
 from .comfy.adapting import adapted
@@ -21,6 +22,8 @@ from .schema import inputs
 from .schema.before_run import why_refused
 from .schema.sockets import MEASURE, PREFIX, ConceptSocket, searched_as
 
+VERDICT = "contextual_inversion_verdict"
+"""Key of the node's output in ComfyUI's history; js/extension.js shows it."""
 BUILT_IN = {"concept_world": context_probes, "places": place_probes}
 
 
@@ -130,7 +133,8 @@ class DiagnoseConcept(io.ComfyNode):
             seed=seed,
         )
         table, picture = markdown(found), as_images(plot(found))
-        return io.NodeOutput(table, picture, json.dumps(found.figures(), indent=2), ui=preview(cls, picture, table))
+        shown = {**preview(cls, picture, table), VERDICT: [verdict._asdict() for verdict in verdicts(found)]}
+        return io.NodeOutput(table, picture, json.dumps(found.figures(), indent=2), ui=shown)
 
 
 def chosen_probes(built_in: str, own: str) -> list[ContextProbe]:

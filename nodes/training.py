@@ -39,7 +39,8 @@ class TrainConcept(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id=PREFIX + "TrainConcept",
-            display_name="Train Concept",
+            # The first words that people search for; ComfyUI ranks names above aliases.
+            display_name="Train Concept (Textual Inversion)",
             category=TRAIN,
             search_aliases=searched_as(
                 "textual inversion, train embedding, embedding trainer, dreambooth, custom diffusion, XTI, P+, LoRA "

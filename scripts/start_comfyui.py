@@ -16,7 +16,7 @@ from pathlib import Path
 from find_comfyui import REPOSITORY, find_comfyui
 
 PACK_FOLDER = "contextual-inversion"
-GRAPH = "train_a_word"
+GRAPH = "first_word"
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .paper_tables import Parts, gathered, methods_table, papers_table, provenance
+from .pipeline_tables import pipelines_table
 from .tables import (
     has_tables,
     require_marks,
@@ -97,7 +98,8 @@ def main(
     report["model"] = model.fingerprint
     folder = folder / model.fingerprint
     names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
-    chosen = [offered[name](model) for name in parts]
+    made = [offered[name](model) for name in parts]
+    chosen = [part.prepared(model, folder, results) if part.prepared else part for part in made]
     # Seed after seed, so that what is there of an unfinished run covers all concepts.
     cells = {
         cell_name(part, arm, name, seed): (part.trial, arm, name, seed)
@@ -226,7 +228,8 @@ def as_markdown(part: Comparison, found: dict[str, Any]) -> list[str]:
     trials, rows = found["trials"], found["comparisons"]
     # A part may ask for some things never: they are NaN everywhere.
     shown = [key for key in MEASURES if not all(math.isnan(trial.get(key, math.nan)) for trial in trials)]
-    lines = [*table_header("method", *(MEASURES[key] for key in shown))]
+    lines = [] if part.leads is None else [*part.leads(part.arms, trials), ""]
+    lines += table_header("method", *(MEASURES[key] for key in shown))
     for name, label in labels.items():
         own = [trial for trial in trials if trial["method"] == name]
         means = [sum(trial[key] for trial in own) / len(own) for key in shown]
@@ -250,7 +253,7 @@ def as_markdown(part: Comparison, found: dict[str, Any]) -> list[str]:
     return [*lines, "", "</details>"]
 
 
-SUMMARIES = {"papers": papers_table, "method-figures": methods_table}
+SUMMARIES = {"papers": papers_table, "method-figures": methods_table, "pipeline-figures": pipelines_table}
 """Tables that are made of several parts' results, by the name in their marks."""
 
 

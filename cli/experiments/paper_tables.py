@@ -81,9 +81,20 @@ def _core() -> Iterator[Row]:
             yield Row("CoRe, ablation", what, "part of the method", 0, "ablation", name, "core", measure)
 
 
+def _pipelines() -> Iterator[Row]:
+    others = {"ti_lora": "TI", "dreambooth-lora": "DreamBooth-LoRA", "custom-diffusion": "Custom Diffusion"}
+    for control, label in others.items():
+        for metric, measure in STAND_INS.items():
+            what = f"{label} → CoRe, both stages: {metric}"
+            yield Row("CoRe, equal seconds", what, "better", 1, "pipelines", "core_lora", control, measure)
+    what = "CoRe, LoRA → LoRA by timestep: recognised and obeyed"
+    yield Row("T-LoRA", what, "better balance", 1, "pipelines", "core_tlora", "core_lora", "composed")
+    yield Row("DTI", "TI → DTI: CLIP-T", "better", 1, "pipelines", "dti", "ti", "fidelity")
+
+
 STAND_INS = {"CLIP-T": "fidelity", "DINO-FG": "similarity"}
 """What is exact on ConceptWorld in place of the papers' metrics."""
-ROWS = (*_table_1(), *_table_2(), *_table_3(), *_table_4(), *_core())
+ROWS = (*_table_1(), *_table_2(), *_table_3(), *_table_4(), *_core(), *_pipelines())
 
 
 def gathered(folder: Path, report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

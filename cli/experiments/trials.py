@@ -62,6 +62,11 @@ class Arm:
         """The recipe."""
         return recipes()[self.recipe]
 
+    @property
+    def beyond(self) -> list[Any]:
+        """What decides a trial beside the training: nothing."""
+        return []
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -263,6 +268,7 @@ def arm_key(arm: Arm) -> str:
     decisive: list[Any] = [arm.core, arm.mlm, {**arm.base.values, **arm.changes}]
     decisive += [arm.prior] if arm.prior else []
     decisive += [[one.name, one.options] for one in arm.further]
+    decisive += arm.beyond
     text = json.dumps(decisive, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
@@ -277,3 +283,7 @@ class Comparison:
     trial: Callable[..., Trial] = run_trial
     more: Callable[[Sequence[Arm], Sequence[dict[str, Any]]], list[str]] | None = None
     """Tables of its own, of its arms and trials."""
+    leads: Callable[[Sequence[Arm], Sequence[dict[str, Any]]], list[str]] | None = None
+    """The same, before all others."""
+    prepared: Callable[[DiffusersModel, Path, Path], Comparison] | None = None
+    """What it becomes of the model, the folder of its trials and that of earlier results, before it begins."""

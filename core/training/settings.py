@@ -76,7 +76,8 @@ class TrainSettings:
     `captions` are prompts of each picture's own, in the order of the pictures, in place of the `templates` for that
     picture where there are any. With `transparent_masks` masks say where a picture is transparent, which is put on
     white and counts, and not what counts. `kappa` is the pull to the class word in norm mode "dti" (METHODS.md 5.1),
-    where a step goes `learning_rate` radians, whatever the optimizer.
+    where a step goes `learning_rate` radians, whatever the optimizer. With `only_layers` those of the method's layers
+    alone learn whose names hold one of these ("attn1": self-attention).
     `encoders` are the text encoders that the word learns in; in the others it stays the class word. () leaves that to
     the model, whose own choice is all of them unless it says otherwise.
     """
@@ -122,6 +123,7 @@ class TrainSettings:
     captions: tuple[tuple[str, ...], ...] = ()
     transparent_masks: bool = False
     kappa: float = KAPPA
+    only_layers: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -208,6 +210,8 @@ class TrainSettings:
             values.pop("transparent_masks")
         if self.norm_mode != "dti":
             values.pop("kappa")
+        if not self.only_layers:
+            values.pop("only_layers")
         if not self.encoders:
             values.pop("encoders")
         augmentation = values.pop("augmentation")

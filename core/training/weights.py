@@ -33,6 +33,8 @@ class TrainableWeights:
         text = text_layers(model) if rank or method.text_encoder != "all" else text_weight_layers(model)
         modules = {**unet, **text}
         names = _of_model(model, unet, method.unet) + chosen_layers(list(text), method.text_encoder)
+        wanted = settings.only_layers
+        names = [name for name in names if not wanted or any(part in name for part in wanted)]
         if not names:
             raise ValueError(f"{model.name} has no layer that {method.title} trains")
         for name in names:

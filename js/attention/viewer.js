@@ -84,7 +84,8 @@ export class AttentionViewer {
     this.steps = slider(spoken("Steps"), "steps", (...ends) => this.saySteps(ends));
     this.body = element(
       "div",
-      { class: "ci-body" },
+      // Nodes 2.0 does not say when an input is changed.
+      { class: "ci-body", pointerenter: () => this.drawMask(), focusin: () => this.drawMask() },
       this.words.element,
       element("div", { class: "ci-stage" }, this.frame),
       element("div", { class: "ci-controls" }, this.layers.element, this.steps.element, this.buildButtons()),
@@ -157,6 +158,7 @@ export class AttentionViewer {
 
   /** The button is pressed where mask_words says what is pinned, and not to be used where a link says it. */
   drawMask() {
+    if (!this.report) return;
     const [now, wanted] = [this.maskWords?.get() ?? null, this.maskText()];
     this.mask.hidden = !this.maskWords;
     this.mask.disabled = now === null || !wanted;

@@ -9,6 +9,7 @@ import { plainly } from "./losses.js";
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "6 3", "2 3", "8 3 2 3", "12 4", "4 2", "1 2"];
 const [LEFT, RIGHT, TOP, BOTTOM] = [44, 8, 8, 16];
+const LINE = 11; // pixels that a number is high
 
 export const style = (index) => ({
   stroke: css(PALETTE[index % PALETTE.length].rgb),
@@ -32,7 +33,7 @@ export function drawChart(svg, { steps, losses }, totalSteps, logarithmic) {
   if (scale === null) return svg.replaceChildren();
   const x = (step) => LEFT + ((width - LEFT - RIGHT) * step) / Math.max(1, totalSteps);
   const y = (value) => TOP + (height - TOP - BOTTOM) * (1 - scale.place(value));
-  const parts = scale.marks.flatMap((mark) => [
+  const parts = apart(scale.marks, y).flatMap((mark) => [
     shape("line", { class: "ci-grid", x1: LEFT, x2: width - RIGHT, y1: y(mark), y2: y(mark) }),
     shape("text", { x: LEFT - 5, y: y(mark) + 3, "text-anchor": "end" }, short(mark)),
   ]);
@@ -45,6 +46,13 @@ export function drawChart(svg, { steps, losses }, totalSteps, logarithmic) {
     parts.push(shape("polyline", { ...style(index), points: drawn.map((point) => point.join(",")).join(" ") }));
   });
   return svg.replaceChildren(...parts);
+}
+
+/** Those of the marks that have room for their numbers, from the lowest on. */
+function apart(marks, y) {
+  const kept = [];
+  for (const mark of marks) if (kept.length === 0 || y(kept.at(-1)) - y(mark) >= LINE) kept.push(mark);
+  return kept;
 }
 
 /** One <li> a loss: its line, its name and its value now. */

@@ -25,12 +25,13 @@ export function standing(facts) {
 /** What went wrong, and what is kept all the same; "" where nothing did. */
 export function trouble({ error, end, kept }) {
   if (!error) return "";
-  return end === "failed" && kept > 0 ? `${error}\n${goingOn(kept)}` : error;
+  const said = failure({ exception_message: error });
+  return end === "failed" && kept > 0 ? `${said}\n${goingOn(kept)}` : said;
 }
 
 /** An error of ComfyUI's as a training that failed has it. The hints that ComfyUI adds are meant for other nodes. */
 export function failure({ exception_message: message = "", exception_type: type = "" }) {
-  const memory = /OutOfMemory/.test(type) || /^(CUDA|HIP|XPU)?.{0,20}out of memory/i.test(message);
+  const memory = /OutOfMemory/.test(type) || /^((CUDA|HIP|XPU|MPS)( error:| backend)? )?out of memory/i.test(message);
   const said = message.split(/\n+(?:TIPS:|This error means you ran out of memory)/)[0].trim();
   return memory ? spoken("Out of memory: switch on gradient_checkpointing, or take a smaller batch or resolution.") : said || type;
 }

@@ -1,15 +1,16 @@
 /** A training on its node: what it will do, its losses and samples, how it ended, and Stop and keep. */
 
+import { copyButton } from "../copying.js";
 import { element } from "../elements.js";
 import { spoken } from "../spoken.js";
 import { drawChart, legend, SVG } from "./chart.js";
-import { copyLine } from "./copying.js";
 import { joined } from "./curves.js";
 import { standing, trouble } from "./ending.js";
 import { Samples } from "./samples.js";
 import { outlookInWords, sentence } from "./sentence.js";
 
 const NOTHING = { steps: [], losses: {} };
+const HERE = "\u0000"; // where the word goes in a sentence that is taken apart
 const LEARNED = ["learned", "stopped", "early"];
 
 /** `address(file)` gives the URL of a sample, `stop()` asks the server to stop and keep, `keep(state)` keeps a choice. */
@@ -20,7 +21,7 @@ export class TrainingPanel {
     this.element = element(
       "div",
       { class: "ci-view ci-training", role: "group", "aria-label": spoken("Training") },
-      element("div", { class: "ci-status" }, this.badge, this.status, this.copying.element, element("span", { class: "ci-turner" }, this.halt)),
+      element("div", { class: "ci-status" }, this.badge, this.status, this.typing, element("span", { class: "ci-turner" }, this.halt)),
       this.sentence,
       this.alert,
       this.message,
@@ -39,7 +40,9 @@ export class TrainingPanel {
     this.alert = element("p", { class: "ci-alert", role: "alert", tabindex: "0", hidden: true });
     this.message = element("p", { class: "ci-message", text: spoken("Press Run. The losses and pictures of the training appear here.") });
     this.remark = element("p", { class: "ci-remark" });
-    this.copying = copyLine();
+    this.typed = element("code", { class: "ci-typed" });
+    const [before, after] = spoken("Type {word} in a prompt", { word: HERE }).split(HERE);
+    this.typing = element("span", { class: "ci-type", hidden: true }, before, this.typed, after, " ", copyButton(() => this.typed.textContent));
     this.scale = this.button(spoken("Log"), spoken("Logarithmic or linear scale"), () => {
       this.restore({ linear: this.logarithmic });
       this.keep({ linear: !this.logarithmic });
@@ -148,7 +151,8 @@ export class TrainingPanel {
     [this.alert.textContent, this.alert.hidden] = [wrong, !wrong];
     const over = facts?.ended && !wrong && LEARNED.concat("done").includes(facts.end);
     [this.remark.textContent, this.remark.title, this.remark.hidden] = over ? [facts.text, facts.text, false] : ["", "", true];
-    this.copying.say(LEARNED.includes(facts?.end) ? facts.word : "");
+    const word = LEARNED.includes(facts?.end) && facts.word;
+    [this.typed.textContent, this.typing.hidden] = [word ? `<${word}>` : "", !word];
     this.halt.hidden = !facts || facts.ended || facts.stoppable === false;
     this.saySentence();
     this.draw();
@@ -171,7 +175,7 @@ export class TrainingPanel {
     const drawn = this.curves.steps.length > 0;
     this.message.hidden = Boolean(this.facts);
     this.losses.hidden = !drawn;
-    if (!drawn) return;
+    if (!drawn) return this.chart.replaceChildren();
     drawChart(this.chart, this.curves, this.facts.total_steps, this.logarithmic);
     this.legend.replaceChildren(...legend(this.curves));
     const losses = [...this.legend.children].map((line) => line.textContent).join(", ");

@@ -19,6 +19,8 @@ from .outlook import Outlook
 
 MOST = 200
 """Kinds of trainings that are remembered."""
+ENOUGH = 10
+"""Steps after which the first, slow one counts for little."""
 MODEL_INPUTS = ("model", "clip", "vae", "regularizer", "contextualizer", "tuning_encoder", "clip_vision")
 """What comes along these decides how long a step takes, and how long it takes to be ready for the first."""
 LONGEST_NAME = 200
@@ -91,9 +93,12 @@ def is_link(value: Any) -> bool:
 
 
 def estimate(kind: str | None, outlook: Outlook) -> float | None:
-    """Seconds that a run will take, as far as earlier ones of its kind tell; None where none was."""
+    """Seconds that a run will take, as far as earlier ones of its kind tell; None where none was, or none long enough
+    to tell."""
     known = _remembered().get(kind) if kind else None
     try:
+        if known["steps"] < min(ENOUGH, outlook.steps):
+            return None
         pictures = outlook.pictures * known["picture"] if outlook.pictures else 0.0
         return known["before"] + outlook.steps * known["step"] + pictures
     except (KeyError, TypeError):  # nothing, or no picture was drawn then
@@ -101,13 +106,15 @@ def estimate(kind: str | None, outlook: Outlook) -> float | None:
 
 
 def remember(kind: str | None, pace: Pace) -> None:
-    """Keep how long a run took, for the next of its kind. One without a step tells nothing."""
-    if kind is None or pace.steps == 0:
-        return
+    """Keep how long a run took, for the next of its kind. One of fewer steps than are `ENOUGH` tells less than a longer
+    one before it, and one without a step nothing."""
     every = _remembered()
     earlier = every.pop(kind, None)
     known = earlier if isinstance(earlier, dict) else {}
-    known |= {"before": round(pace.before, 3), "step": round(pace.stepping / pace.steps, 6)}
+    if kind is None or pace.steps < max(1, min(ENOUGH, known.get("steps", 0))):
+        return
+    step = round(pace.stepping / pace.steps, 6)
+    known |= {"before": round(pace.before, 3), "step": step, "steps": pace.steps}
     if pace.pictures:
         known["picture"] = round(pace.drawing / pace.pictures, 4)
     kept = dict([*every.items(), (kind, known)][-MOST:])

@@ -1,6 +1,6 @@
 """What nodes have saved, as the page is told of it, and those files for whoever wants to take one along.
 
-A request names a file by what was drawn for it when it was saved. No path is taken from a page, and nothing else is given.
+A request names a file by what was drawn for it when it was saved. No path is taken from a page.
 """
 
 from __future__ import annotations

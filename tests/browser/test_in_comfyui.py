@@ -4,6 +4,7 @@ Photographs of every state go to out/browser; they are there to be looked at.
 """
 
 import json
+import re
 
 import pytest
 
@@ -15,6 +16,8 @@ SHORT = {
 }
 SHOW, LEARNED, STOPPED = 9, 25, 6
 """Node ids: the first viewer and that of the learned word in see_what_a_word_does, a training in train_a_word."""
+DIAGNOSED = 26
+"""The node there whose verdict is read."""
 LAST_OF_ONE, LAST = 11, 28
 """The last node id of the part of see_what_a_word_does that samples one picture, and of all its parts."""
 MODES = {"classic": False, "nodes2": True}
@@ -137,6 +140,14 @@ def test_words_light_up_and_come_back_after_a_reload(comfyui_server, pictures, m
         assert picture[1] - 1 <= top <= bottom <= picture[3] + 1
         assert all(right <= a or c <= left or bottom <= b or d <= top for a, b, c, d in tags[:index])
 
+    # One click makes the mask of the pinned words.
+    mask = f"comfyAPI.app.app.rootGraph.getNodeById({SHOW}).widgets.find(({{ name }}) => name === 'mask_words').value"
+    button = f"[...document.querySelectorAll('{VIEW} .ci-button')].find((one) => one.textContent === 'Use as mask')"
+    page.run(f"{button}.click()")
+    assert page.run(mask) == "red, cat, grass"
+    assert page.run(f"{button}.getAttribute('aria-pressed')") == "true"
+    page.photograph(pictures / f"{mode}-mask-words.png")
+
     # The other way round: the bars say how much each word looks at a place of the picture.
     page.point(f"{VIEW} .ci-frame")
     shares = page.run(
@@ -187,6 +198,8 @@ def test_words_light_up_and_come_back_after_a_reload(comfyui_server, pictures, m
     server.look_at(page, LEARNED)
     page.wait("document.querySelectorAll('.ci-attention .ci-chip').length > 0")
     page.photograph(pictures / f"{mode}-learned-word-light.png")
+    verdict = page.run(f"comfyAPI.app.app.rootGraph.getNodeById({DIAGNOSED}).widgets.at(-1).element.textContent")
+    assert re.search(r"(should keep|may swallow|is at high risk of swallowing) its prompt: .* SKL \d", verdict)
 
     # Without the temporary files there is a line instead of a broken picture.
     for path in (server.base / "temp").glob("contextual_inversion_atlas*"):
@@ -263,7 +276,7 @@ def test_a_training_is_followed_stopped_and_kept(comfyui_server, pictures, mode)
     entry = finished(server, page, earlier)
     assert entry["status"]["status_str"] == "success", entry["status"]
     images = [image for output in entry["outputs"].values() for image in output.get("images", ())]
-    assert sum(image["type"] == "output" for image in images) == 6, "the nodes behind it ran"
+    assert sum(image["type"] == "output" for image in images) == 1, "the nodes behind it ran, the sheet the last"
     assert page.run(f"document.querySelector('{stop}').hidden")
 
     # What was learned is there after a reload, in the other theme.

@@ -35,6 +35,8 @@ def page(browser, static):
         "state": "attention/state",
         "tags": "attention/tags",
         "curves": "training/curves",
+        "sentence": "training/sentence",
+        "ending": "training/ending",
     }
     loads = "".join(f"window.{name} = await import('/js/{path}.js');" for name, path in names.items())
     page.run(f"(async () => {{ {loads} window.report = {json.dumps(REPORT)}; }})()")
@@ -135,6 +137,16 @@ def test_pins_follow_their_word_through_another_prompt(page):
     assert page.run(f"state.indexOf({changed}, {{ text: 'mat', nth: 0 }})") == -1
 
 
+def test_pinned_words_are_named_as_mask_words_knows_them(page):
+    """There a word is known by its text between commas, so that the second of two equal ones has no name."""
+    words = json.dumps([{"text": text, "kind": "word"} for text in ["A", "cat", ",", "a", "mat"]])
+    ends = json.dumps([{"text": "start", "kind": "special"}, {"text": "cat", "kind": "word"}])
+    assert page.run(f"state.maskText({words}, [4, 1])") == "cat, mat", "in the prompt's order"
+    assert page.run(f"state.maskText({words}, [0, 2, 3])") == "A"
+    assert page.run(f"state.maskText({ends}, [0, 1])") == "cat"
+    assert page.run(f"state.maskText({words}, [])") == ""
+
+
 @pytest.mark.parametrize(
     "kept", ["null", "7", "{ pins: 3, size: 4, layers: ['a', 1], image: -2, common: 'yes' }", "{ pins: [null] }"]
 )
@@ -195,3 +207,72 @@ def test_names_over_a_picture_stay_in_it_and_apart(page):
     assert alone == [{"left": 80, "top": 78}], "just above its place"
     at_the_top = page.run("tags.placed([{ x: 100, y: 5, width: 40, height: 18 }], { width: 320, height: 300 })")
     assert at_the_top[0]["top"] == 9, "below it where there is no room above"
+
+
+def test_a_rate_is_said_as_it_is(page):
+    """As numbers the words are the rate, to three digits, and zeros hide none."""
+    rates = [float(f"{m}e{e}") for m in (1, 1.5, 2.25, 5, 9.99) for e in range(-9, 1)]
+    said = page.run(f"{json.dumps(rates)}.map(sentence.rateInWords)")
+    assert [float(one) for one in said] == rates
+    assert page.run("[0.01, 5e-6, 0.004, 0.3].map(sentence.rateInWords)") == ["1e-2", "5e-6", "4e-3", "0.3"]
+
+
+def test_an_estimate_is_as_fine_as_it_can_be(page):
+    """It is off by less than a tenth, or by half a second, and never nothing."""
+    units = {"h": 3600, "min": 60, "s": 1}
+    for seconds in (0.1, 0.6, 3.4, 7.7, 12, 58, 61, 333, 599, 601, 3500, 3700, 40_000):
+        words = page.run(f"sentence.roughly({seconds})").removeprefix("about ").split()
+        total = sum(int(number) * units[unit] for number, unit in zip(words[::2], words[1::2], strict=True))
+        assert total > 0
+        assert abs(total - seconds) <= max(0.9, 0.25 * min(seconds, 10), 0.1 * seconds), (seconds, words)
+
+
+PLAN = {
+    "recipe": "Demo model", "steps": 200, "rate": 1e-2, "batch": 4, "vectors": 3, "each": "", "weight_rate": None,
+    "rank": None, "class_pictures": 0, "pictures": 5, "connected": [], "seconds": 51.3,
+}  # fmt: skip
+SENTENCES = {
+    "Demo model recipe: 200 steps, rate 1e-2, batch 4, 3 vectors; about 50 s": {},
+    "10 steps, rate 5e-4, batch 6": {
+        "recipe": "", "steps": 10, "rate": 5e-4, "batch": 6, "vectors": None, "seconds": None,
+    },
+    "XTI (P+) recipe: 1 step, rate 5e-3, batch 4, 1 vector for every layer; about 1 min": {
+        "recipe": "XTI (P+)", "steps": 1, "rate": 5e-3, "vectors": 1, "each": "layer", "seconds": 61,
+    },
+    "Demo model recipe: steps as connected, rate 1e-2, weights at 1e-3, batch 4, whole weights, "
+    "pictures of the class first: 100": {
+        "steps": None, "connected": ["steps"], "weight_rate": 1e-3, "vectors": None, "rank": 0, "class_pictures": 100,
+        "seconds": None,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("expected", SENTENCES)
+def test_the_sentence_of_a_plan(page, expected):
+    plan = PLAN | SENTENCES[expected]
+    assert page.run(f"sentence.sentence({json.dumps(plan)})") == expected
+    assert page.run(f"sentence.outlookInWords({json.dumps({'plan': plan})})") == expected
+
+
+def test_where_the_model_is_not_known_both_are_said(page):
+    plans = {
+        "demo": PLAN | {"seconds": None},
+        "stable diffusion": PLAN | {"recipe": "CoRe stage 1 (paper)", "steps": 300},
+    }
+    said = page.run(f"sentence.outlookInWords({json.dumps({'plans': plans})})")
+    assert said.startswith("It depends on the model. Stable Diffusion: CoRe stage 1 (paper) recipe: 300 steps")
+    assert "The demo model: Demo model recipe: 200 steps" in said
+    assert page.run("sentence.outlookInWords({ refused: 'no' })") == "Cannot run so: no"
+
+
+def test_errors_keep_their_words_and_lose_comfyuis_hints(page):
+    memory = "Out of memory: switch on gradient_checkpointing, or take a smaller batch or resolution."
+    for given, said in (
+        ({"exception_message": "what went wrong\n\n\nTIPS: other", "exception_type": "ValueError"}, "what went wrong"),
+        ({"exception_message": "two\nlines", "exception_type": "ValueError"}, "two\nlines"),
+        ({"exception_message": "\n", "exception_type": "KeyError"}, "KeyError"),
+        ({"exception_message": "Allocation on device", "exception_type": "torch.OutOfMemoryError"}, memory),
+        ({"exception_message": "CUDA error: out of memory", "exception_type": "RuntimeError"}, memory),
+        ({"exception_message": "the pool ran out of memory words", "exception_type": "ValueError"}, None),
+    ):
+        assert page.run(f"ending.failure({json.dumps(given)})") == (said or given["exception_message"])

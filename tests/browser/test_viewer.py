@@ -17,7 +17,7 @@ PAGE = """<!doctype html><meta charset="utf-8"><body style="width:400px;height:6
 <script type="module">
 import { AttentionViewer } from "./js/attention/viewer.js";
 import { addStyle } from "./js/elements.js";
-addStyle();
+addStyle(new URL("./js/style.css", location.href));
 window.report = await (await fetch("report.json")).json();
 window.make = async (kept, report) => {
   window.kept = undefined;
@@ -229,6 +229,44 @@ def test_a_wide_picture_of_sdxl(page, static, pictures):
     assert said[:3] == ["18 x 26, down 1", "18 x 26, down 2", "13 x 19, down 1"]
     assert said[-1] == "18 x 26, up 3"
     page.photograph(pictures / "sdxl-wide.png")
+
+
+def test_pinned_words_become_the_mask_by_one_click(page):
+    button = "document.querySelector('.ci-buttons').children[3]"
+    assert page.run(f"[{button}.textContent, {button}.hidden]") == ["Use as mask", True], "there is no such input"
+    page.run(
+        "(window.given = { value: '' },"
+        "viewer.maskWords = { get: () => given.value, set: (text) => (given.value = text) }, viewer.refresh())"
+    )
+    assert page.run(f"[{button}.hidden, {button}.disabled]") == [False, True], "nothing is pinned"
+    page.click(chip("grass"))
+    page.click(chip("red"))
+    page.point_at(1, 1)
+    assert page.run(f"{button}.getAttribute('aria-pressed')") == "false"
+    page.run(f"{button}.focus()")
+    page.key("Enter")
+    assert page.run("given.value") == "red, grass"
+    assert page.run(f"{button}.getAttribute('aria-pressed')") == "true"
+    page.click(chip("red"))
+    assert page.run(f"{button}.getAttribute('aria-pressed')") == "false", "it says what the input says"
+    page.run("(given.value = null, viewer.refresh())")
+    assert page.run(f"{button}.disabled"), "a link gives it"
+
+
+def test_the_keyboard_reaches_everything_and_is_seen(page):
+    page.run("viewer.maskWords = { get: () => '', set: () => {} }")
+    page.click(chip("red"))
+    reached = []
+    page.run("document.activeElement.blur()")
+    for _ in range(12):
+        page.key("Tab")
+        here = page.run("[document.activeElement.textContent, document.activeElement.matches(':focus-visible')]")
+        if page.run("document.activeElement === document.body") or here[0] in reached:
+            break
+        reached.append(here[0])
+        assert here[1]
+        assert page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid", here
+    assert {"Same scale", "Use as mask", "Clear", "›"} <= set(reached)
 
 
 def test_missing_files_are_said(page):

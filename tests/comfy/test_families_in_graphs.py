@@ -144,19 +144,20 @@ def test_recording_leaves_the_picture_as_it_is(run_graph, loader):
 
 
 def test_a_word_is_applied_saved_and_loaded(run_graph, loader):
+    name = f"word_of_{loader['inputs']['kind']}"
     trained = graph(loader, train=WORD_AND_LORA, weight_rate=0.05)
     applied = call(
         "ApplyConcept", model=["model", 0], clip=["model", 1], concept=["train", 0], strength_model=1.0,
         strength_clip=1.0, name="",
     )  # fmt: skip
     save = call(
-        "SaveConcept", concept=["train", 0], name="family_word", if_taken="overwrite", embedding_file=True,
+        "SaveConcept", concept=["train", 0], name=name, if_taken="add a number", embedding_file=True,
         half_precision=False, lora_file=True,
     )  # fmt: skip
     whole = {**trained, "apply": applied, "save": save, "positive": prompt("a <keep> in a jar", ("apply", 1))}
     run = run_graph({**whole, **sampler(["apply", 0], ["positive", 0])}, keep={"latent": ("sampler", 0), **KEEP})
     assert run.status == "success", run.error
-    load = call("LoadConcept", file="contextual_inversion/family_word.safetensors", clip=["model", 1])
+    load = call("LoadConcept", file=f"contextual_inversion/{name}.safetensors", clip=["model", 1])
     again = {"model": loader, "load": load, "apply": {**applied, "inputs": {**applied["inputs"]}}}
     again["apply"]["inputs"] |= {"concept": ["load", 0], "name": "keep"}
     again |= {"positive": prompt("a <keep> in a jar", ("apply", 1)), **sampler(["apply", 0], ["positive", 0])}
@@ -167,7 +168,7 @@ def test_a_word_is_applied_saved_and_loaded(run_graph, loader):
         "model": loader,
         "lora": {
             "class_type": "LoraLoaderModelOnly",
-            "inputs": {"model": ["model", 0], "lora_name": "family_word.safetensors", "strength_model": 1.0},
+            "inputs": {"model": ["model", 0], "lora_name": f"{name}.safetensors", "strength_model": 1.0},
         },
         "apply": {**again["apply"], "inputs": {**again["apply"]["inputs"], "strength_model": 0.0}},
         "load": load,
@@ -181,6 +182,6 @@ def test_a_word_is_applied_saved_and_loaded(run_graph, loader):
 
 def test_what_such_a_model_cannot_do_is_refused_in_words(run_graph, loader):
     for method in ("XTI: a vector for every layer", "Custom Diffusion", "DreamBooth, all weights"):
-        run = run_graph(graph(loader, train=method))
+        run = run_graph(graph(loader, train=method), keep=KEEP)
         assert run.status == "error"
         assert "choose textual inversion" in run.error["exception_message"], method

@@ -2,6 +2,11 @@
 
 import re
 
+import pytest
+
+from contextual_inversion.core.training.methods import first_stages, second_stages
+from contextual_inversion.core.training.presets import recipes
+
 PREFIX = "ContextualInversion"
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
 
@@ -24,3 +29,14 @@ def test_every_node_has_a_page_with_its_name_and_inputs(comfyui, repository):
             for one, (_, *options) in info["input"].get(group, {}).items():
                 assert options, f"{name}.{one}"
                 assert options[0].get("tooltip"), f"{name}.{one}"
+
+
+@pytest.mark.parametrize(("node", "stages"), [("TrainConcept", first_stages), ("RefineConcept", second_stages)])
+def test_a_page_lists_every_recipe_with_its_numbers(repository, node, stages):
+    """The numbers of a recipe are in no tooltip: there were too many of them."""
+    text = (repository / "js" / "docs" / f"{PREFIX}{node}.md").read_text(encoding="utf-8")
+    for name, recipe in recipes(stages().values()).items():
+        (line,) = re.findall(rf"^- \*{re.escape(name)}\*: (.*)$", text, re.MULTILINE)
+        rate = f"{recipe.values['learning_rate']:.7f}".rstrip("0")
+        for said in (f"{recipe.values['steps']:,} steps", f"batch {recipe.values['batch']}", f"rate {rate}"):
+            assert re.search(rf"\b{re.escape(said)}\b", line), (name, said)

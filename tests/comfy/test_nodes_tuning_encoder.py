@@ -310,7 +310,7 @@ def test_a_clip_vision_model_may_push_the_unet_out_of_a_small_memory(comfyui, mo
 
 
 def test_the_workflow_runs_from_its_file_with_the_bundled_encoder(run_ui_workflow, repository):
-    path = repository / "workflows" / "one_picture_one_word.json"
+    path = repository / "workflows" / "5 One picture one word.json"
     short = {
         f"{PREFIX}TunePredictedConcept": {"steps": 2, "batch": 2},
         "KSampler": {"steps": 2},

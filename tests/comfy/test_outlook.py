@@ -134,17 +134,27 @@ def test_nodes_that_do_not_train_have_no_outlook(comfyui, ask):  # noqa: F811
 def test_a_training_says_how_long_the_next_like_it_will_take(run_graph, comfyui, ask, monkeypatch):  # noqa: F811
     """From the seconds of its own start, steps and pictures; others and what was never done say nothing."""
     pace, view = module("page.pace"), module("page.live_view")
-    nodes = graph(steps=4, seed=50, preview_every=0)
-    monkeypatch.setattr(view, "running", lambda: (nodes, None))
-    run = run_graph(nodes, keep={"concept": ("train", 0)})
-    assert run.ui["train"][OUTPUT][0]["plan"]["seconds"] is None, "the first one cannot know"
-    said = outlook(ask, nodes)["plan"]["seconds"]
-    assert said > 0
+
+    def seconds(**changes: object) -> float | None:
+        return outlook(ask, graph(**{"preview_every": 0, **changes}))["plan"]["seconds"]
+
+    def trained(steps: int, seed: int) -> float | None:
+        nodes = graph(steps=steps, seed=seed, preview_every=0)
+        monkeypatch.setattr(view, "running", lambda: (nodes, None))
+        return run_graph(nodes, keep={"concept": ("train", 0)}).ui["train"][OUTPUT][0]["plan"]["seconds"]
+
+    pace._file().unlink(missing_ok=True)
+    assert trained(4, 50) is None, "the first one cannot know"
+    assert seconds(steps=4) > 0
+    assert seconds(steps=8) is None, "four steps are too few to tell of more"
+    trained(10, 51)
     (known,) = json.loads(pace._file().read_text()).values()
-    assert said == pytest.approx(known["before"] + 4 * known["step"])
-    longer = outlook(ask, graph(steps=8, seed=51, preview_every=0))["plan"]["seconds"]
-    assert longer - said == pytest.approx(4 * known["step"])
-    assert outlook(ask, graph(steps=4, preview_every=2))["plan"]["seconds"] is None, "no picture was drawn"
-    assert outlook(ask, graph(steps=4, batch=1))["plan"]["seconds"] is None, "another batch"
+    assert known["steps"] == 10
+    for steps in (1, 10, 3000):
+        assert seconds(steps=steps) == pytest.approx(known["before"] + steps * known["step"])
+    assert trained(2, 52) == pytest.approx(known["before"] + 2 * known["step"])
+    assert list(json.loads(pace._file().read_text()).values()) == [known], "fewer steps tell less"
+    assert seconds(steps=4, preview_every=2) is None, "no picture was drawn"
+    assert seconds(steps=4, batch=1) is None, "another batch"
     pace._file().write_text("[1, 2")
-    assert outlook(ask, nodes)["plan"]["seconds"] is None
+    assert seconds(steps=4) is None

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .diagnose import Diagnosis, SubjectFigures
+from .verdict import verdicts
 
 MEASURES = {
     "sim1": "sim1: speaks for the context (lower is better)",
@@ -29,6 +30,7 @@ def markdown(diagnosis: Diagnosis) -> str:
     for subject in diagnosis.subjects:
         lines += _row([subject.label, *(_number(subject.means[key]) for key in measures)])
     lines += ["", "A word that composes has a low sim1, a high sim2 and a high SKL (METHODS.md 2.7).", ""]
+    lines += [line for verdict in verdicts(diagnosis) for line in (f"Verdict: {verdict.text}", "")]
     lines += _row(["prompt", "context word", "subject", *(heads.get(key, key) for key in measures)], header=True)
     for number, prompt in enumerate(diagnosis.subjects[0].prompts):
         for subject in diagnosis.subjects:

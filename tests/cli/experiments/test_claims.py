@@ -136,7 +136,7 @@ def test_summaries_come_from_all_reports_and_the_newest_counts(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps({"other": 1}))
     assert "| textual inversion | not measured yet | 0%, 25% (1) |" in "\n".join(methods_table(gathered(tmp_path, {})))
     pages = [tmp_path / "claims.md", tmp_path / "README.md"]
-    for page, name in zip(pages, claims.SUMMARIES, strict=True):
+    for page, name in zip(pages, ("papers", "method-figures"), strict=True):
         page.write_text(f"before\n{START.format(name)}\nold\n{END.format(name)}\nafter\n")
     claims.write_summaries(pages, gathered(tmp_path, report([0.5, 1.0])))
     text = pages[1].read_text()

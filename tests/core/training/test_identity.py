@@ -64,6 +64,7 @@ def test_whatever_decides_the_numbers_is_in_the_identity():
         identity(initial=word(2.0)),
         identity(initial=word(1.0), method="refine"),
         identity(initial=word(2.0), method="refine"),
+        identity(initial=word(2.0), method="refine", only_layers=("to_v",)),
         identity(resolution=128),
         identity(augmentation=Augmentation(flip=0.5, bank=1)),
         identity(augmentation=Augmentation(flip=0.6, bank=1)),

@@ -76,6 +76,8 @@ def test_what_a_method_is_about_moves_and_nothing_else(run, method):
         norms = [changes[name] for name, part in text.items() if isinstance(part, torch.nn.LayerNorm)]
         assert len(norms) == 2
         assert all(one.weight.any() and one.bias.any() for one in norms)
+    if settings.only_layers:
+        assert unet == {name for name in model.linear_layers() if name.endswith(settings.only_layers)}
     if settings.trains.unet == "keys and values":
         assert unet == {name for name in model.linear_layers() if name.endswith(("to_k", "to_v"))}
     assert (concept.layer_vectors is not None) == (settings.trains.word in ("layers", "blocks"))

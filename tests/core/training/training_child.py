@@ -33,6 +33,7 @@ TINY_METHODS = {
     "dreambooth, low rank": {"method": "dreambooth-lora", "identifier": "sks"},
     "second stage": {"method": "refine", "rank": 2},
     "second stage, rank by timestep": {"method": "refine", "rank": 4, "least_rank": 1},
+    "second stage, some layers": {"method": "refine", "rank": 2, "only_layers": ("attn2.to_v", "attn2.to_q")},
     "second stage, all weights": {"method": "refine-all"},
 }
 """What can be trained, as keywords for the settings of a training on the stub model."""

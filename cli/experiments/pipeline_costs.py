@@ -1,0 +1,121 @@
+"""What a step of each first and second stage costs on this machine, for pipelines that take equally long."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...core.concept import Concept
+from ...core.inspection.world.world_evaluation import as_training_images
+from ...core.models.diffusers_adapter import DiffusersModel
+from ...core.training.plan import Choices, Plan, plan
+from ...core.training.presets import demo_preset
+from ...core.training.run.events import Started, Step
+from ...core.training.trainer import TrainingRun
+from ...core.world.render import concept_images
+from .pipelines import RECIPES, Cost, Costs, Pipeline, pipeline, recommended
+from .trials import PICTURES, cached_trial, choices
+
+TURNS, STEPS, WARM = 3, 4, 2
+"""How often each stage is begun, how many of its steps are measured then, and how many are let go first."""
+MEASURED_ON = "goblet"
+"""A development concept; what a step costs is the same for all."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What is measured in processor seconds runs on one thread, since idle ones count too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def clock(model: DiffusersModel) -> Callable[[], float]:
+    """Seconds of the processor where the model is on it, so that they hold beside other work; else of the clock."""
+    return time.process_time if model.device.type == "cpu" else time.perf_counter
+
+
+def second_plan(
+    model: DiffusersModel, arm: Pipeline, word: Concept | None, name: str, class_word: str, seed: int
+) -> Plan:
+    """The second stage of `arm` around `word` (None: the class word)."""
+    settings = {"name": name, "seed": seed, **(arm.second or {})}
+    return plan(model, Choices(demo_preset("refine"), class_word, settings, start=word))
+
+
+def stages(model: DiffusersModel) -> dict[str, Callable[[], Plan]]:
+    """Every stage that `RECIPES` are made of, CoRe also without its attention loss, by the name of its cost."""
+    _, _, class_word = concept_images(MEASURED_ON, 1, seed=1)
+    made: dict[str, Callable[[], Plan]] = {}
+    for recipe in RECIPES.values():
+        for less in ({}, {"core_attention": 0.0}) if recipe.core else ({},):
+            arm = pipeline(model, recipe, less)
+            first = recipe.first_cost({**recommended(model, recipe), **less})
+            made.setdefault(first, _first(model, arm, class_word))
+            if recipe.second:
+                made.setdefault(recipe.second, _second(model, arm, class_word))
+    return made
+
+
+def _first(model: DiffusersModel, arm: Pipeline, class_word: str) -> Callable[[], Plan]:
+    return lambda: plan(model, choices(arm, MEASURED_ON, class_word, 1))
+
+
+def _second(model: DiffusersModel, arm: Pipeline, class_word: str) -> Callable[[], Plan]:
+    return lambda: second_plan(model, arm, None, MEASURED_ON, class_word, 1)
+
+
+def measure(model: DiffusersModel, turns: int = TURNS, steps: int = STEPS, warm: int = WARM) -> dict[str, Any]:
+    """Begin every stage in turns, so that a busy machine slows all of them, and take medians. As plain data."""
+    pictures, _, _ = concept_images(MEASURED_ON, PICTURES, seed=1)
+    images = list(as_training_images(pictures))
+    made, seen = stages(model), clock(model)
+    found: dict[str, list[Cost]] = {name: [] for name in made}
+    with one_thread():
+        for _ in range(turns):
+            for name, make in made.items():
+                started = seen()
+                with make().begin(model, images) as run:
+                    found[name].append(_cost(run, started, seen, warm, steps))
+    return {name: asdict(_median(those)) for name, those in found.items()}
+
+
+def _cost(run: TrainingRun, started: float, seen: Callable[[], float], warm: int, steps: int) -> Cost:
+    begin, after_warm = 0.0, 0.0
+    for event in run:
+        if isinstance(event, Started):
+            begin = seen() - started
+        elif isinstance(event, Step) and event.step == warm:
+            after_warm = seen()
+        elif isinstance(event, Step) and event.step == warm + steps:
+            return Cost(begin, (seen() - after_warm) / steps)
+    raise RuntimeError(f"the training ended within {warm + steps} steps")
+
+
+def _median(costs: Sequence[Cost]) -> Cost:
+    return Cost(*(statistics.median(getattr(cost, part) for cost in costs) for part in ("begin", "step")))
+
+
+def measured_costs(model: DiffusersModel, folder: Path) -> Costs:
+    """Every stage's costs from `folder`, or measured now and kept there: one measurement for all that is compared."""
+    return as_costs(cached_trial(folder, "step-costs", lambda: measure(model)))
+
+
+def as_costs(data: dict[str, Any]) -> Costs:
+    """Costs out of plain data."""
+    return {name: Cost(**cost) for name, cost in data.items()}
+
+
+def as_data(costs: Costs) -> dict[str, Any]:
+    """Costs as plain data."""
+    return {name: asdict(cost) for name, cost in costs.items()}

@@ -1,0 +1,88 @@
+"""The part `pipelines` of `claims`: whole pipelines at equal seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...core.models.diffusers_adapter import DiffusersModel
+from ...core.training.one_picture.predict import require_fit
+from .encoder_ways import loaded
+from .pipeline_costs import as_costs, measured_costs
+from .pipeline_tables import PART, leading_table
+from .pipeline_trials import run_pipeline_trial
+from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, pipeline, repaired
+from .trials import Comparison
+
+RECORD = "search.json"
+"""The record of `search`, in the folder of results."""
+BEST = "mlm_lora"
+"""What is repaired where no search has said which is best."""
+PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
+
+
+def pipelines_part(model: DiffusersModel) -> Comparison:
+    """Every pipeline, as recommended and at its recipe's steps; `prepared` gives it what was chosen and measured."""
+    return replace(_compared(model, {}, BEST, None), prepared=_prepared)
+
+
+def _prepared(model: DiffusersModel, folder: Path, results: Path) -> Comparison:
+    record = record_for(model, results)
+    costs = as_costs(record["costs"]) if record else measured_costs(model, folder)
+    return _compared(model, record.get("chosen", {}), record.get("best", BEST), costs, predicted=encoder_fits(model))
+
+
+def encoder_fits(model: DiffusersModel) -> bool:
+    """Whether the bundled tuning-encoder was trained on this model; it is said where it was not."""
+    images, network = loaded(None)
+    try:
+        require_fit(model, images, network)
+    except ValueError as error:
+        print(f"without the tuning-encoder: {error}")
+        return False
+    return True
+
+
+def record_for(model: DiffusersModel, results: Path) -> Mapping[str, Any]:
+    """What `search` has written into RESULTS on this very model; nothing where there is none, which is said."""
+    path = results / RECORD
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if found.get("model") == model.fingerprint:
+        return found
+    print(f"{path} has no search on model {model.fingerprint}: recommended weights, and costs measured now")
+    return {}
+
+
+def _compared(
+    model: DiffusersModel,
+    chosen: Mapping[str, Mapping[str, Any]],
+    best: str,
+    costs: Costs | None,
+    predicted: bool = True,
+) -> Comparison:
+    arms = [pipeline(model, recipe, chosen.get(recipe.base), costs) for recipe in RECIPES.values()]
+    base = next(arm for arm in arms if arm.name == best)
+    arms += [PREDICTED] if predicted else []
+    arms += [
+        repaired(base, "repair", "prompts that fail repaired"),
+        repaired(base, "redraw", "prompts that fail drawn again"),
+    ]
+    there = {arm.name for arm in arms}
+    known = tuple(pair for pair in pairs(best) if set(pair) <= there and pair[0] != pair[1])
+    return Comparison(PART, tuple(arms), known, run_pipeline_trial, leads=leading_table)
+
+
+def pairs(best: str) -> tuple[tuple[str, str], ...]:
+    """(treated, control): regularizers and second stages against none, and whole pipelines against other methods."""
+    ends = [f"_{second}" if second else "" for second in SECOND]
+    found = [(f"{first}{end}", f"ti{end}") for end in ends for first in FIRST if first != "ti"]
+    found += [(f"{first}_lora", first) for first in FIRST]
+    found += [(f"{first}_{kind}", f"{first}_lora") for kind in ("tlora", "self") for first in FIRST]
+    found += [(f"{first}_lora", other) for first in FIRST for other in ("dreambooth-lora", "custom-diffusion")]
+    found += [(f"{other}_mlm", other) for other in ("dreambooth-lora", "custom-diffusion")]
+    found += [("xti_mlm", "ti"), ("dti", "ti"), ("predicted", "ti_lora")]
+    found += [(best, "dreambooth-lora_mlm"), (f"{best}_repair", best), (f"{best}_repair", f"{best}_redraw")]
+    return tuple(found)

@@ -1,0 +1,65 @@
+"""The table that the part `pipelines` of `claims` begins with, and the documents that it is in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .paper_tables import provenance
+from .tables import table_header, table_row
+
+if TYPE_CHECKING:
+    from ...core.maths.statistics import Interval
+    from .trials import Arm
+
+PART = "pipelines"
+SORTED_BY = "composed"
+COLUMNS = ("fidelity", "recognised", "similarity")
+
+
+def leading_table(arms: Sequence[Arm], trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every pipeline with its means, those first whose pictures most often show the subject and obey."""
+    rows = sorted(((*reached(trials, arm.name), arm.label) for arm in arms), key=lambda row: -row[0].value)
+    lines = table_header(
+        "method",
+        "recognised and obeyed (95 % interval)",
+        "prompt fidelity",
+        "subject recognised",
+        "subject similarity",
+        "steps",
+        "processor seconds",
+    )
+    for both, means, steps, seconds, label in rows:
+        shown = f"**{both.value:.3f}** ({both.low:.3f} to {both.high:.3f})"
+        lines.append(table_row(label, shown, *(f"{mean:.3f}" for mean in means), steps, f"{seconds:.1f}"))
+    return lines
+
+
+def reached(trials: Sequence[Mapping[str, Any]], name: str) -> tuple[Interval, list[float], str, float]:
+    """Of one method: the share of pictures that do both with its interval, the other means, the steps of both stages,
+    and seconds."""
+    from ...core.maths.statistics import Interval, paired_bootstrap
+
+    own = [trial for trial in trials if trial["method"] == name]
+    values = [trial[SORTED_BY] for trial in own]
+    groups = [trial["concept"] for trial in own]
+    both = Interval(values[0], values[0], values[0])
+    if len(own) > 1:
+        both = paired_bootstrap(values, [0.0] * len(own), groups=groups)
+    means = [sum(trial[key] for trial in own) / len(own) for key in COLUMNS]
+    steps = " + ".join(str(own[0][key]) for key in ("steps", "second_steps") if own[0][key])
+    return both, means, steps, sum(trial["seconds"] for trial in own) / len(own)
+
+
+def pipelines_table(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The leading table out of stored results, for the documents that begin with it; empty where there are none."""
+    from .trials import Arm
+
+    trials = parts.get(PART, {}).get("trials", [])
+    arms = [Arm(name, label) for name, label in labels(trials).items()]
+    return [*leading_table(arms, trials), *provenance(parts, [PART])] if trials else []
+
+
+def labels(trials: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the methods of stored trials are called, as they came."""
+    return {trial["method"]: trial["label"] for trial in trials}

@@ -1,0 +1,129 @@
+"""One trial of a whole pipeline: both stages, prompts repaired where that is asked for, and what the pictures show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ...core.concept import Concept
+from ...core.inspection.world.checks import default_judge
+from ...core.inspection.world.world_evaluation import answered, as_training_images, draw, score
+from ...core.models.diffusers_adapter import DiffusersModel
+from ...core.training.prompt_repair import LEARNING_RATE, STEPS, repair
+from ...core.training.run.events import Finished
+from ...core.training.trainer import TrainingRun
+from ...core.world import concepts as world
+from ...core.world.prompts import EvaluationPrompt
+from ...core.world.render import concept_images
+from .encoder_ways import TUNED, draw_dual, loaded, spread, word
+from .pipeline_costs import clock, one_thread, second_plan
+from .pipelines import Pipeline
+from .trials import PICTURES, PLAIN, Trial, held_out_prompts, judge, learn
+
+ANOTHER = 500_000
+"""Added to a picture's seed where it is drawn once more."""
+
+
+def run_pipeline_trial(
+    model: DiffusersModel, arm: Pipeline, name: str, seed: int, *, count: int = 0, plain: int = PLAIN
+) -> Trial:
+    """Train both stages of `arm` on `PICTURES` pictures of the concept `name`, and judge one picture a held-out prompt,
+    or for each of `count` of them, and `plain` of the prompt that was trained on.
+
+    Paired by seed as `run_trial`. `seconds` are the processor's, of all that is learned: stages and repairs.
+    """
+    subject = world.CONCEPTS[name]
+    references, _, class_word = concept_images(name, PICTURES, seed=seed)
+    seen = clock(model)
+    with one_thread():
+        started = seen()
+        concept, drawing = learned(model, arm, name, class_word, references, seed)
+        seconds = seen() - started
+    asked = spread(held_out_prompts(subject.background), count)
+    pictures, found = judge(drawing, asked, subject, references, seed, plain)
+    if arm.repairs:
+        with one_thread():
+            started = seen()
+            pictures, mended = redrawn(model, arm, concept, pictures, asked, seed)
+            seconds += seen() - started
+        found |= {**score(pictures, asked, subject, references).figures(), **mended}
+    first, second = (0, TUNED.steps) if arm.predicted else arm.steps
+    figures = {
+        "method": arm.name,
+        "label": arm.label,
+        "concept": name,
+        "class_word": class_word,
+        "seed": seed,
+        **found,
+        "seconds": seconds,
+        "steps": first,
+        "second_steps": second,
+        "planned": dict(arm.planned),
+    }
+    return Trial(concept, pictures, asked, figures)
+
+
+Drawing = Callable[[Sequence[str], Sequence[int]], np.ndarray]
+
+
+def learned(
+    model: DiffusersModel, arm: Pipeline, name: str, class_word: str, references: np.ndarray, seed: int
+) -> tuple[Concept, Drawing]:
+    """What the pipeline learns of the pictures, and what draws with it."""
+    if arm.predicted:
+        images, network = loaded(None)
+        way = replace(TUNED, dual=True)
+        one = as_training_images(references)[0]
+        concept = word(model, images, network, way, name, class_word, one, seed)
+        return concept, partial(draw_dual, model, concept=concept)
+    concept = learn(model, arm, name, class_word, references, seed)
+    if arm.second is not None:
+        stage = second_plan(model, arm, concept, name, class_word, seed)
+        concept = finished(stage.begin(model, list(as_training_images(references))))
+    return concept, partial(draw, model, concept=concept)
+
+
+def finished(training: TrainingRun) -> Concept:
+    """What a training ends with."""
+    with training as run:
+        return next(event.concept for event in run if isinstance(event, Finished))
+
+
+def redrawn(
+    model: DiffusersModel,
+    arm: Pipeline,
+    concept: Concept,
+    pictures: np.ndarray,
+    prompts: Sequence[EvaluationPrompt],
+    seed: int,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The pictures with another one where the prompt was not obeyed, once: of the word repaired for that prompt and the
+    same noise, or of the word as it is and other noise, which is what a repair has to be better than."""
+    failing = [index for index, right in enumerate(obeyed(pictures, prompts)) if not right]
+    another = pictures.copy()
+    for index in failing:
+        own, noise = concept, 1000 * seed + index
+        if arm.repairs == "repair":
+            own = repaired_for(model, concept, prompts[index].text, seed)
+        else:
+            noise += ANOTHER
+        another[index] = draw(model, [prompts[index].text], [noise], concept=own)[0]
+    mended = sum(obeyed(another[failing], [prompts[index] for index in failing])) if failing else 0
+    return another, {"failing": len(failing), "mended": int(mended)}
+
+
+def obeyed(pictures: np.ndarray, prompts: Sequence[EvaluationPrompt]) -> list[bool]:
+    """For every picture whether all is there that its prompt asks for beside the subject."""
+    verdicts = default_judge().read(pictures)
+    return [all(answered(prompt, verdict).values()) for prompt, verdict in zip(prompts, verdicts, strict=True)]
+
+
+def repaired_for(model: DiffusersModel, concept: Concept, prompt: str, seed: int) -> Concept:
+    """The concept after CoRe's steps at test time on one prompt (METHODS.md 1.6)."""
+    work = repair(model, [concept], prompt, steps=STEPS, learning_rate=LEARNING_RATE, seed=seed)
+    finished(work.run)
+    return work.concepts[0]

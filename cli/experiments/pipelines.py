@@ -1,0 +1,209 @@
+"""Whole pipelines as data: a first stage, what follows it, and how many steps each gets so that all take as long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ...core.models.diffusers_adapter import DiffusersModel
+from ...core.training.presets import DEMO, demo_preset
+from .trials import Arm, combined
+
+Second = Literal["", "lora", "tlora", "self"]
+Repairs = Literal["", "repair", "redraw"]
+
+SECOND_STEPS = 100
+"""Of the second stage where no search has chosen."""
+SELF_ATTENTION = ("attn1",)
+DTI_RATE = 4e-2
+"""Radians a step of the word where no search has chosen: the recipe's of METHODS.md 5.1."""
+BUDGET = {"ti": DEMO.values["steps"], "lora": SECOND_STEPS}
+"""What all pipelines may cost, as steps: plain textual inversion by its recipe, and a second stage after it."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Processor seconds: `begin` until the first step, in which pictures are encoded, and of each `step`."""
+
+    begin: float
+    step: float
+
+
+Costs = Mapping[str, Cost]
+"""By the names of `Recipe.first_cost` and of second stages."""
+
+
+@dataclass(frozen=True)
+class Pipeline(Arm):
+    """An arm whose own training is the first stage. `second` are the settings of the LoRA that is trained around its
+    word then, None for none. `predicted` takes the tuning-encoder over two paths in place of all that. What `repairs`
+    says is done about prompts that are not obeyed. `planned` is how the steps were found."""
+
+    second: Mapping[str, Any] | None = None
+    predicted: bool = False
+    repairs: Repairs = ""
+    planned: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def beyond(self) -> list[Any]:
+        """What decides a trial beside the first stage."""
+        return [self.second, self.predicted, self.repairs]
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Of both stages."""
+        first = {**self.base.values, **self.changes}["steps"]
+        return int(first), int(self.second["steps"]) if self.second else 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a pipeline is made of: one of `METHODS`, without or with the regularizers, and a second stage or none. With
+    `directional` the word goes by DTI's own rule (METHODS.md 5.1)."""
+
+    name: str
+    label: str
+    method: str = "ti"
+    core: bool = False
+    mlm: bool = False
+    second: Second = ""
+    directional: bool = False
+
+    @property
+    def base(self) -> str:
+        """The recipe whose searched values this one has: all kinds of second stage have the plain one's."""
+        return self.name.removesuffix(f"_{self.second}") + "_lora" if self.second else self.name
+
+    def first_cost(self, values: Mapping[str, Any]) -> str:
+        """What the first stage's cost is called: the attention loss of CoRe is half of it, unless its weight is 0."""
+        parts = [self.method]
+        parts += ["core"] if self.core else []
+        parts += ["attention"] if self.core and values["core_attention"] > 0 else []
+        return "+".join([*parts, *(["mlm"] if self.mlm else [])])
+
+
+FIRST = {"ti": "TI", "core": "CoRe", "mlm": "MLM", "core_mlm": "CoRe + MLM"}
+"""First stages that learn a word alone."""
+SECOND: dict[Second, str] = {
+    "": "",
+    "lora": " + LoRA",
+    "tlora": " + LoRA with timestep-dependent rank",
+    "self": " + LoRA of self-attention",
+}
+"""What may follow. The last is ours: docs/claims.md says what it leaves out, and why."""
+OTHERS = (
+    Recipe("dreambooth-lora", "DreamBooth-LoRA", "dreambooth-lora"),
+    Recipe("dreambooth-lora_mlm", "DreamBooth-LoRA + MLM", "dreambooth-lora", mlm=True),
+    Recipe("custom-diffusion", "Custom Diffusion", "custom-diffusion"),
+    Recipe("custom-diffusion_mlm", "Custom Diffusion + MLM", "custom-diffusion", mlm=True),
+    Recipe("xti_mlm", "XTI + MLM", "xti", mlm=True),
+    Recipe("dti", "DTI", directional=True),
+)
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        *(
+            Recipe(
+                "_".join(filter(None, (name, second))),
+                label + title,
+                core="core" in name,
+                mlm="mlm" in name,
+                second=second,
+            )
+            for name, label in FIRST.items()
+            for second, title in SECOND.items()
+        ),
+        *OTHERS,
+    )
+}
+"""By name, as on the command line of `search`."""
+SEARCHED = {name: recipe for name, recipe in RECIPES.items() if recipe.base == name}
+
+
+def recommended(model: DiffusersModel, recipe: Recipe) -> dict[str, Any]:
+    """The values that the recipe has where no search chose others: the bundled model's own."""
+    own = combined(model, recipe.method, recipe.label, core=recipe.core, mlm=recipe.mlm)
+    preset = demo_preset("refine" if recipe.second else recipe.method).values
+    values: dict[str, Any] = {}
+    if recipe.method != "dreambooth-lora":  # whose word is a rare one, and stays
+        values["learning_rate"] = DTI_RATE if recipe.directional else preset["learning_rate"]
+    if own.core is not None:
+        values |= dict(zip(("core_embedding", "core_attention"), own.core, strict=True))
+    if own.mlm is not None:
+        values["mlm"] = own.mlm[0]
+    if "weight_rate" in preset:
+        values["weight_rate"] = preset["weight_rate"]
+    if recipe.second or recipe.method == "dreambooth-lora":
+        values["rank"] = 4
+    return values | ({"second_steps": SECOND_STEPS} if recipe.second else {})
+
+
+def pipeline(
+    model: DiffusersModel, recipe: Recipe, chosen: Mapping[str, Any] | None = None, costs: Costs | None = None
+) -> Pipeline:
+    """`recipe` with the `chosen` values in place of recommended ones. With `costs` its first stage gets the steps that
+    are left of `BUDGET`; without them it has its recipe's. Raises ValueError as `equal_steps`."""
+    values = {**recommended(model, recipe), **(chosen or {})}
+    arm = combined(model, recipe.method, recipe.label, core=recipe.core, mlm=recipe.mlm)
+    changes, second = dict(arm.changes), None
+    changes |= {"learning_rate": values["learning_rate"]} if "learning_rate" in values else {}
+    changes |= {"norm_mode": "dti"} if recipe.directional else {}
+    weights = {key: values[key] for key in ("weight_rate", "rank") if key in values}
+    if recipe.second:
+        second = {"steps": values["second_steps"], **weights}
+        second |= {"least_rank": least(values["rank"])} if recipe.second == "tlora" else {}
+        second |= {"only_layers": SELF_ATTENTION} if recipe.second == "self" else {}
+    else:
+        changes |= weights
+    planned: dict[str, Any] = {"values": values}
+    if costs is not None:
+        changes["steps"], planned = equal_steps(recipe, values, costs)
+    return Pipeline(
+        recipe.name,
+        recipe.label,
+        core=None if arm.core is None else (values["core_embedding"], values["core_attention"]),
+        mlm=None if arm.mlm is None else (values["mlm"], *arm.mlm[1:]),
+        changes=changes,
+        second=second,
+        planned=planned,
+    )
+
+
+def least(rank: int) -> int:
+    """The rank that acts where there is most noise: half of it, as T-LoRA's authors take."""
+    return (rank + 1) // 2
+
+
+def budget(costs: Costs) -> float:
+    """Processor seconds that a pipeline may take."""
+    return sum(costs[name].begin + steps * costs[name].step for name, steps in BUDGET.items())
+
+
+def equal_steps(recipe: Recipe, values: Mapping[str, Any], costs: Costs) -> tuple[int, dict[str, Any]]:
+    """The steps of the first stage that fill what the second one leaves of the budget, and how they were found.
+
+    Raises ValueError where the second stage leaves none.
+    """
+    first, whole = recipe.first_cost(values), budget(costs)
+    left = whole - costs[first].begin
+    if recipe.second:
+        # One cost for all kinds, so that they begin with the same word.
+        dearer = max((costs[kind] for kind in SECOND if kind), key=lambda cost: cost.step)
+        left -= dearer.begin + values["second_steps"] * dearer.step
+    steps = int(left / costs[first].step)
+    if steps < 1:
+        raise ValueError(f"{recipe.name}: a second stage of {values['second_steps']} steps leaves none for the word")
+    return steps, {
+        "values": dict(values),
+        "budget": whole,
+        "cost_of_first": [costs[first].begin, costs[first].step],
+        **({"cost_of_second": [dearer.begin, dearer.step]} if recipe.second else {}),
+    }
+
+
+def repaired(arm: Pipeline, repairs: Repairs, label: str) -> Pipeline:
+    """`arm` with something done about the prompts that it does not obey; its training pictures' latents are kept,
+    which a repair looks at."""
+    changes = {**arm.changes, "keep_latents": True}
+    return replace(arm, name=f"{arm.name}_{repairs}", label=f"{arm.label}, {label}", repairs=repairs, changes=changes)

@@ -1,0 +1,186 @@
+"""The work of `search`: candidates of every recipe, their trials on development concepts, and what is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ...core.models.diffusers_adapter import DiffusersModel
+from ...core.world import concepts as world
+from .claims import DEVELOPMENT, commit, run_cells
+from .halving import Choice, Range, Space, design, halved, rounds
+from .pipeline_costs import as_data, measured_costs
+from .pipeline_trials import run_pipeline_trial
+from .pipelines import SEARCHED, Costs, Pipeline, budget, pipeline, recommended
+from .tables import table_header, table_row
+from .trials import Trial, arm_key, demo_model
+
+SPACE: Space = {
+    "learning_rate": Range(5e-3, 4e-2),
+    "core_embedding": Range(5e-3, 0.5),
+    "core_attention": Choice((0.0, 0.05, 0.15, 0.5, 1.5)),
+    "mlm": Range(1e-3, 0.1),
+    "weight_rate": Range(3e-4, 6e-3),
+    "rank": Choice((2, 4, 8, 16)),
+    "second_steps": Range(25, 150, whole=True),
+}
+"""What may be chosen; a recipe has those of them that it has a recommended value of."""
+DTI_RATES = Range(1e-2, 0.1)
+"""Radians."""
+MEASURE, TIE = "composed", "concept_score"
+"""What decides, and what does among equals: the probability of the subject."""
+
+
+def search(
+    *,
+    recipes: tuple[str, ...],
+    folder: Path,
+    concepts: tuple[str, ...],
+    candidates: int,
+    factor: int,
+    first: int,
+    seeds: int,
+    seed: int,
+    prompts: int,
+    workers: int,
+) -> dict[str, Any]:
+    """As the command says; the record of it."""
+    recipes = recipes or tuple(SEARCHED)
+    concepts = concepts or DEVELOPMENT
+    require_known(recipes, concepts, seeds, workers)
+    if prompts < 0:
+        raise ValueError(f"--prompts is 0 or more, not {prompts}")
+    cells = [(name, number) for number in range(1, seeds + 1) for name in concepts]
+    plan = rounds(candidates, len(cells), first or len(concepts), factor)
+    model = demo_model()
+    folder = folder / model.fingerprint
+    costs = measured_costs(model, folder)
+    contests = {name: contenders(model, name, candidates, seed, costs) for name in recipes}
+    kept: dict[str, dict[str, Any]] = {}
+    trial = partial(run_pipeline_trial, count=prompts, plain=0)
+    judged = partial(scores, trial, contests=contests, cells=cells, folder=folder, workers=workers, kept=kept)
+    told = halved({name: len(arms) for name, arms in contests.items()}, plan, judged)
+    drawn = {"seed": seed, "candidates": candidates, "factor": factor, "prompts": prompts}
+    facts = {"model": model.fingerprint, "development_concepts": list(concepts), "seeds": seeds, "design": drawn}
+    report = facts | record(contests, told, list(kept.values()), costs)
+    print("\n".join(table(report)))
+    return report
+
+
+def record(
+    contests: Mapping[str, Sequence[Pipeline]],
+    told: Mapping[str, Sequence[Mapping[str, Any]]],
+    trials: Sequence[Mapping[str, Any]],
+    costs: Costs,
+) -> dict[str, Any]:
+    """What was tried, on what grounds, and what was chosen."""
+    searches = {
+        name: {"candidates": [dict(arm.planned["values"]) for arm in arms], "rounds": told[name]}
+        for name, arms in contests.items()
+    }
+    return {
+        "commit": commit(),
+        "budget": budget(costs),
+        "costs": as_data(costs),
+        "searches": searches,
+        "trials": list(trials),
+        **chosen(contests, told, trials),
+    }
+
+
+def require_known(recipes: Sequence[str], concepts: Sequence[str], seeds: int, workers: int) -> None:
+    """Raises ValueError for recipes that there are not, and for concepts that are judged: what is chosen on them could
+    not be judged on them."""
+    unknown = [name for name in recipes if name not in SEARCHED]
+    if unknown or seeds < 1 or workers < 1:
+        raise ValueError(
+            f"recipes are {', '.join(SEARCHED)}; at least one seed and one worker. "
+            f"Unknown: {', '.join(unknown) or 'none'}"
+        )
+    judged = [name for name in concepts if name not in DEVELOPMENT or name not in world.CONCEPTS]
+    if judged:
+        raise ValueError(
+            f"weights are chosen on development concepts, which are {', '.join(DEVELOPMENT)}, and judged on others: "
+            f"{', '.join(judged)} cannot be used here"
+        )
+
+
+def space(model: DiffusersModel, name: str) -> Space:
+    """What may be chosen of a recipe."""
+    recipe = SEARCHED[name]
+    own = {key: axis for key, axis in SPACE.items() if key in recommended(model, recipe)}
+    return {**own, "learning_rate": DTI_RATES} if recipe.directional else own
+
+
+def contenders(model: DiffusersModel, name: str, count: int, seed: int, costs: Costs) -> list[Pipeline]:
+    """`count` settings of a recipe, what is recommended first."""
+    recipe = SEARCHED[name]
+    others = design(space(model, name), count - 1, seed)
+    return [pipeline(model, recipe, values, costs) for values in ({}, *others)]
+
+
+def scores(
+    trial: partial[Trial],
+    left: Mapping[str, Sequence[int]],
+    count: int,
+    *,
+    contests: Mapping[str, Sequence[Pipeline]],
+    cells: Sequence[tuple[str, int]],
+    folder: Path,
+    workers: int,
+    kept: dict[str, dict[str, Any]],
+) -> dict[tuple[str, int], tuple[float, float]]:
+    """For everyone who is `left` the means over the first `count` cells, out of trials that are noted in `kept`."""
+    asked = trial.keywords["count"]
+    wanted = {
+        f"{name}-{arm_key(contests[name][index])}-{asked}-{concept}-{number}": (name, index, concept, number)
+        for concept, number in cells[:count]
+        for name, those in left.items()
+        for index in those
+    }
+    todo = {
+        key: (trial, contests[name][index], concept, number) for key, (name, index, concept, number) in wanted.items()
+    }
+    done = dict(tqdm(run_cells(todo, folder, workers), total=len(todo), desc=f"{count} cells", unit="trial"))
+    found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for key, (name, index, _, _) in wanted.items():
+        kept[key] = {**done[key], "recipe": name, "candidate": index}
+        found.setdefault((name, index), []).append(done[key])
+    return {
+        who: tuple(sum(one[key] for one in trials) / len(trials) for key in (MEASURE, TIE))
+        for who, trials in found.items()
+    }
+
+
+def chosen(
+    contests: Mapping[str, Sequence[Pipeline]],
+    told: Mapping[str, Sequence[Mapping[str, Any]]],
+    trials: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Each recipe's winner, what it reached, and the best of them: the last round has the same cells for all."""
+    winners = {name: found[-1]["kept"][0] for name, found in told.items()}
+    reached = {}
+    for name, index in winners.items():
+        own = [one for one in trials if (one["recipe"], one["candidate"]) == (name, index)]
+        keys = (MEASURE, TIE, "fidelity", "recognised", "seconds")
+        reached[name] = {key: sum(one[key] for one in own) / len(own) for key in keys}
+    return {
+        "chosen": {name: dict(contests[name][index].planned["values"]) for name, index in winners.items()},
+        "steps": {name: list(contests[name][index].steps) for name, index in winners.items()},
+        "reached": reached,
+        "best": max(reached, key=lambda name: (reached[name][MEASURE], reached[name][TIE])),
+    }
+
+
+def table(report: Mapping[str, Any]) -> list[str]:
+    """What was chosen for every recipe, the best first."""
+    lines = table_header("recipe", "recognised and obeyed", "prompt fidelity", "subject recognised", "steps", "chosen")
+    for name, means in sorted(report["reached"].items(), key=lambda item: -item[1][MEASURE]):
+        figures = (f"{means[key]:.3f}" for key in (MEASURE, "fidelity", "recognised"))
+        values = ", ".join(f"{key} {value:g}" for key, value in report["chosen"][name].items())
+        lines.append(table_row(name, *figures, " + ".join(str(one) for one in report["steps"][name] if one), values))
+    return [*lines, "", f"best: {report['best']}"]

@@ -1,0 +1,126 @@
+"""The search for weights: it sees development concepts alone, goes on where it was, and writes what it chose."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from contextual_inversion.cli import main as cli
+from contextual_inversion.cli.experiments import claims, search, searching
+from contextual_inversion.cli.experiments.pipelines import RECIPES, SEARCHED, Cost, Pipeline, recommended
+from contextual_inversion.core.world.concepts import CONCEPTS
+
+NARROW = SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=128)}, fingerprint="model")
+COSTS = dict.fromkeys(
+    {
+        *(one.first_cost({"core_attention": share}) for one in RECIPES.values() for share in (0.0, 1.0)),
+        "lora",
+        "tlora",
+        "self",
+    },
+    Cost(0.0, 1.0),
+)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Trials that take no time: the better, the nearer the word's rate to 1e-2. `seen` has all that were made."""
+    seen: list[tuple[Pipeline, str, int]] = []
+    state = SimpleNamespace(seen=seen, stop_after=None)
+
+    def trial(model, arm, name, seed, *, count, plain):
+        if len(seen) == state.stop_after:
+            raise KeyboardInterrupt
+        seen.append((arm, name, seed))
+        values = arm.planned["values"]
+        good = 1 / (1 + abs(values.get("learning_rate", 1e-2) - 1e-2)) - (0.001 * seed if name == "goblet" else 0)
+        figures = dict.fromkeys(("fidelity", "recognised", "concept_score", "seconds"), 0.5)
+        return SimpleNamespace(figures={**figures, "composed": good, "planned": dict(arm.planned)})
+
+    monkeypatch.setattr(searching, "run_pipeline_trial", trial)
+    monkeypatch.setattr(searching, "demo_model", lambda: NARROW)
+    monkeypatch.setattr(searching, "measured_costs", lambda model, folder: COSTS)
+    monkeypatch.setattr(claims, "_loaded", lambda: NARROW)
+    return state
+
+
+def test_it_looks_at_development_concepts_alone_and_chooses_the_best(fake, tmp_path):
+    report = search.main(folder=tmp_path, candidates=6, seeds=2)
+    assert {name for _, name, _ in fake.seen} == set(claims.DEVELOPMENT)
+    assert {one["recipe"] for one in report["trials"]} == set(report["chosen"]) == set(SEARCHED)
+    for name, found in report["searches"].items():
+        tried = found["candidates"]
+        assert tried[0] == recommended(NARROW, SEARCHED[name])
+        rates = [one.get("learning_rate", 1e-2) for one in tried]
+        nearest = min(range(6), key=lambda index: abs(rates[index] - 1e-2))
+        assert report["chosen"][name] == tried[nearest]
+        # All at first, half of them on twice as many cells then.
+        assert [(len(one["ranked"]), len(one["kept"]), one["cells"]) for one in found["rounds"]] == [
+            (6, 3, 2),
+            (3, 1, 4),
+        ]
+    assert len(fake.seen) == len(report["trials"]) == len(SEARCHED) * (6 * 2 + 3 * 2)
+    assert report["model"] == "model"
+    assert report["best"] in SEARCHED
+
+
+@pytest.mark.parametrize("name", [name for name in CONCEPTS if name not in claims.DEVELOPMENT])
+def test_a_judged_concept_is_refused(name, fake, tmp_path, capsys):
+    with pytest.raises(ValueError, match=f"development concepts.*{name} cannot be used"):
+        search.main(folder=tmp_path, concepts=("goblet", name))
+    assert fake.seen == []
+    assert cli.main(["search", "--concepts", name]) == 1
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"recipes": ("nothing",)}, {"seeds": 0}, {"workers": 0},
+                                   {"prompts": -1}, {"candidates": 0}, {"recipes": ("ti_tlora",)}])  # fmt: skip
+def test_what_cannot_be_searched_is_refused(wrong, fake, tmp_path):
+    with pytest.raises(ValueError, match=r"\w"):
+        search.main(folder=tmp_path, **wrong)
+    assert fake.seen == []
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 7, 15])
+def test_an_interrupted_search_ends_with_the_same_record(stop_after, fake, tmp_path):
+    chosen = {"recipes": ("core", "mlm_lora"), "candidates": 4, "seeds": 2}
+    whole = search.main(folder=tmp_path / "whole", **chosen)
+    made = list(fake.seen)
+    fake.seen.clear()
+    fake.stop_after = stop_after
+    with pytest.raises(KeyboardInterrupt):
+        search.main(folder=tmp_path / "parts", **chosen)
+    fake.stop_after = None
+    assert search.main(folder=tmp_path / "parts", **chosen) == whole
+    assert fake.seen == made  # each once, in the same order
+    assert search.main(folder=tmp_path / "parts", **chosen) == whole
+    assert fake.seen == made
+
+
+def test_another_model_begins_anew(fake, tmp_path, monkeypatch):
+    chosen = {"recipes": ("ti",), "candidates": 1, "seeds": 1}
+    search.main(folder=tmp_path, **chosen)
+    other = SimpleNamespace(**{**vars(NARROW), "fingerprint": "another"})
+    monkeypatch.setattr(searching, "demo_model", lambda: other)
+    assert search.main(folder=tmp_path, **chosen)["model"] == "another"
+    assert len(fake.seen) == 2 * len(claims.DEVELOPMENT)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "another"}
+
+
+def test_the_record_is_written_and_named_at_the_end(fake, tmp_path, capsys):
+    target = tmp_path / "search.json"
+    options = ["--recipes", "ti", "ti_lora", "--candidates", "3", "--folder", str(tmp_path / "trials")]
+    assert cli.main(["search", *options, "--json", str(target)]) == 0
+    record = json.loads(target.read_text())
+    said = capsys.readouterr().out
+    for name, values in record["chosen"].items():
+        assert f"| {name} | " in said
+        assert all(f"{key} {value:g}" in said for key, value in values.items())
+    assert said.rstrip().endswith(f"best: {record['best']}")
+    assert record["costs"].keys() == COSTS.keys()
+
+
+def test_more_development_concepts_are_one_line(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(searching, "DEVELOPMENT", ("goblet", "crested-bird", "moth"))
+    search.main(folder=tmp_path, recipes=("ti",), candidates=2, seeds=1)
+    assert {name for _, name, _ in fake.seen} == {"goblet", "crested-bird", "moth"}
