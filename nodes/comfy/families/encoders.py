@@ -162,8 +162,10 @@ class FamilyTextEncoder:
         return plain_ids(self.part.tokenizer, text.lstrip())
 
     def tokenize_word(self, words: str) -> list[int]:
-        """Words as they stand in the middle of a sentence, behind a space."""
-        return plain_ids(self.part.tokenizer, f" {words.strip()}")
+        """Words as they stand in the middle of a sentence, behind a space; where a tokenizer puts one there itself, a
+        second is a token of its own."""
+        spaced, plain = (plain_ids(self.part.tokenizer, text) for text in (f" {words.strip()}", words.strip()))
+        return plain if len(plain) < len(spaced) else spaced
 
     def token_text(self, token: int) -> str:
         return str(self.part.tokenizer.inv_vocab.get(int(token), ""))
