@@ -36,7 +36,7 @@ def recording(model: Any, recorder: AttentionRecorder) -> Any:
     sampling, passes = _Sampling(recorder, layer_names(model)), _passes(model, recorder, of_a_sampler)
     clone = model.clone()
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sampling)
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, passes)
+    clone.add_wrapper_with_key(_around(model), KEY, passes)
     return clone
 
 
@@ -49,8 +49,13 @@ def recording_at(model: Any, recorder: AttentionRecorder, progress: float) -> An
         return progress, dict(enumerate(conditional_rows(options, batch).values()))
 
     clone = model.clone()
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _passes(model, recorder, now))
+    clone.add_wrapper_with_key(_around(model), KEY, _passes(model, recorder, now))
     return clone
+
+
+def _around(model: Any) -> str:
+    """Where `_passes` goes."""
+    return WrappersMP.DIFFUSION_MODEL if family_of(model) is None else WrappersMP.APPLY_MODEL
 
 
 def _passes(

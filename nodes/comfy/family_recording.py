@@ -44,34 +44,37 @@ def block_names(model: Any) -> list[str]:
 
 @dataclass(frozen=True)
 class FamilyPasses:
-    """Around one pass of a denoiser. `when` says how far the sampling is and which rows of the batch are looked at."""
+    """Around one call of a model: SD3's denoiser itself can have nothing around it. `when` says how far the sampling is
+    and which rows of the batch are looked at."""
 
     recorder: AttentionRecorder
     family: Family
     when: Callable[[Mapping[str, Any], int], tuple[float, Rows]]
 
-    def __call__(self, run: Any, *arguments: Any, **keywords: Any) -> Any:
-        x = arguments[0]
-        place = next((at for at, one in enumerate(arguments) if isinstance(one, dict)), None)
-        options = keywords.get("transformer_options", {}) if place is None else arguments[place]
+    def __call__(
+        self,
+        run: Any,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: Mapping[str, Any] | None = None,
+        **conditions: Any,
+    ) -> Any:
+        options = transformer_options or {}
         progress, rows = self.when(options, x.shape[0])
         if not rows:
-            return run(*arguments, **keywords)
-        denoiser = run.class_obj
+            return run(x, t, c_concat, c_crossattn, control, options, **conditions)
+        denoiser = run.class_obj.diffusion_model  # copies of a model have modules of their own
         size = (int(x.shape[-2]), int(x.shape[-1]))
         tokens = tokens_of(denoiser, *size)
         seen = _Seen(self.recorder, self.recorder.watch(progress, rows, size).stretch, rows, tokens.height)
-        looking = Looking(
-            tokens,
-            joint_blocks(denoiser, self.family.blocks, self.family.apart),
-            seen,
-            options.get("optimized_attention_override"),
-        )
+        joint = joint_blocks(denoiser, self.family.blocks, self.family.apart)
+        looking = Looking(tokens, joint, seen, options.get("optimized_attention_override"))
         ours = {**options, "optimized_attention_override": looking}
         with numbered(lists_of_blocks(denoiser, self.family.blocks), checkpointing=False):
-            if place is None:
-                return run(*arguments, **{**keywords, "transformer_options": ours})
-            return run(*arguments[:place], ours, *arguments[place + 1 :], **keywords)
+            return run(x, t, c_concat, c_crossattn, control, ours, **conditions)
 
 
 @dataclass(frozen=True)

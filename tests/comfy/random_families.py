@@ -200,6 +200,9 @@ def filled(module: torch.nn.Module, scale: float = 1.0) -> torch.nn.Module:
             torch.nn.init.normal_(value, 1.0, 0.1)
         else:
             torch.nn.init.normal_(value, std=0.1)
+    for name, value in module.named_buffers():
+        if name == "pos_embed":  # of SD3, which its file brings along
+            torch.nn.init.normal_(value, std=0.5)
     return module.eval().requires_grad_(False)
 
 
