@@ -122,6 +122,20 @@ class CoReRegularizer:
             return 1
         return ATTENTION_SHARE * (int(torch.randint(ATTENTION_SHARE, (), generator=step.generator)) == 0)
 
+    def _attended(
+        self, model: TextToImageModel, prompt: str, conditioning: Conditioning
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The columns of the context tokens in what a probe sees, with the concept and with the class word."""
+        columns = getattr(model, "attended", None)
+        if columns is None:
+            # Encoders that share their tokenizer share the places of the context tokens, and the tokens' keys.
+            return self._positions[next(iter(model.text_encoders)), prompt]
+        every = [
+            tuple(place + first for place in self._positions[name, prompt])
+            for name, first in columns(conditioning).items()
+        ]
+        return tuple(torch.cat(places) for places in zip(*every, strict=True))
+
     def state(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -177,8 +191,7 @@ class CoReRegularizer:
         full = len(step.latents)
         batch = min(full, self.attention_batch or math.ceil(full / ATTENTION_SHARE))
         latents, timesteps = step.latents[:batch], step.timesteps[:batch]
-        # Encoders of one model share their tokenizer, hence also the places of the context tokens.
-        positions = self._positions[next(iter(step.model.text_encoders)), prompt]
+        positions = self._attended(step.model, prompt, concept)
         expected = TokenMeans()
         with torch.no_grad(), step.model_as_it_came():
             step.model.predict(latents, timesteps, reference.expand(batch), expected)
