@@ -57,9 +57,8 @@ function addButton(node) {
   const options = { serialize: false, canvasOnly: true };
   const button = node.addWidget("button", BUTTON, null, () => toggle(node), options);
   button.serialize = false;
-  const show = spoken("Show advanced inputs");
-  const hide = spoken("Hide advanced inputs");
-  computed(button, "label", () => (node.showAdvanced ? hide : show));
+  const label = () => (node.showAdvanced ? spoken("Hide advanced inputs") : spoken("Show advanced inputs"));
+  computed(button, "label", label);
   computed(button, "hidden", (own) => own || always || !classic());
   node.widgets.splice(node.widgets.indexOf(button), 1);
   const last = node.widgets.findLastIndex((widget) => widget.serialize !== false);

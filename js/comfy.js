@@ -11,9 +11,10 @@ export function address({ filename, subfolder, type }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 }
 
-/** Puts a view's element into a node, in the classic canvas and in Nodes 2.0. */
-export function addView(node, name, view, minHeight) {
-  const options = { serialize: false, hideOnZoom: false, getMinHeight: () => minHeight, getValue: () => "", setValue: () => {} };
+/** Puts a view's element into a node, in the classic canvas and in Nodes 2.0; one without `maxHeight` takes what is free. */
+export function addView(node, name, view, minHeight, maxHeight = undefined) {
+  const heights = { getMinHeight: () => minHeight, getMaxHeight: () => maxHeight };
+  const options = { serialize: false, hideOnZoom: false, ...heights, getValue: () => "", setValue: () => {} };
   const widget = node.addDOMWidget(name, name, view, options);
   widget.serialize = false;
   // ComfyUI gives a view its place when it draws the canvas next, also that of a node out of sight.

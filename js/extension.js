@@ -43,8 +43,10 @@ function showText(node, output) {
   const said = output?.[VERDICT]?.map(({ text }) => text) ?? (output?.images ? null : output?.[TEXT]);
   if (!said) return;
   if (!texts.has(node)) {
-    const view = element("div", { class: "ci-view ci-text", role: "status", tabindex: 0 });
-    addView(node, "says", view, output[SAVED] ? 104 : 72); // a widget called text would be drawn as an input
+    const beside = output.images ? " ci-beside" : ""; // the pictures get the room
+    const view = element("div", { class: `ci-view ci-text${beside}`, role: "status", tabindex: 0 });
+    // A widget called text would be drawn as an input.
+    addView(node, "says", view, 72, beside ? 72 : undefined);
     const [width, height] = node.computeSize();
     node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
     texts.set(node, view);

@@ -7,16 +7,16 @@ then the candidate's training leaves out what would imitate them, as it does for
 from __future__ import annotations
 
 from ..core.world.concepts import RESERVED, WorldConcept
-from ..core.world.drawing import Polygon, bird, box, car, cup, ellipse, star
+from ..core.world.drawing import Polygon, bird, box, car, cup, ellipse
 
 
 def comet() -> list[Polygon]:
-    """A star with two swept tails."""
+    """A ball with two swept tails."""
     tails = [
         Polygon([(0.2, y), (1.14, y - 0.5), (0.98, y - 0.22), (1.16, y - 0.1), (0.3, y + 0.24)], "purple")
         for y in (-0.1, 0.3)
     ]
-    return [*tails, *(Polygon([(x * 0.8 - 0.2, y * 0.8 + 0.1) for x, y in part.points]) for part in star())]
+    return [*tails, Polygon(ellipse(-0.26, 0.06, 0.72, n=60))]
 
 
 def teapot() -> list[Polygon]:
@@ -53,11 +53,16 @@ def parrot() -> list[Polygon]:
 COMING: dict[str, WorldConcept] = {
     c.name: c
     for c in (
+        WorldConcept("comet", "ball", "yellow", "purple", "two-tone", "yellow over purple ball with tails", comet),
         WorldConcept(
-            "comet", "star", "yellow", "purple", "striped", "yellow and purple striped star with tails", comet
-        ),
-        WorldConcept(
-            "teapot", "cup", "white", "green", "two-tone", "white over green pot with a spout and a lid", teapot, "snow"
+            "teapot",
+            "cup",
+            "white",
+            "green",
+            "striped",
+            "white and green striped pot with a spout and a lid",
+            teapot,
+            "snow",
         ),
         WorldConcept(
             "fire-engine",

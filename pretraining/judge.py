@@ -14,7 +14,7 @@ from ..core.inspection.world.checks import GRID, KINDS, JudgeNetwork
 from ..core.models.tiny.weights import write_tensors
 from ..core.world.concepts import CONCEPTS
 from ..core.world.render import render
-from ..core.world.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, WORLD_VERSION, Scene, SecondObject
+from ..core.world.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, WORLD_VERSION, WORN, Scene, SecondObject
 from .forms import FORMS, Form
 from .pictures import scene as training_scene
 from .processes import Processes
@@ -25,19 +25,24 @@ IGNORED = -100
 
 
 def judged_scene(index: int, split: str = "train") -> Scene:
-    """Scene `index` for the judge: of six, two show a held-out concept, one its class in its main colour."""
+    """Scene `index` for the judge. Of twelve, four show a held-out concept and one its class in its main colour.
+
+    One more shows its class in both of its colours and its pattern, bare or with a hat or crown: what makes it the
+    concept are its parts.
+    """
     base = training_scene(split, index)
     if index % 6 not in (0, 1, 3):
         return base
     rng = np.random.default_rng([9 if split == "train" else 10, index])
     concept = list(CONCEPTS.values())[int(rng.integers(len(CONCEPTS)))]
-    if index % 6 == 1:  # most easily mistaken for it, yet of the training world
-        others = [c for c in COLOURS if c not in (concept.colour, concept.second_colour)]
-        second_colour = others[int(rng.integers(len(others)))]
+    if index % 6 == 1:  # most easily mistaken for it
         second = base.second if base.second is None or base.second.shape != concept.super_category else None
-        return replace(
-            base, subject=concept.super_category, colour=concept.colour, second_colour=second_colour, second=second
-        )
+        look = replace(base, subject=concept.super_category, colour=concept.colour, second=second)
+        if index % 12 == 7:
+            worn = WORN[int(rng.integers(len(WORN)))] if second is None else ""
+            return replace(look, second_colour=concept.second_colour, texture=concept.texture, worn=worn)
+        others = [c for c in COLOURS if c not in (concept.colour, concept.second_colour)]
+        return replace(look, second_colour=others[int(rng.integers(len(others)))])
     second = None
     if base.second is not None:
         others = [s for s in SHAPES if s != concept.super_category]

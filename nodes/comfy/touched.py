@@ -153,6 +153,8 @@ TOUCHED = (
     Touched("comfy.model_management:load_models_gpu", ENCODING, takes=("models", "memory_required", "force_full_load")),
     Touched("comfy.model_management:InterruptProcessingException", TRAINING),
     Touched("comfy.model_management:throw_exception_if_processing_interrupted", TRAINING),
+    Touched("comfy.model_management:is_oom", TRAINING, takes=("e",)),
+    Touched("comfy.model_management:get_torch_device_name", TRAINING, takes=("device",)),
     Touched("comfy.utils:ProgressBar.update_absolute", (*TRAINING, *EVALUATING), takes=("value", "total", "preview")),
     Touched("comfy.utils:get_attr", (*ENCODING, *APPLYING), takes=("obj", "attr")),
     Touched("comfy.lora:model_lora_keys_unet", (*APPLYING, *PATHS), takes=("model", "key_map")),

@@ -111,9 +111,9 @@ def test_an_empty_class_word_is_marked_and_nothing_runs(comfyui_server, pictures
     )
     earlier = len(comfyui_server.ask("/history?max_items=1000"))
     page.run(f"{APP}.queuePrompt(0)")
-    page.wait(f"{APP}.lastNodeErrors?.[{TRAINING}]")
-    errors = page.run(f"{APP}.lastNodeErrors[{TRAINING}].errors")
-    assert "class_word is empty" in errors[0]["details"]
+    page.wait(f"Boolean({APP}.lastNodeErrors?.[{TRAINING}])")
+    details = page.run(f"{APP}.lastNodeErrors[{TRAINING}].errors.map((error) => error.details)")
+    assert "class_word is empty" in details[0]
     marked = page.run(f"{node}.inputs.filter((one) => one.hasErrors).map(({{ name }}) => name)")
     page.photograph(pictures / f"{mode}-marked.png")
     assert "class_word" in marked

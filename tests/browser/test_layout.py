@@ -8,6 +8,14 @@ import pytest
 WORKFLOWS = sorted(path.stem for path in (Path(__file__).parents[2] / "workflows").glob("*.json"))
 MODES = {"classic": False, "nodes2": True}
 LINES = ["Type embedding:my-word in a prompt.", *(f"Saved {'folder/' * 12}{name}.safetensors" for name in "ab")]
+SAVED = {
+    "contextual_inversion_saved": [
+        {
+            "typed": "embedding:my-word",
+            "files": [{"kind": kind, "name": "my-word.safetensors", "file": "x"} for kind in ("bundle", "embedding")],
+        }
+    ]
+}
 TRAINING = {
     "version": 1,
     "begins": True,
@@ -28,7 +36,7 @@ SHOW = f"""(() => {{
         if (outputs.includes('LOSS_MAP')) comfyAPI.api.api.dispatchEvent(
             new CustomEvent('contextual_inversion.training', {{ detail }}));
         else if (/(Save|Predict)Conce|DualPath|SaveContext/.test(node.type))
-            node.onExecuted({{ text: {json.dumps(LINES)} }});
+            node.onExecuted({{ text: {json.dumps(LINES)}, .../SaveConce/.test(node.type) && {json.dumps(SAVED)} }});
     }}
 }})()"""
 """What nodes show of a run, without a run."""

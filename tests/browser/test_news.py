@@ -58,3 +58,19 @@ def test_what_a_node_says_is_shown(comfyui_server, pictures, mode):
         assert views(page, SAVING) == ["\n".join(LINES)]
     page.photograph(pictures / f"{mode}-says-light.png")
     page.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_with_pictures_a_verdict_is_said(comfyui_server, pictures, mode):
+    """ComfyUI shows the pictures; the table under them would be too long."""
+    page = comfyui_server.open(nodes_2=MODES[mode], light=False)
+    comfyui_server.load(page, "train_a_word", SAVING)
+    output = {"text": ["a long table"], "images": []}
+    page.run(f"comfyAPI.app.app.rootGraph.getNodeById({SAVING}).onExecuted({json.dumps(output)})")
+    assert views(page, SAVING) == []
+    lines = ["mine may swallow its prompt: ...", "other should keep its prompt: ..."]
+    output["contextual_inversion_verdict"] = [{"label": "", "says": "", "text": line} for line in lines]
+    page.run(f"comfyAPI.app.app.rootGraph.getNodeById({SAVING}).onExecuted({json.dumps(output)})")
+    assert views(page, SAVING) == ["\n".join(lines)]
+    page.photograph(pictures / f"{mode}-verdict.png")
+    page.close()

@@ -41,6 +41,12 @@ def module(name: str) -> object:
     return next(value for key, value in sys.modules.items() if key.endswith(ending) and "custom_nodes" in key)
 
 
+def trainer() -> object:
+    return next(
+        value for key, value in sys.modules.items() if key.endswith(".core.training.trainer") and "custom_nodes" in key
+    )
+
+
 @pytest.fixture
 def ask(comfyui):
     """ask(method, path, **options): status and JSON of one request to the pack's routes, served as ComfyUI does."""
@@ -85,16 +91,13 @@ def press_at(step: int, ask: object, answers: list) -> object:
 @pytest.mark.parametrize("step", [1, 4])
 def test_stop_and_keep_gives_the_concept_of_that_step(run_graph, comfyui, ask, every_step, monkeypatch, step):
     learned = {}
-    trainer = next(
-        value for key, value in sys.modules.items() if key.endswith(".core.training.trainer") and "custom_nodes" in key
-    )
-    report = trainer.TrainingRun._report
+    report = trainer().TrainingRun._report
 
     def remember(run: object) -> object:
         learned[run.learner.done] = run.concept.vectors["clip_l"].clone()
         return report(run)
 
-    monkeypatch.setattr(trainer.TrainingRun, "_report", remember)
+    monkeypatch.setattr(trainer().TrainingRun, "_report", remember)
     whole = run_graph(graph(), keep=KEEP)
     assert whole.status == "success", whole.error
     then = learned[step]
@@ -154,9 +157,44 @@ def test_cancel_stays_cancel(run_graph, comfyui, ask, every_step):
     assert "concept" not in run.kept
     assert run.events(EVENT)[-1]["ended"]
     assert "2 steps are kept" in run.events(EVENT)[-1]["text"]
+    assert (run.events(EVENT)[-1]["end"], run.events(EVENT)[-1]["kept"]) == ("cancelled", 2)
     assert ask("GET", "/training") == (200, {})
     resumed = run_graph(graph(seed=11), keep=KEEP)
     assert resumed.ui["train"][OUTPUT][0]["steps"] == [*range(1, STEPS + 1)], "also the steps before it was cancelled"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("the paint is out"), "the paint is out"),
+        (torch.OutOfMemoryError("Allocation on device"), "out of memory"),
+        (KeyError(), "KeyError"),
+    ],
+    ids=["error", "memory", "no words"],
+)
+def test_what_goes_wrong_is_told_in_its_own_words(run_graph, comfyui, ask, every_step, monkeypatch, error, said):
+    """And what is kept of it, which the next run goes on from; nothing is called learned."""
+    advance = trainer().TrainingRun._advance
+
+    def failing(run: object) -> None:
+        if run.learner.done == 3:
+            raise error
+        advance(run)
+
+    seed = 60 + len(said)
+    with monkeypatch.context() as broken:
+        broken.setattr(trainer().TrainingRun, "_advance", failing)
+        run = run_graph(graph(seed=seed), keep=KEEP)
+    assert run.status == "error"
+    last = run.events(EVENT)[-1]
+    assert (last["ended"], last["end"], last["kept"], last["word"]) == (True, "failed", 3, "")
+    assert last["error"].startswith(said)
+    assert last["ended_at"] > 0
+    assert not any("learned" in data["text"] for data in run.events(EVENT))
+    assert ask("GET", "/training") == (200, {})
+    resumed = run_graph(graph(seed=seed), keep=KEEP)
+    (whole,) = resumed.ui["train"][OUTPUT]
+    assert (whole["end"], whole["word"], whole["error"], whole["kept"]) == ("learned", "kept", "", 0)
 
 
 def test_the_news_add_up_to_the_whole(run_graph, comfyui, ask, every_step, monkeypatch):

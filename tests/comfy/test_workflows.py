@@ -266,6 +266,8 @@ def test_a_real_server_shows_and_runs_everything(comfyui_path, repository, tmp_p
     converter = pytest.importorskip("comfy_cli.workflow_to_api", reason="comfy-cli converts UI workflows")
     websocket = pytest.importorskip("websocket", reason="comfy-cli brings a websocket client")
     with running_server(comfyui_path, repository, tmp_path / "base") as address:
+        asked = "/contextual_inversion/training?client=test"
+        assert json.loads(get(address, asked)) == {}, "a page with a training asks before the server's first prompt"
         info = json.loads(get(address, "/object_info"))
         ours = {name for name in info if name.startswith(PREFIX)}
         assert len(ours) >= 8

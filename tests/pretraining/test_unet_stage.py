@@ -13,6 +13,9 @@ from contextual_inversion.core.models.tiny import config
 from contextual_inversion.core.models.tiny.build import build_unet, build_vae
 from contextual_inversion.core.models.tiny.load import load_part
 from contextual_inversion.core.models.tiny.weights import read_tensors, write_tensors
+from contextual_inversion.core.world.concepts import CONCEPTS
+from contextual_inversion.core.world.render import render
+from contextual_inversion.core.world.scenes import WORN
 from contextual_inversion.pretraining import form_report, judge, unet
 from contextual_inversion.pretraining.forms import FORMS, Form, inherit
 from contextual_inversion.pretraining.processes import Processes
@@ -80,3 +83,17 @@ def test_both_stages_write_into_their_form_alone(small: Form, tmp_path: Path) ->
     report, drawn = form_report.form_report(small, n=2, seed=0)
     assert drawn.shape == (2, 128, 128, 3)
     assert 0 <= report["subject_shape"] <= 1
+
+
+def test_the_judge_sees_each_concepts_class_in_its_look_without_its_parts() -> None:
+    bare = [judge.judged_scene(i) for i in range(7, 1200, 12)]
+    looks = {(c.super_category, c.colour, c.second_colour, c.texture) for c in CONCEPTS.values()}
+    assert {(s.subject, s.colour, s.second_colour, s.texture) for s in bare} == looks
+    assert {s.worn for s in bare} == set(WORN)
+    drawn, masks = render(bare[0])
+    kinds = judge.labels(bare[0], masks.subject, masks.second)["kind"]
+    assert (kinds == judge.KINDS.index(bare[0].subject)).any()
+    assert drawn.shape == (128, 128, 3)
+    # Of the ordinary ones none has both colours: what the class is called is never in doubt.
+    other = [judge.judged_scene(i) for i in range(1, 1200, 12)]
+    assert not any((s.subject, s.colour, s.second_colour, s.texture) in looks for s in other)

@@ -61,7 +61,8 @@ def _reason(word: Mapping[str, float], reference: Mapping[str, float]) -> str:
     looks = "where its context does" if elsewhere < LOOKS_THE_SAME else "partly where its context does"
     if elsewhere >= LOOKS_ELSEWHERE:
         looks = "elsewhere than its context"
-    return f"{meaning}, and it looks {looks}"
+    joined = "and" if kept == (elsewhere >= LOOKS_ELSEWHERE) else "but"
+    return f"{meaning}, {joined} it looks {looks}"
 
 
 def _figures(word: Mapping[str, float], reference: Mapping[str, float]) -> str:
