@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 INK, PAPER, FAINT = (28, 28, 32), (255, 255, 255), (120, 120, 128)
 LETTERS_OF = 170
@@ -105,7 +105,13 @@ def width_of_labels(labels: Sequence[str], letters: float) -> int:
 
 
 def _fitted(picture: np.ndarray, cell: int) -> Image.Image:
-    return ImageOps.pad(Image.fromarray(_bytes(picture)), (cell, cell), Image.Resampling.LANCZOS, PAPER)
+    """As large as it goes into a square of `cell` pixels, in its middle; what is very thin keeps a pixel."""
+    image = Image.fromarray(_bytes(picture))
+    scale = cell / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    place = Image.new("RGB", (cell, cell), PAPER)
+    place.paste(image.resize((width, height), Image.Resampling.LANCZOS), ((cell - width) // 2, (cell - height) // 2))
+    return place
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:

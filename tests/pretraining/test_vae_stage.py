@@ -141,10 +141,16 @@ def test_candidate_is_sharper_than_the_bundled_vae(candidate: torch.nn.Module, d
     assert after >= before + GAIN[kind]
 
 
-@pytest.mark.xfail(reason="the candidate is not finished (pretraining/candidates/README.md)", strict=True)
 @pytest.mark.parametrize("kind", ["scenes", "concepts"])
 def test_candidate_reaches_the_goal_on_objects(candidate: torch.nn.Module, drawn: dict, kind: str) -> None:
     assert stage.psnr(candidate, *drawn[kind], CPU)["object_psnr"] >= 28
+
+
+def test_candidate_keeps_every_spot_of_the_goblet(candidate: torch.nn.Module) -> None:
+    counted = summary(counted_spots(candidate, "goblet"))
+    assert counted["kept"] == counted["pictures"] == 16
+    assert counted["number"] == counted["found"] == counted["named"] > 0
+    assert counted["added"] == 0
 
 
 @pytest.mark.parametrize("name", SPOTTED)

@@ -44,6 +44,11 @@ def test_a_picture_keeps_its_shape_and_floats_are_bytes():
     assert (width, height) == (SIDE, SIDE // 2)
 
 
+def test_a_picture_of_one_line_is_still_there():
+    sheet = np.asarray(result_sheet([("", [plain((9, 9, 200), 1, 5000)])], side=SIDE))
+    assert places(sheet, (9, 9, 200))[2:] == (SIDE, 1)
+
+
 def test_labels_take_the_room_they_need_and_no_more():
     none, short, long = (
         result_sheet(rows(labels), PROMPTS, side=SIDE) for labels in [("", ""), ("a", "b"), ("a" * 30, "b")]
