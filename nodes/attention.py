@@ -14,8 +14,10 @@ from ..core.inspection.attention.recorder import AttentionRecorder
 from ..core.wording import quoted
 from .comfy.attention_recording import digest, layer_names, recording, recording_at
 from .comfy.cancelling import hear_cancel
+from .comfy.families.facts import family_of
 from .schema.sockets import LOOK, PREFIX, searched_as
 
+LAST_TIMESTEP = 999
 LEAST_SIDE = 64
 """Pixels: eight latent cells, of which the UNet makes one in three halvings."""
 
@@ -162,10 +164,13 @@ def attend(
     conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
     schedule = model.get_model_object("model_sampling")
     last = len(getattr(schedule, "sigmas", range(1000))) - 1
+    if family_of(model) is not None:
+        # Schedules of 10,000 steps too, of which 0 .. 999 are shares, and whose `sigma` counts from 0 to 1.
+        timesteps = [timestep / LAST_TIMESTEP * last for timestep in timesteps]
     recorder.begin(layer_names(model))
     for timestep in sorted((min(timestep, last) for timestep in timesteps), reverse=True):
         hear_cancel()
-        sigma = schedule.sigma(torch.tensor(float(timestep)))
+        sigma = sigma_at(model, schedule, timestep)
         comfy.sample.sample_custom(
             recording_at(model, recorder, progress=1 - (timestep + 1) / (last + 1)),
             comfy.sample.prepare_noise(latents, seed),
@@ -179,6 +184,13 @@ def attend(
             seed=seed,
         )
     recorder.finish()
+
+
+def sigma_at(model: Any, schedule: Any, timestep: float) -> torch.Tensor:
+    """The sigma of a timestep, a number of the schedule's own table."""
+    if family_of(model) is None:
+        return schedule.sigma(torch.tensor(float(timestep)))
+    return schedule.sigmas[round(timestep)]
 
 
 def parsed_timesteps(text: str) -> list[float]:

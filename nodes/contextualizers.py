@@ -85,7 +85,7 @@ class PretrainContextualizer(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder to train it for. It stays as it is."),
                 io.Combo.Input(
                     "text_encoder",
-                    options=[inputs.AUTO, "clip_l", "clip_g", "clip_h"],
+                    options=[inputs.AUTO, "clip_l", "clip_g", "clip_h", "t5xxl", "qwen25_7b", "qwen3_4b", "gemma2_2b"],
                     default=inputs.AUTO,
                     tooltip="Which one, where the CLIP has several (SDXL has clip_l and clip_g).",
                 ),

@@ -16,7 +16,7 @@ from ..core.inspection.diagnosis.report import markdown, plot
 from ..core.inspection.diagnosis.verdict import verdicts
 from ..core.inspection.world.world_evaluation import context_probes
 from ..core.models.protocol import ImageSize
-from .comfy.model import ComfyModel
+from .comfy.adapting import adapted
 from .page.pictures import as_images, preview
 from .schema import inputs
 from .schema.before_run import why_refused
@@ -116,7 +116,7 @@ class DiagnoseConcept(io.ComfyNode):
         seed: int,
         compare_with: Concept | None = None,
     ) -> io.NodeOutput:
-        subject = ComfyModel(model, clip, None)
+        subject = adapted(model, clip, None)
         widths = {name: encoder.width for name, encoder in subject.text_encoders.items()}
         for one in filter(None, (concept, compare_with)):
             check_widths(one, widths)

@@ -24,6 +24,7 @@ from ..core.wording import quoted
 from .comfy.attention import cross_attention_layers, diffusers_names
 from .comfy.concept_lora import stem_of
 from .comfy.concept_tokenizer import leading_name, with_concept
+from .comfy.families.facts import family_of
 from .comfy.text import text_encoders
 from .comfy.two_paths import two_paths, with_two_paths
 from .schema.before_run import why_empty
@@ -117,6 +118,7 @@ class DualPathNode(io.ComfyNode):
         end_percent: float,
         alpha_per_block: str = "",
     ) -> io.NodeOutput:
+        require_cross_attention(model)
         if concept.layer_vectors:
             raise ValueError(f"{concept.name!r} has a vector for every layer, which two paths cannot blend.")
         if start_percent > end_percent:
@@ -144,6 +146,17 @@ class DualPathNode(io.ComfyNode):
             )
         logging.info("Dual Path: %s", said)
         return io.NodeOutput(with_two_paths(model), conditioning, ui=ui.PreviewText(said))
+
+
+def require_cross_attention(model: Any) -> None:
+    """Raises ValueError for models in which text and image are one sequence: after each attention both paths would have
+    a text of their own, and of other lengths, so that there is nothing to blend them into."""
+    family = family_of(model)
+    if family is not None:
+        raise ValueError(
+            f"Dual Path blends what two prompts give the cross-attention, and {family.title} has none: text and image "
+            "are one sequence there. Use Apply Concept, with strength_model for how much of the LoRA acts."
+        )
 
 
 def encoders_of(clip: Any) -> dict[str, Any]:

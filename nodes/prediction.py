@@ -12,8 +12,8 @@ from ..core.files import safe_name
 from ..core.networks.tuning_encoder import TuningEncoder
 from ..core.training.one_picture.predict import predict_concept
 from ..core.training.one_picture.tuning import MOST_STEPS, TuneSettings, tune
+from .comfy.adapting import with_unet
 from .comfy.clip_vision import image_encoder_of
-from .comfy.model import ComfyModel
 from .comfy.saving import why_no_word
 from .page.outlook import Outlook
 from .page.reporting import Reporter, loss_map
@@ -82,7 +82,7 @@ class PredictConcept(io.ComfyNode):
         class_word: str,
         clip_vision: Any = None,
     ) -> io.NodeOutput:
-        adapted = ComfyModel(model, clip, vae)
+        adapted = with_unet(model, clip, vae)
         concept = predict_concept(
             adapted,
             image_encoder_of(clip_vision, adapted),
@@ -239,7 +239,7 @@ class TunePredictedConcept(io.ComfyNode):
             more_steps=more_steps,
             gradient_checkpointing=gradient_checkpointing,
         )
-        adapted = ComfyModel(model, clip, vae)
+        adapted = with_unet(model, clip, vae)
         run = tune(
             adapted,
             image_encoder_of(clip_vision, adapted),

@@ -18,6 +18,7 @@ from ..core.models.families import drawn_resolution
 from ..core.training.prompt_repair import BATCH, LEARNING_RATE, STEPS, draw, repair
 from ..core.training.run.events import Finished
 from ..core.training.trainer import TrainingRun
+from .comfy.adapting import adapted
 from .comfy.model import ComfyModel
 from .page.interrupted import Resumable
 from .page.live_view import OUTPUT
@@ -125,21 +126,21 @@ class OptimizeForPrompt(io.ComfyNode):
     ) -> io.NodeOutput:
         given = [concept, concept_2, concept_3]
         concepts = [one for one in given if one is not None]
-        adapted = ComfyModel(model, clip, vae)
-        width = width or drawn_resolution(adapted)
+        subject = adapted(model, clip, vae)
+        width = width or drawn_resolution(subject)
         size = (height or width, width)
         options = {"steps": steps, "learning_rate": learning_rate, "batch": batch, "seed": seed}
         if latents == NOISE or concept.latents is None:
-            options["noise_side"] = width // adapted.latent_factor
+            options["noise_side"] = width // subject.latent_factor
         prompt = unweighted(prompt)
-        work = _Work(cls.hidden.unique_id, adapted, concepts, prompt, options)
+        work = _Work(cls.hidden.unique_id, subject, concepts, prompt, options)
         lacking = latents == PICTURES and concept.latents is None
         outlook = cls.outlook(False, steps=steps, learning_rate=learning_rate, batch=batch)
         reporter = Reporter(cls.hidden.unique_id, outlook, remark=NO_LATENTS if lacking else "")
         finished = report_resumable(work, reporter, go_on=True, stop=work.stop, learned=work.learned)
         losses, repaired = loss_map(finished.losses), work.repaired
-        with adapted.session():
-            pictures = [draw(adapted, those, prompt, size=size, seed=seed) for those in (concepts, repaired)]
+        with subject.session():
+            pictures = [draw(subject, those, prompt, size=size, seed=seed) for those in (concepts, repaired)]
         by_name = dict(zip((one.name for one in concepts), repaired, strict=True))
         first, second, third = (None if one is None else by_name[one.name] for one in given)
         return io.NodeOutput(first, torch.cat(pictures), losses, second, third, ui={OUTPUT: [reporter.view.whole()]})

@@ -12,7 +12,7 @@ from ..core.concept import Concept
 from ..core.models.families import is_narrow
 from ..core.training.methods import METHODS, second_stages
 from ..core.training.plan import Choices, Prior, outlined, plan
-from .comfy.model import ComfyModel
+from .comfy.adapting import adapted
 from .page.concept_training import captioned, require_place, train_concept
 from .page.outlook import ANY_WORD, Outlook, of_training
 from .schema import inputs
@@ -144,9 +144,10 @@ class RefineConcept(io.ComfyNode):
         captions: str | list[str] = "",
     ) -> io.NodeOutput:
         require_place(preview_every, preview_prompt, "the word")
-        adapted, regularization = ComfyModel(model, clip, vae), regularizer or NO_REGULARIZATION
+        subject = adapted(model, clip, vae, method=second_stages()[train])
+        regularization = regularizer or NO_REGULARIZATION
         numbers = chosen_numbers(
-            is_narrow(adapted),
+            is_narrow(subject),
             concept.require_class_word(),
             train=train,
             recipe=recipe,
@@ -174,8 +175,8 @@ class RefineConcept(io.ComfyNode):
         )
         return train_concept(
             cls.hidden.unique_id,
-            adapted,
-            captioned(adapted, plan(adapted, choices), captions, images),
+            subject,
+            captioned(subject, plan(subject, choices), captions, images),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

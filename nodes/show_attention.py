@@ -18,6 +18,8 @@ from .schema.sockets import LOOK, PREFIX, searched_as
 
 ALL, EACH, IN_COMMON = "all", "each word", "in common"
 SIDES = {"16 cells": 16, "8 cells": 8, "32 cells": 32, "64 cells": 64}
+TEXT_ENCODERS = ("auto", "clip_l", "clip_g", "t5xxl", "qwen25_7b", "qwen3_4b", "gemma2_2b", "pile_t5xl")
+"""Those whose tokens a denoiser attends to; "auto" is the last of them that a model has."""
 PREVIEW_SIDE = 512
 """Without a picture the maps are drawn this large."""
 
@@ -148,6 +150,15 @@ class ShowAttention(io.ComfyNode):
                     max=64,
                     tooltip="Where several positive prompts are combined: which of them.",
                 ),
+                io.Combo.Input(
+                    "text_encoder",
+                    options=list(TEXT_ENCODERS),
+                    default=TEXT_ENCODERS[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="SD3.5, Flux, Qwen-Image, Z-Image and others: whose words are shown, where a model reads "
+                    "the prompt with several text encoders. auto: the largest. These models need `clip`.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -191,10 +202,12 @@ class ShowAttention(io.ComfyNode):
         image: torch.Tensor | None = None,
         latent: Any = None,
         clip: Any = None,
+        text_encoder: str = TEXT_ENCODERS[0],
     ) -> io.NodeOutput:
         require_sampled(attention, image if latent is None else latent["samples"])
         recorded = attention.recorder.maps(conditioning - 1)
-        found, tokens = words_of(prompt, clip, recorded.tokens)
+        joint = any(group.part == "joint" for group in recorded.groups)
+        found, tokens = words_of(prompt, clip, recorded.tokens, text_encoder, joint=joint)
         maps = recorded.for_prompt(tokens)
         pictures = fitting(image, maps.images)
         kinds = {"word", *(["special"] if special_tokens else []), *(["padding"] if padding else [])}

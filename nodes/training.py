@@ -16,8 +16,8 @@ from ..core.models.families import is_narrow
 from ..core.training.methods import METHODS, first_stages
 from ..core.training.plan import CLASS_PICTURES, Choices, Prior, outlined, plan
 from ..core.training.regularizers.prior import Progress
+from .comfy.adapting import adapted
 from .comfy.folders import checkpoints_root
-from .comfy.model import ComfyModel
 from .comfy.saving import why_no_word
 from .page.concept_training import captioned, require_place, train_concept
 from .page.outlook import ANY_WORD, Outlook, of_training
@@ -50,7 +50,9 @@ class TrainConcept(io.ComfyNode):
             "whenever you like: the next queue goes on where this one stopped.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="Stable Diffusion 1.x, 2.x or SDXL, or the demo model. It stays as it is."
+                    "model",
+                    tooltip="Stable Diffusion 1.x, 2.x or SDXL, the demo model, or SD3.5, Flux.1, Qwen-Image, Z-Image "
+                    "and others of docs/models.md. It stays as it is.",
                 ),
                 io.Clip.Input("clip", tooltip="Its text encoder; the new word is made for it. It stays as it is."),
                 io.Vae.Input("vae", tooltip="Its autoencoder, to look at the pictures with."),
@@ -70,7 +72,8 @@ class TrainConcept(io.ComfyNode):
                     options=list(first_stages()),
                     default=METHODS["ti"].title,
                     tooltip="textual inversion: a word alone, a few kilobytes. XTI: a word for each layer or block. "
-                    "Custom Diffusion: also keys and values of the cross-attention. DreamBooth: UNet and text encoder.",
+                    "Custom Diffusion: also keys and values of the cross-attention. DreamBooth: UNet and text encoder. "
+                    "word and LoRA together: what learns on Flux, SD3.5, Qwen-Image and Z-Image.",
                 ),
                 inputs.recipe(
                     first_stages().values(),
@@ -167,6 +170,15 @@ class TrainConcept(io.ComfyNode):
                 *inputs.memory_savers(),
                 inputs.masks_mean(),
                 inputs.captions(),
+                io.String.Input(
+                    "encoders",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="The text encoders that the word learns in, between commas, by their names in embedding "
+                    "files: clip_l, clip_g, t5xxl, qwen25_7b, qwen3_4b. In the others it stays the class word. Empty: "
+                    "those that suit the model.",
+                ),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept and SaveConcept."),
@@ -236,15 +248,17 @@ class TrainConcept(io.ComfyNode):
         gradient_checkpointing: bool = False,
         masks_mean: str = inputs.WHERE_IT_COUNTS,
         captions: str | list[str] = "",
+        encoders: str = "",
     ) -> io.NodeOutput:
         if not class_word.strip():
             raise ValueError(
                 "TrainConcept needs a class word: the ordinary word for what is in the pictures, such as dog."
             )
         require_place(preview_every, preview_prompt, "the new word")
-        adapted, regularization = ComfyModel(model, clip, vae), regularizer or NO_REGULARIZATION
+        subject = adapted(model, clip, vae, method=first_stages()[train])
+        regularization = regularizer or NO_REGULARIZATION
         numbers = chosen_numbers(
-            is_narrow(adapted),
+            is_narrow(subject),
             class_word.strip(),
             train=train,
             recipe=recipe,
@@ -267,6 +281,7 @@ class TrainConcept(io.ComfyNode):
             "preview_prompt": preview_prompt,
             "transparent_masks": masks_mean == inputs.TRANSPARENCY,
             "keep_latents": keep_latents,
+            "encoders": tuple(name.strip() for name in encoders.split(",") if name.strip()),
         }
         choices = replace(
             numbers,
@@ -277,14 +292,14 @@ class TrainConcept(io.ComfyNode):
                 numbers.prior,
                 folder=checkpoints_root() / "class_pictures",
                 progress=told_of_class_pictures(cls.hidden.unique_id),
-                applied=adapted.applied,
+                applied=subject.applied,
             ),
             start=concept,
         )
         return train_concept(
             cls.hidden.unique_id,
-            adapted,
-            captioned(adapted, plan(adapted, choices), captions, images),
+            subject,
+            captioned(subject, plan(subject, choices), captions, images),
             images=images,
             masks=masks,
             continue_interrupted=continue_interrupted,

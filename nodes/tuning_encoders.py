@@ -19,9 +19,9 @@ from ..core.training.one_picture.pictures import GivenPictures, WorldPictures
 from ..core.training.one_picture.pretraining import PretrainedEncoder, pretrain_encoder
 from ..core.training.one_picture.recipes import encoder_for
 from ..core.training.one_picture.settings import EncoderPretrainSettings
+from .comfy.adapting import with_unet
 from .comfy.clip_vision import image_encoder_of
 from .comfy.folders import TUNING_ENCODERS, first_folder, name_in, path_of, told, version
-from .comfy.model import ComfyModel
 from .comfy.saving import NUMBER, checked_word, free_name, why_no_file
 from .page.interrupted import Resumable
 from .page.outlook import Outlook
@@ -147,7 +147,7 @@ class PretrainTuningEncoder(io.ComfyNode):
         clip_vision: Any = None,
     ) -> io.NodeOutput:
         root, name = first_folder(TUNING_ENCODERS), checked_word(name.strip())
-        adapted = ComfyModel(model, clip, vae)
+        adapted = with_unet(model, clip, vae)
         if images is None and native_resolution(adapted) is not None:
             raise ValueError(
                 "Connect images with one subject each: the drawn world that stands in for them is the demo model's, "

@@ -33,6 +33,7 @@ def main(
     precision: Precision = "model",
     device: str | None = None,
     true_size: bool = False,
+    peer: Path | None = None,
 ) -> dict[str, Any]:
     """Measure the time and memory of a training step, with and without CoRe.
 
@@ -51,6 +52,8 @@ def main(
         device: "cpu", "cuda", ...; the GPU where there is one if not given.
         true_size: Also sample over two paths and train with MLM at Stable Diffusion 1.5's true size: 16 GB, and half
             an hour on a CPU.
+        peer: textual_inversion.py of diffusers' examples: only compare plain textual inversion with it, on the
+            pipeline's folder of --model at its size, each run a process of its own.
     """
 
     import torch
@@ -65,6 +68,8 @@ def main(
 
     if steps < 1 or repetitions < 1:
         raise ValueError(f"--steps and --repetitions are at least 1, not {steps} and {repetitions}")
+    if peer is not None:
+        return beside_peer(model, peer, batch, repetitions, steps)
     place = chosen_device(device)
     subject = _model(model, place)
     turns = repetitions + 1  # the first warms up and is not counted
@@ -107,6 +112,31 @@ def main(
         f"recording attention: {figures['attention_over_plain']:.2f} times plain sampling"
     )
     return figures
+
+
+def beside_peer(model: str | Path, peer: Path, batch: int, repetitions: int, steps: int) -> dict[str, Any]:
+    """What `peer_figures` finds, shown."""
+    import json
+
+    from .peer import peer_figures
+
+    if not isinstance(model, Path):
+        raise ValueError("--peer needs the folder of a diffusers pipeline as --model: another trainer knows no other")
+    sample = json.loads((model / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]
+    side = 8 * int(sample)
+    figures = peer_figures(model, peer, side=side, batch=batch, repetitions=repetitions, steps=steps)
+    print(peer_table(figures))
+    return {**figures, "batch": batch, "resolution": side, "repetitions": repetitions, "steps": steps}
+
+
+def peer_table(figures: Mapping[str, Any]) -> str:
+    """A line for each of the compared, and how it stands to the peer."""
+    kinds = [kind for kind in ("peer", "ti") if f"{kind}_step" in figures]
+    lines = [f"{'':6}{'step, s':>10}{'first step, s':>16}{'memory over the weights, MiB':>32}"]
+    for kind in kinds:
+        step, first, memory = (figures[f"{kind}_{key}"] for key in ("step", "first_step", "memory"))
+        lines.append(f"{kind:6}{step:>10.2f}{first:>16.1f}{memory / 2**20:>32.0f}")
+    return "\n".join(lines)
 
 
 def true_size_costs(model: TextToImageModel) -> dict[str, Any]:

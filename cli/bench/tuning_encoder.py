@@ -152,4 +152,5 @@ def sd15_unet() -> Any:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        return UNet2DConditionModel(**SD15).to(torch.float16).requires_grad_(False)
+        # As a plain module: diffusers warns of parts that ought to stay in float32, and these have no numbers at all.
+        return torch.nn.Module.to(UNet2DConditionModel(**SD15), torch.float16).requires_grad_(False)

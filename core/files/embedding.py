@@ -24,6 +24,12 @@ FAMILY_OF_WIDTH: Mapping[int, str] = {
     768: "SD 1.x, and clip_l of SDXL",
     1024: "SD 2.x",
     1280: "clip_g of SDXL",
+    2048: "AuraFlow and HunyuanDiT",
+    2304: "Lumina 2",
+    2560: "Z-Image",
+    3584: "Qwen-Image",
+    4096: "Flux.1, SD3, Chroma and PixArt",
+    5120: "Flux.2",
 }
 OTHER_NAMES: Mapping[str, str] = {"t5": "t5xxl"}
 """OneTrainer's name of a text encoder -> ComfyUI's."""
@@ -45,7 +51,7 @@ def save_embedding(
 
     Layout "emb_params" holds one tensor (n, d) of that name; "encoders" one per text encoder under the encoder's name
     and no other, since programs that do not know a name take the first tensor they find. "auto" is the first for a word
-    with one text encoder, which every program of docs/interop.md reads, and the second for several.
+    of one CLIP text encoder, which every program of docs/interop.md reads, and the second for several and for others.
     The file is written atomically and read back.
 
     Raises:
@@ -70,7 +76,8 @@ def layout_of(concept: Concept, layout: Layout = "auto") -> Layout:
     if layout not in get_args(Layout):
         raise ValueError(f"the layout is one of {get_args(Layout)}, not {layout!r}")
     if layout == "auto":
-        return "emb_params" if len(concept.vectors) == 1 else "encoders"
+        of_clip = set(concept.vectors) <= set(ENCODER_OF_WIDTH.values())
+        return "emb_params" if len(concept.vectors) == 1 and of_clip else "encoders"
     if layout == "emb_params" and len(concept.vectors) != 1:
         raise ConceptFileError(
             f"an emb_params file holds one text encoder; {concept.name} has {' and '.join(sorted(concept.vectors))}"

@@ -29,7 +29,7 @@ XTI_LAYERS = (
 ENCODERS = frozenset(
     {
         *("clip_l", "clip_g", "clip_h", "t5", "t5xxl", "llama", "gemma2_2b", "mistral3_24b"),
-        *("qwen25_7b", "qwen3_4b", "qwen3_8b"),
+        *("qwen25_7b", "qwen3_4b", "qwen3_8b", "pile_t5xl", "mt5xl", "chinese_roberta"),
     }
 )
 """Names of text encoders that ComfyUI and OneTrainer give to the tensors of embedding files."""

@@ -1,7 +1,11 @@
 """The noise schedule, the forward process, the prediction targets and the diffusion loss (C1).
 
 `alpha_bar_t` is the signal power alpha-bar at the timestep of each sample, shape (B,) or (). Latents are (B, ...).
-Prediction types carry the names that diffusers gives them: "epsilon", "v_prediction", "sample" (the clean latents z_0).
+Prediction types carry the names that diffusers gives them: "epsilon", "v_prediction", "sample" (the clean latents z_0);
+"flow" is the velocity of flow matching (Lipman et al., 2023; Esser et al., 2024).
+
+Flow matching mixes x = (1 - sigma) z_0 + sigma noise. That is z_t / (sqrt(alpha-bar) + sqrt(1 - alpha-bar)) for the
+alpha-bar with sqrt(alpha-bar) : sqrt(1 - alpha-bar) = 1 - sigma : sigma, so all functions here speak of z_t for it too.
 Everything is computed in float32 at least and returned in the dtype of the latents; losses stay in the wide dtype.
 """
 
@@ -14,7 +18,7 @@ from array_api_compat import array_namespace
 
 from .arrays import Array, mean, per_sample, require_same_shape, take, widen
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 
 
 def scaled_linear_betas(steps: int = 1000, start: float = 0.00085, end: float = 0.012, *, xp: Any = np) -> Array:
@@ -42,6 +46,25 @@ def snr(alpha_bar_t: Array) -> Array:
     return alpha_bar_t / (1 - alpha_bar_t)
 
 
+def alpha_bar_of_sigma(sigma: Array) -> Array:
+    """alpha-bar of flow matching's sigma in [0, 1]: (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2), shape of `sigma`."""
+    signal, spread = (1 - sigma) ** 2, sigma**2
+    return signal / (signal + spread)
+
+
+def sigma_of_alpha_bar(alpha_bar_t: Array) -> Array:
+    """Flow matching's sigma, sqrt(1 - alpha-bar) / (sqrt(alpha-bar) + sqrt(1 - alpha-bar)), shape of `alpha_bar_t`."""
+    xp = array_namespace(alpha_bar_t)
+    signal, spread = xp.sqrt(alpha_bar_t), xp.sqrt(1 - alpha_bar_t)
+    return spread / (signal + spread)
+
+
+def flow_latents(z_t: Array, alpha_bar_t: Array) -> Array:
+    """x = (1 - sigma) z_0 + sigma noise, what a flow matching model is shown, of z_t: shape of `z_t`."""
+    signal, spread = _coefficients(alpha_bar_t, z_t)
+    return _in_dtype_of(z_t, widen(z_t) / (signal + spread))
+
+
 def add_noise(z_0: Array, noise: Array, alpha_bar_t: Array) -> Array:
     """The forward process q(z_t | z_0): z_t = sqrt(alpha-bar) z_0 + sqrt(1 - alpha-bar) noise, shape of `z_0`."""
     require_same_shape(z_0=z_0, noise=noise)
@@ -57,8 +80,11 @@ def velocity(z_0: Array, noise: Array, alpha_bar_t: Array) -> Array:
 
 
 def prediction_target(kind: PredictionType, z_0: Array, noise: Array, alpha_bar_t: Array) -> Array:
-    """What the network is asked for: the noise, v or z_0. Raises ValueError for another `kind`."""
+    """What the network is asked for: the noise, v, z_0, or for "flow" noise - z_0 (d x / d sigma). Raises ValueError
+    for another `kind`."""
     _require_kind(kind)
+    if kind == "flow":
+        return noise - z_0
     if kind == "v_prediction":
         return velocity(z_0, noise, alpha_bar_t)
     return noise if kind == "epsilon" else z_0
@@ -66,7 +92,8 @@ def prediction_target(kind: PredictionType, z_0: Array, noise: Array, alpha_bar_
 
 def predicted_sample(kind: PredictionType, prediction: Array, z_t: Array, alpha_bar_t: Array) -> Array:
     """z_0 from a prediction of any kind at z_t:
-    (z_t - sqrt(1 - alpha-bar) eps) / sqrt(alpha-bar), or sqrt(alpha-bar) z_t - sqrt(1 - alpha-bar) v."""
+    (z_t - sqrt(1 - alpha-bar) eps) / sqrt(alpha-bar), or sqrt(alpha-bar) z_t - sqrt(1 - alpha-bar) v, or for "flow"
+    (z_t - sqrt(1 - alpha-bar) v) / (sqrt(alpha-bar) + sqrt(1 - alpha-bar)), which is x - sigma v."""
     _require_kind(kind)
     require_same_shape(prediction=prediction, z_t=z_t)
     if kind == "sample":
@@ -74,12 +101,15 @@ def predicted_sample(kind: PredictionType, prediction: Array, z_t: Array, alpha_
     signal, spread = _coefficients(alpha_bar_t, z_t)
     if kind == "epsilon":
         return _in_dtype_of(z_t, (widen(z_t) - spread * widen(prediction)) / signal)
+    if kind == "flow":
+        return _in_dtype_of(z_t, (widen(z_t) - spread * widen(prediction)) / (signal + spread))
     return _in_dtype_of(z_t, signal * widen(z_t) - spread * widen(prediction))
 
 
 def predicted_noise(kind: PredictionType, prediction: Array, z_t: Array, alpha_bar_t: Array) -> Array:
     """eps from a prediction of any kind at z_t:
-    (z_t - sqrt(alpha-bar) z_0) / sqrt(1 - alpha-bar), or sqrt(alpha-bar) v + sqrt(1 - alpha-bar) z_t."""
+    (z_t - sqrt(alpha-bar) z_0) / sqrt(1 - alpha-bar), or sqrt(alpha-bar) v + sqrt(1 - alpha-bar) z_t, or for "flow"
+    (z_t + sqrt(alpha-bar) v) / (sqrt(alpha-bar) + sqrt(1 - alpha-bar))."""
     _require_kind(kind)
     require_same_shape(prediction=prediction, z_t=z_t)
     if kind == "epsilon":
@@ -87,17 +117,21 @@ def predicted_noise(kind: PredictionType, prediction: Array, z_t: Array, alpha_b
     signal, spread = _coefficients(alpha_bar_t, z_t)
     if kind == "sample":
         return _in_dtype_of(z_t, (widen(z_t) - signal * widen(prediction)) / spread)
+    if kind == "flow":
+        return _in_dtype_of(z_t, (widen(z_t) + signal * widen(prediction)) / (signal + spread))
     return _in_dtype_of(z_t, signal * widen(prediction) + spread * widen(z_t))
 
 
 def min_snr_weight(kind: PredictionType, alpha_bar_t: Array, gamma: float = 5.0) -> Array:
     """Min-SNR-gamma (Hang et al., 2023), shape of `alpha_bar_t`: the loss on z_0 weighs min(snr, gamma); the error in
-    eps is sqrt(snr) and the error in v sqrt(snr + 1) times that in z_0, hence the divisors."""
+    eps is sqrt(snr), the error in v sqrt(snr + 1) and the error in "flow" 1 / sigma = 1 + sqrt(snr) times that in z_0,
+    hence the divisors."""
     _require_kind(kind)
     xp = array_namespace(alpha_bar_t)
     ratio = snr(alpha_bar_t)
     clipped = xp.clip(ratio, max=gamma)
-    return clipped / {"epsilon": ratio, "v_prediction": ratio + 1, "sample": 1}[kind]
+    divisors = {"epsilon": ratio, "v_prediction": ratio + 1, "sample": 1, "flow": (1 + xp.sqrt(ratio)) ** 2}
+    return clipped / divisors[kind]
 
 
 def diffusion_loss(

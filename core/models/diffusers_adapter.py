@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .checkpointed_layers import checkpointed_layers
 from .diffusers_attention import checkpoint_probed, cross_attention_modules, layered
 from .diffusers_features import encoder_features
 from .diffusers_flexible import flexible
@@ -27,6 +28,7 @@ from .requirements import (
     require_discrete,
     require_trainable,
 )
+from .small_convolutions import small_as_products
 
 if TYPE_CHECKING:
     from .tiny import TinyStableDiffusion
@@ -206,11 +208,18 @@ class DiffusersModel:
     def session(self, *, gradient_checkpointing: bool = False) -> Iterator[None]:
         modules = [self.unet, self.vae, *(encoder.module for encoder in self.text_encoders.values())]
         checkpoints = self._checkpointing() if gradient_checkpointing else nullcontext()
-        with on_device(modules, self.device), frozen(modules), checkpoints, autograd():
+        products = small_as_products([self.unet])
+        with on_device(modules, self.device), frozen(modules), products, checkpoints, autograd():
             yield
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
+        layers = [layer for encoder in self.text_encoders.values() for layer in encoder.layers]
+        with checkpointed_layers(layers), self._checkpointing_unet():
+            yield
+
+    @contextmanager
+    def _checkpointing_unet(self) -> Iterator[None]:
         names = ("gradient_checkpointing", "_gradient_checkpointing_func")
         before = [
             (part, {name: vars(part)[name] for name in names if name in vars(part)})
@@ -235,7 +244,7 @@ class DiffusersModel:
             yield self.vae.float() if upcast else self.vae
         finally:
             if upcast:
-                self.vae.to(dtype)
+                torch.nn.Module.to(self.vae, dtype)  # diffusers would warn, of what was so before
 
     @cached_property
     def _moments(self) -> tuple[torch.Tensor, torch.Tensor]:

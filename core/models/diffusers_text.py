@@ -60,13 +60,17 @@ class DiffusersTextEncoder:
         modules = self._transformer.named_modules(prefix="text_model")
         return {name: part for name, part in modules if isinstance(part, torch.nn.Linear | torch.nn.LayerNorm)}
 
+    @property
+    def layers(self) -> list[torch.nn.Module]:
+        return list(self._transformer.encoder.layers)
+
     def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
         """`TextEncoder.encode`. transformers takes ids only, so its forward is repeated here from the embeddings on."""
         model = self._transformer
         weight = model.embeddings.position_embedding.weight
         hidden = inputs.to(weight.device, weight.dtype) + weight[: inputs.shape[1]]
         mask = create_causal_mask(config=model.config, inputs_embeds=hidden, attention_mask=None, past_key_values=None)
-        layers = list(model.encoder.layers)
+        layers = self.layers
         body, last = (layers[:-1], layers[-1:]) if self.penultimate else (layers, [])
         for layer in body:
             hidden = layer(hidden, mask, is_causal=True)

@@ -18,8 +18,11 @@ def is_narrow(model: TextToImageModel) -> bool:
 def native_resolution(model: TextToImageModel) -> int | None:
     """Pixels a side that a family was trained at: 512, SD 2.x with v-prediction 768, SDXL 1024.
 
-    None for narrower text encoders than theirs, of which nothing is known.
+    A model that says it itself is believed. None for narrower text encoders than theirs, of which nothing is known.
     """
+    own = getattr(model, "native_resolution", None)
+    if own is not None:
+        return int(own)
     if is_narrow(model):
         return None
     if "clip_g" in model.text_encoders:

@@ -58,17 +58,19 @@ class Encoding:
     `tokens` (B, L, d) is what the UNet attends to (SD 1/2: last layer after the final norm; SDXL: the penultimate layer
     without it). `pooled` (B, p) is the pooled output where the model uses one, else None. `layers` (layers, B, L, d) is
     what each cross-attention layer attends to in place of `tokens`, where a word has a vector for each of them (XTI).
+    `raw` holds for each prompt what else an adapter wants to find again in `conditioning`, in a form of its own.
     """
 
     tokens: torch.Tensor
     pooled: torch.Tensor | None = None
     layers: torch.Tensor | None = None
+    raw: tuple[Any, ...] = ()
 
     def expand(self, batch: int) -> Encoding:
         """Repeat a batch of one to `batch` rows without copying."""
         pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
         layers = None if self.layers is None else self.layers.expand(-1, batch, -1, -1)
-        return Encoding(self.tokens.expand(batch, -1, -1), pooled, layers)
+        return Encoding(self.tokens.expand(batch, -1, -1), pooled, layers, self.raw * batch)
 
     @staticmethod
     def beside(parts: Sequence[Encoding]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -101,6 +103,8 @@ class Conditioning:
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Join along the batch axis. Where only some have `layers`, the others' layers all see their context."""
+        if type(parts[0]) is not Conditioning:
+            return type(parts[0]).cat(parts)
         ys = [part.y for part in parts]
         y = None if ys[0] is None else torch.cat(ys)  # type: ignore[arg-type]
         count = next((len(part.layers) for part in parts if part.layers is not None), None)
@@ -125,7 +129,8 @@ class ImageSize:
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """`alpha_bar` (T,) float64 on the CPU, and what the UNet predicts: "epsilon", "v_prediction" or "sample"."""
+    """`alpha_bar` (T,) float64 on the CPU, and what the model predicts: "epsilon", "v_prediction", "sample" or "flow"
+    (METHODS.md 8)."""
 
     alpha_bar: torch.Tensor
     prediction_type: str

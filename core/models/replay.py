@@ -22,10 +22,12 @@ Slots = list[tuple[dict[Any, Any], dict[Any, bool], dict[Any, Any]]]
 `Replayable`."""
 
 
-def replayed(run: Callable[..., Any], places: Sequence[Place] = ()) -> Callable[..., Any]:
-    """`run`, a layer that is checkpointed, which from its second call on finds the hooks that it has now, and what is
-    `Replayable` in the `places` that an adapter names."""
-    replay, again = Replay(run, places), False
+def replayed(
+    run: Callable[..., Any], places: Sequence[Place] = (), *, of: torch.nn.Module | None = None
+) -> Callable[..., Any]:
+    """`run`, a layer that is checkpointed, or the forward `of` one, which from its second call on finds the hooks that
+    it has now, and what is `Replayable` in the `places` that an adapter names."""
+    replay, again = Replay(of or run, places), False
 
     def call(*arguments: Any, **keywords: Any) -> Any:
         nonlocal again

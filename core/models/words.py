@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..concept import Concept
+from ..prompts.tokens import word_tokens
 from ..wording import quoted
 from .protocol import TextEncoder, TextToImageModel
 
@@ -17,7 +18,7 @@ def starting_vectors(encoder: TextEncoder, class_word: str, length: int) -> torc
 
     Raises ValueError where the class word has no token.
     """
-    tokens = encoder.tokenize(class_word)
+    tokens = word_tokens(encoder, class_word)
     if not tokens:
         raise ValueError(f"the class word {quoted(class_word)} holds no token of {encoder.name}")
     rows = [tokens[index % len(tokens)] for index in range(length)]
@@ -26,7 +27,7 @@ def starting_vectors(encoder: TextEncoder, class_word: str, length: int) -> torc
 
 def words_vectors(encoder: TextEncoder, words: str) -> torch.Tensor:
     """(tokens, d) float32 input embeddings of all tokens of `words`. Raises ValueError where there is none."""
-    return starting_vectors(encoder, words, max(1, len(encoder.tokenize(words))))
+    return starting_vectors(encoder, words, max(1, len(word_tokens(encoder, words))))
 
 
 def vectors_of(concept: Concept, model: TextToImageModel, length: int) -> dict[str, torch.Tensor]:

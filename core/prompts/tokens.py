@@ -181,10 +181,17 @@ def _filling(encoder: TextEncoder, given: int | range | str) -> list[tuple[int, 
         if len(rows) < 1:
             raise ValueError(f"a concept has at least one vector, not {given}")
         return [(_meaningless_id(encoder), row) for row in rows]
-    tokens = _plain_tokens(encoder, given)
+    tokens = word_tokens(encoder, given)
     if not tokens:
         raise ValueError(f"the words {quoted(given)} hold no token of {encoder.name}")
     return [(token, ORDINARY) for token in tokens]
+
+
+def word_tokens(encoder: TextEncoder, words: str) -> list[int]:
+    """The ids of plain `words` as they stand inside a sentence: to some tokenizers a word at the beginning of a text,
+    with no space before it, is another one, and often no whole one."""
+    own = getattr(encoder, "tokenize_word", None)
+    return _plain_tokens(encoder, words) if own is None else list(own(words))
 
 
 def _meaningless_id(encoder: TextEncoder) -> int:

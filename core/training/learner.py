@@ -45,7 +45,8 @@ class Learner:
         for name, value in start.learned.items():
             self._enter(name, model.text_encoders[name], value)
         fixed = {name: value.to(self.device) for name, value in start.fixed.items()}
-        self.word = Word(self.vectors, fixed, start.slot_of_layer, start.parts)
+        kept = {name: value.to(self.device) for name, value in start.kept.items()}
+        self.word = Word(self.vectors, fixed, start.slot_of_layer, start.parts, kept)
         self.weights: TensorTree = dict(weights or {})
         self.leaves: TensorTree = {**self.vectors, **self.weights}
         self.initial = {name: value.detach().clone() for name, value in self.vectors.items()}
@@ -102,7 +103,8 @@ class Learner:
             # The mean of points on a sphere lies inside it.
             learned = {name: norms.rescale(value, self.norms[name].cpu()) for name, value in learned.items()}
         fixed = {name: value.to("cpu", copy=True) for name, value in self.word.fixed.items()}
-        return Word(learned, fixed, self.word.slot_of_layer, self.word.parts)
+        kept = {name: value.to("cpu", copy=True) for name, value in self.word.kept.items()}
+        return Word(learned, fixed, self.word.slot_of_layer, self.word.parts, kept)
 
     def learned_weights(self) -> TensorTree:
         """The weights as they are now, their running average where there is one: float32 on the CPU."""

@@ -99,6 +99,14 @@ METHODS = {
         refines=True,
         short="LoRA",
     ),
+    "word-lora": Method(
+        "word and LoRA together",
+        "vectors",
+        unet="attention",
+        rank=8,
+        source="METHODS.md 8",
+        mlm_weight=WEIGHTS_LAMBDA,
+    ),
     "refine-all": Method(
         "second stage, all weights", "nothing", unet="all", source="METHODS.md 1.5", refines=True, short="all weights"
     ),

@@ -132,7 +132,7 @@ def identity_of(
 
 def _digest(word: Word) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for part in (word.learned, word.fixed):
+    for part in (word.learned, word.fixed, word.kept):
         for name in sorted(part):
             digest.update(part[name].cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -184,6 +184,20 @@ PRESETS = {
             prior=True,
         ),
         Preset(
+            "Word and LoRA",
+            "our own, for models on which a word alone learns little (METHODS.md 8): the word at CoRe's rate, a LoRA "
+            "of rank 8 at 1e-4, 1,000 steps of batch 1; no prior preservation, since the class word is not trained on",
+            {
+                "method": "word-lora",
+                "steps": 1000,
+                "batch": 1,
+                "learning_rate": 5e-3,
+                "weight_rate": 1e-4,
+                "templates": CORE_TEMPLATES,
+                "augmentation": FLIPS,
+            },
+        ),
+        Preset(
             "DreamBooth (MLM paper)",
             'METHODS.md 2.6: "sks" and the class word, all weights of UNet and text encoder (tables of tokens and '
             "positions stay), 1,000 steps, batch 1, rate 1e-6, prior preservation",
@@ -250,7 +264,12 @@ TUNED = {
     "dreambooth-lora": {"steps": 100, "weight_rate": 2e-3},
 }
 """What was chosen on development concepts (docs/claims.md)."""
-UNTUNED = {"dreambooth": {"weight_rate": 1e-4}, "refine": {"weight_rate": 1e-3}, "refine-all": {"weight_rate": 1e-4}}
+UNTUNED = {
+    "word-lora": {"weight_rate": 1e-3},
+    "dreambooth": {"weight_rate": 1e-4},
+    "refine": {"weight_rate": 1e-3},
+    "refine-all": {"weight_rate": 1e-4},
+}
 
 
 def demo_preset(method: str) -> Preset:

@@ -117,4 +117,5 @@ def _join(encodings: Sequence[Encoding]) -> Encoding:
     return Encoding(
         torch.cat([encoding.tokens for encoding in encodings]),
         None if pooled[0] is None else torch.cat(pooled),  # type: ignore[arg-type]
+        raw=tuple(one for encoding in encodings for one in encoding.raw),
     )

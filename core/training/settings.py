@@ -32,7 +32,7 @@ class Augmentation:
 
     `rotation` is the largest angle in degrees, `rotate` and `flip` are probabilities. Corners that a rotation leaves
     empty are filled by reflection, so that the autoencoder sees no hard edge, and masked out of the loss. `bank`
-    augmented versions of every picture are encoded before the first step and drawn from afterwards: a step then
+    augmented versions of every picture are drawn from, each encoded when it is first drawn: a later step then
     costs no pass of the autoencoder.
     """
 
@@ -78,6 +78,8 @@ class TrainSettings:
     white and counts, and not what counts. `kappa` is the pull to the class word in norm mode "dti" (METHODS.md 5.1),
     where a step goes `learning_rate` radians, whatever the optimizer. With `only_layers` those of the method's layers
     alone learn whose names hold one of these ("attn1": self-attention).
+    `encoders` are the text encoders that the word learns in; in the others it stays the class word. () leaves that to
+    the model, whose own choice is all of them unless it says otherwise.
     """
 
     class_word: Words
@@ -122,6 +124,7 @@ class TrainSettings:
     transparent_masks: bool = False
     kappa: float = KAPPA
     only_layers: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require_at_least_one(
@@ -209,6 +212,8 @@ class TrainSettings:
             values.pop("kappa")
         if not self.only_layers:
             values.pop("only_layers")
+        if not self.encoders:
+            values.pop("encoders")
         augmentation = values.pop("augmentation")
         values |= {f"augmentation.{key}": value for key, value in (augmentation or {"bank": None}).items()}
         values["optimizer_options"] = dict(self.optimizer_options)

@@ -236,8 +236,7 @@ class TrainingRun(EventStream[Event]):
 
     def _go_back_to(self, good: int) -> None:
         """The vectors are already those after `good` steps: nothing moved since."""
-        culprits = [name for name, value in self.history.tensors().items() if not torch.isfinite(value[good])]
-        culprits = [name for name in culprits if name not in FLAGS] or ["gradient"]
+        culprits = [name for name in self.history.not_finite(good) if name not in FLAGS] or ["gradient"]
         self.history.cut(good)
         self.learner.done = good
         reason = f"{' and '.join(culprits)} not finite at step {good + 1}"

@@ -13,7 +13,7 @@ from ..maths.timestep_rank import rank_mask
 from ..models.lora import to_lora
 from ..models.low_rank import Delta, LowRankDelta, WeightDelta, apply_deltas, text_layers, text_weight_layers
 from ..models.protocol import AttentionWatcher, Conditioning, TextToImageModel
-from .methods import chosen_layers
+from .methods import Layers, chosen_layers
 from .run.draws import generator_for
 from .settings import TrainSettings
 
@@ -32,7 +32,7 @@ class TrainableWeights:
         unet = model.linear_layers() if rank or method.unet != "all" else model.weight_layers()
         text = text_layers(model) if rank or method.text_encoder != "all" else text_weight_layers(model)
         modules = {**unet, **text}
-        names = chosen_layers(list(unet), method.unet) + chosen_layers(list(text), method.text_encoder)
+        names = _of_model(model, unet, method.unet) + chosen_layers(list(text), method.text_encoder)
         wanted = settings.only_layers
         names = [name for name in names if not wanted or any(part in name for part in wanted)]
         if not names:
@@ -118,6 +118,13 @@ class TrainableWeights:
         applied, self._applied = self._applied, None
         if applied is not None:
             applied.close()
+
+
+def _of_model(model: TextToImageModel, layers: Mapping[str, Any], which: Layers) -> list[str]:
+    """Which of the `layers` beside the text encoders `which` means. A model whose layers have other names than
+    diffusers' says itself which are its attention's."""
+    own = getattr(model, "attention_layers", None)
+    return list(own()) if own is not None and which == "attention" else chosen_layers(list(layers), which)
 
 
 class RankedModel:

@@ -27,8 +27,9 @@ class Word:
 
     `learned` are the leaves that training moves: the first rows of the word, (k, d), or (S, k, d) where the word has
     one copy of them for each slot of the UNet (XTI). `fixed` (m, d) or (S, m, d) are the rows after them, which stay as
-    they are. Either may be empty, not both. `parts` are the rows of each placeholder's word where several concepts are
-    trained together; () where every placeholder takes all of them.
+    they are. Either may be empty, not both. `kept` are whole words, (n, d), of text encoders that learn nothing.
+    `parts` are the rows of each placeholder's word where several concepts are trained together; () where every
+    placeholder takes all of them.
     """
 
     def __init__(
@@ -37,9 +38,11 @@ class Word:
         fixed: Mapping[str, torch.Tensor] | None = None,
         slot_of_layer: Sequence[int] | None = None,
         parts: Sequence[range] = (),
+        kept: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.learned = learned
         self.fixed = fixed or {}
+        self.kept = kept or {}
         self.parts = tuple(parts)
         self.slot_of_layer = () if slot_of_layer is None else tuple(slot_of_layer)
 
@@ -57,7 +60,7 @@ class Word:
     def vectors(self) -> Mapping[str, torch.Tensor]:
         """(n, d) for each encoder, part of the graph; of several copies their mean, for all that wants one word."""
         if not self.slot_of_layer and not self.fixed:
-            return self.learned
+            return {**self.learned, **self.kept} if self.kept else self.learned
         return {name: copies.mean(0) if len(copies) > 1 else copies[0] for name, copies in self.copies.items()}
 
     @property
@@ -72,11 +75,13 @@ class Word:
             {name: value if value.ndim == 3 else value[None] for name, value in part.items()}
             for part in (self.learned, self.fixed)
         )
+        kept = {name: value[None] for name, value in self.kept.items()}
         if not learned or not fixed:
-            return learned or fixed
-        return {
+            return {**(learned or fixed), **kept}
+        whole = {
             name: torch.cat([value, fixed[name].expand(len(value), -1, -1)], dim=1) for name, value in learned.items()
         }
+        return {**whole, **kept}
 
 
 def starting_word(model: TextToImageModel, settings: TrainSettings, initial: Concept | None) -> Word:
@@ -87,7 +92,7 @@ def starting_word(model: TextToImageModel, settings: TrainSettings, initial: Con
     part, encoders = settings.trains.word, model.text_encoders
     slots = slots_of_layers(part, model.cross_attention_layers())
     if initial is not None:
-        return _continued(model, settings, initial, slots)
+        return _learning(_continued(model, settings, initial, slots), model, settings)
     if settings.identifier:
         rows = {name: words_vectors(encoder, settings.identifier) for name, encoder in encoders.items()}
         beside = {name: words_vectors(encoder, settings.class_word) for name, encoder in encoders.items()}
@@ -99,7 +104,30 @@ def starting_word(model: TextToImageModel, settings: TrainSettings, initial: Con
     if part == "nothing":
         fixed = {name: torch.cat([value, beside[name]]) if beside else value for name, value in rows.items()}
         return Word({}, fixed)
-    return Word(rows if slots is None else _copied(rows, slots), beside, slots)
+    return _learning(Word(rows if slots is None else _copied(rows, slots), beside, slots), model, settings)
+
+
+def _learning(word: Word, model: TextToImageModel, settings: TrainSettings) -> Word:
+    """The word as it is to learn: in the text encoders that were chosen, in those that suit the model, or in all.
+
+    Raises ValueError for a text encoder that the model has not, and where only some are to learn and the word has
+    vectors for each layer.
+    """
+    chosen = settings.encoders or tuple(getattr(model, "learns", ()))
+    unknown = [name for name in chosen if name not in model.text_encoders]
+    if unknown:
+        raise ValueError(
+            f"{model.name} has no text encoder {unknown[0]!r} for a word to learn in; it has "
+            f"{', '.join(model.text_encoders)}"
+        )
+    others = [name for name in word.learned if name not in chosen] if chosen else []
+    if not others:
+        return word
+    if word.slot_of_layer:
+        raise ValueError("a word with a vector for every layer learns in all text encoders: leave encoders empty")
+    whole = word.vectors
+    learned, fixed = ({name: part[name] for name in part if name in chosen} for part in (word.learned, word.fixed))
+    return Word(learned, fixed, None, word.parts, {name: whole[name] for name in others})
 
 
 def _continued(

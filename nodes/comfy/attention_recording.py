@@ -18,6 +18,8 @@ from comfy_execution.utils import get_executing_context
 
 from ...core.inspection.attention.recorder import AttentionRecorder, Rows
 from .attention import cross_attention_layers, diffusers_names, observed_layers
+from .families.facts import family_of
+from .family_recording import FamilyPasses, block_names, require_seen
 
 KEY = "contextual_inversion_attention"
 CHUNK_LENGTH = 77
@@ -31,10 +33,10 @@ def recording(model: Any, recorder: AttentionRecorder) -> Any:
 
     Raises ValueError where the model is no UNet with cross-attention.
     """
-    sampling, passes = _Sampling(recorder, layer_names(model)), _Passes(recorder, unet_names(model), of_a_sampler)
+    sampling, passes = _Sampling(recorder, layer_names(model)), _passes(model, recorder, of_a_sampler)
     clone = model.clone()
     clone.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sampling)
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, passes)
+    clone.add_wrapper_with_key(_around(model), KEY, passes)
     return clone
 
 
@@ -47,12 +49,28 @@ def recording_at(model: Any, recorder: AttentionRecorder, progress: float) -> An
         return progress, dict(enumerate(conditional_rows(options, batch).values()))
 
     clone = model.clone()
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _Passes(recorder, unet_names(model), now))
+    clone.add_wrapper_with_key(_around(model), KEY, _passes(model, recorder, now))
     return clone
 
 
+def _around(model: Any) -> str:
+    """Where `_passes` goes."""
+    return WrappersMP.DIFFUSION_MODEL if family_of(model) is None else WrappersMP.APPLY_MODEL
+
+
+def _passes(
+    model: Any, recorder: AttentionRecorder, when: Callable[[Mapping[str, Any], int], tuple[float, Rows]]
+) -> Any:
+    """What goes around each pass of a model's denoiser."""
+    if family_of(model) is not None:
+        return FamilyPasses(recorder, require_seen(model), when)
+    return _Passes(recorder, unet_names(model), when)
+
+
 def layer_names(model: Any) -> list[str]:
-    """What a recording of `model` begins with. Raises ValueError where it is no UNet with cross-attention."""
+    """What a recording of `model` begins with. Raises ValueError where its attention cannot be seen."""
+    if family_of(model) is not None:
+        return block_names(model)
     return [layer.name for layer in cross_attention_layers(model.model.diffusion_model, unet_names(model))]
 
 

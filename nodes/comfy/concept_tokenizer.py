@@ -15,7 +15,7 @@ from comfy.sd1_clip import SDTokenizer
 from ...core.concept import Concept
 from ...core.files import check_widths
 from ...core.files.names import ALLOWED_PUNCTUATION
-from .text import text_widths
+from .text import ENCODERS, text_widths
 
 log = logging.getLogger(__name__)
 IN_BRACKETS = re.compile(r"<([^<>\s]+)>")
@@ -63,7 +63,15 @@ class _KnowsConcepts:
                 self.embedding_key,
                 _known(self.concepts),
             )
-        return super().tokenize_with_weights(bare_words(text, self.concepts), *args, **kwargs)
+        chunks = super().tokenize_with_weights(bare_words(text, self.concepts), *args, **kwargs)
+        if self.embedding_key in ENCODERS:
+            return chunks
+        # ComfyUI drops the line break that ends a prompt's last piece where a word stands in it; a template ends so.
+        line_break = self.tokenizer("\n")["input_ids"] if text.endswith("\n") else []
+        last = chunks[-1]
+        if line_break and any(isinstance(token[0], torch.Tensor) for token in last) and last[-1][0] != line_break[-1]:
+            last.extend((token, 1.0, *last[-1][2:]) for token in line_break)
+        return [[_comparable(token) for token in row] for row in chunks]
 
     def _try_get_embedding(self, embedding_name: str) -> tuple[torch.Tensor | None, str, str]:
         name = leading_name(embedding_name, self.concepts)
@@ -78,7 +86,16 @@ class _KnowsConcepts:
                     _known(self.concepts),
                 )
             return found
-        return self.concepts[name], name, embedding_name[len(name) :].strip()
+        rest = embedding_name[len(name) :]
+        # What is behind the words of a language model is its template, to which the last line break belongs.
+        return self.concepts[name], name, rest.strip() if self.embedding_key in ENCODERS else rest.lstrip()
+
+
+def _comparable(token: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A row in ComfyUI's other form for it: the tokenizer of Qwen-Image compares tokens with numbers, which a tensor
+    cannot be, so that `embedding:` of a file stops there with an error in 0.33."""
+    first, *rest = token
+    return ({"type": "embedding", "data": first}, *rest) if isinstance(first, torch.Tensor) else token
 
 
 def bare_words(text: str, known: Mapping[str, Any]) -> str:

@@ -15,6 +15,8 @@ from ...core.concept import Concept
 from ...core.files import check_widths
 from ...core.models.requirements import SUPPORTED, ModelFacts, require_text, require_trainable
 from .attention import cross_attention_layers
+from .families.facts import NAMES, family_of
+from .families.requirements import require_family
 from .text import ENCODERS, text_widths
 from .weights import base_weight
 
@@ -46,7 +48,7 @@ def require_unet(model: Any) -> Any:
     if not isinstance(unet, UNetModel) or not cross_attention_layers(unet, {}):
         raise ValueError(
             f"{type(base).__name__} is not a Stable Diffusion UNet and has no cross-attention to record or to train; "
-            f"{SUPPORTED}"
+            f"{SUPPORTED}, or {NAMES}"
         )
     return unet
 
@@ -89,6 +91,9 @@ def context_width(unet: Any, base: Any) -> int:
 
 def require_fit(model: Any, clip: Any = None, vae: Any = None, concepts: Sequence[Concept] = ()) -> None:
     """Raises ValueError that names both where what a node was given is not of one kind of model. Nothing is loaded."""
+    if family_of(model) is not None:
+        require_family(model, clip, vae, concepts)
+        return
     facts = facts_of(model, clip, vae)
     require_text(facts)
     facts.require_vae()

@@ -13,6 +13,7 @@ import comfy.model_sampling as sampling
 import torch
 from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
 
+from ...core.models.checkpointed_layers import checkpointed_layers
 from ...core.models.frozen import autograd, frozen
 from ...core.models.gaussian import draw
 from ...core.models.low_rank import is_linear
@@ -26,6 +27,7 @@ from ...core.models.protocol import (
     fingerprint,
 )
 from ...core.models.requirements import require_discrete
+from ...core.models.small_convolutions import small_as_products
 from .attention import (
     cross_attention_layers,
     diffusers_names,
@@ -206,6 +208,8 @@ class ComfyModel:
             frozen(modules),
             loaded(patchers),
             differentiable_layers(modules[1:]),
+            small_as_products([self._unet]),
+            checkpointed_layers(self._text_layers() if gradient_checkpointing else ()),
             autograd(),
         ):
             self._checkpointing = gradient_checkpointing
@@ -215,6 +219,9 @@ class ComfyModel:
             finally:
                 self._release()
                 self._checkpointing = False
+
+    def _text_layers(self) -> list[torch.nn.Module]:
+        return [layer for encoder in self.text_encoders.values() for layer in encoder.layers]
 
     def _hold(self) -> None:
         self._held = ExitStack()

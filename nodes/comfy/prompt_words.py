@@ -12,6 +12,7 @@ import torch
 from comfy.sd1_clip import SDTokenizer
 
 from ...core.prompts.words import END, PADDING, START, Piece, PromptWord, prompt_words
+from .family_words import AUTO, family_words
 
 MOST_WORDS = 1_000_000
 """More than any prompt has."""
@@ -20,9 +21,18 @@ BEHIND = re.compile(r"\s+BREAK\s+")
 """Stands between prompts that were encoded apart and put one behind another, as ConditioningConcat does."""
 
 
-def words_of(prompt: str, clip: Any, positions: int) -> tuple[list[PromptWord], int]:
+def words_of(
+    prompt: str, clip: Any, positions: int, text_encoder: str = AUTO, *, joint: bool = False
+) -> tuple[list[PromptWord], int]:
     """`words_in` for a prompt of which `positions` were recorded; where that is not one prompt's number, of the prompts
-    between BREAKs one behind another."""
+    between BREAKs one behind another. Of `joint` attention, as `text_encoder` reads it (`family_words`), which takes a
+    `clip`: raises ValueError without one."""
+    if joint:
+        if clip is None:
+            raise ValueError(
+                "Connect to `clip` the text encoders that the prompt was encoded with: this model has its own"
+            )
+        return family_words(prompt, clip, positions, text_encoder)
     found = words_in(prompt, clip)
     parts = BEHIND.split(prompt)
     return found if len(parts) == 1 or found[1] == positions else words_in(parts, clip)

@@ -16,6 +16,7 @@ import torch
 from ...core.models.low_rank import hooked, is_linear
 from ...core.models.protocol import Encoding, fingerprint
 from .cancelling import hear_cancel
+from .families.encoders import family_widths
 from .weights import base_weight
 
 ENCODERS = ("clip_l", "clip_g", "clip_h")
@@ -73,6 +74,10 @@ class ComfyTextEncoder:
     @property
     def _text_model(self) -> Any:
         return self.clip.transformer.text_model
+
+    @property
+    def layers(self) -> list[torch.nn.Module]:
+        return list(self._text_model.encoder.layers)
 
     def tokenize(self, text: str) -> list[int]:
         return list(self.tokenizer.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -153,11 +158,16 @@ def text_encoders(
     ]
 
 
+def is_stable_diffusion(model: Any) -> bool:
+    """Whether a CLIP's model has CLIP text encoders and no others beside them, as SD3 and Flux have."""
+    names = [name for name in ENCODERS if isinstance(getattr(model, name, None), comfy.sd1_clip.SDClipModel)]
+    return bool(names) and all(name in names or not any(part.parameters()) for name, part in model.named_children())
+
+
 def encoder_names(model: Any) -> list[str]:
     """The text encoders in a CLIP's model. Raises ValueError where it has none, or others beside them (SD3, Flux)."""
     names = [name for name in ENCODERS if isinstance(getattr(model, name, None), comfy.sd1_clip.SDClipModel)]
-    others = [name for name, part in model.named_children() if name not in names and any(part.parameters())]
-    if not names or others:
+    if not is_stable_diffusion(model):
         raise ValueError(
             f"{type(model).__name__} is not the text encoder of SD 1, SD 2 or SDXL; use the CLIP that comes with the "
             "model's checkpoint"
@@ -166,8 +176,11 @@ def encoder_names(model: Any) -> list[str]:
 
 
 def text_widths(clip: Any) -> dict[str, int]:
-    """Width of the input embeddings of each text encoder of a CLIP. Raises ValueError where it is no CLIP of SD."""
+    """Width of the input embeddings of each text encoder of a CLIP. Raises ValueError where it is of no kind that is
+    known."""
     model = clip.patcher.model
+    if not is_stable_diffusion(model):
+        return family_widths(clip)
     tables = {
         name: getattr(model, name).transformer.text_model.embeddings.token_embedding.weight
         for name in encoder_names(model)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 MOST = 16
 """Groups that are kept: the 16 layers of SD 1 and 2 one by one, SDXL's 70 block by block."""
 
-PARTS = {"down": "down", "input": "down", "mid": "middle", "up": "up", "output": "up"}
-"""Beginning of a layer's name, of diffusers or of ComfyUI, and the part of the UNet that it lies in."""
+PARTS = {"down": "down", "input": "down", "mid": "middle", "up": "up", "output": "up", "joint": "joint"}
+"""Beginning of a layer's name, of diffusers or of ComfyUI, and the part of the UNet that it lies in; "joint" where text
+and image are one sequence ("joint.<group>.<block>")."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from ..run.draws import send
 from .seam import AttentionPass, LossTerm, Terms, TrainingStep
 
 ATTENTION_SHARE = 3
-"""The attention loss looks at every third latent of the batch by default: CoRe then costs half a plain step more."""
+"""The attention loss looks at every third latent of the batch by default: CoRe then costs half a plain step more. A
+batch of one has no third: there it is looked at in every third step."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class CoReRegularizer:
 
     `axis` and `attention_mode` choose between what the paper writes and what the official code computes, `bos` and
     `padding` which tokens are context (METHODS.md 1.10 nos. 1-3; defaults as decided there). `attention_batch` is how
-    many of the step's latents the attention loss looks at, None a third of them; the official code takes all. The loss
-    is scaled to the full batch, so its expectation, and the meaning of lambda, stay the same. A weight of 0 costs
+    many of the step's latents the attention loss looks at, None a third of them, of a single one in a third of the
+    steps, drawn by chance, with three times the weight; the official code takes all. The loss is scaled to the full
+    batch, so its expectation, and the meaning of lambda, stay the same. A weight of 0 costs
     nothing and changes nothing. Of several text encoders, L_emb is averaged. `places` is how many placeholders a prompt
     has, where several concepts are trained together.
     """
@@ -109,9 +111,30 @@ class CoReRegularizer:
         losses = {}
         if self.embedding_weight > 0:
             losses["core/embedding"] = LossTerm(self._embedding(prompt, concept, reference), self.embedding_weight)
-        if self.attention_weight == 0:
+        if self.attention_weight == 0 or not (turn := self._turn(step)):
             return Terms(losses)
-        return self._attention(step, prompt, step.conditioning(concept), step.conditioning(reference), losses)
+        return self._attention(step, prompt, step.conditioning(concept), step.conditioning(reference), losses, turn)
+
+    def _turn(self, step: TrainingStep) -> int:
+        """How much the attention loss counts in this step: 0 where it is left out, else one over the share of steps
+        that it is in."""
+        if self.attention_batch is not None or len(step.latents) > 1:
+            return 1
+        return ATTENTION_SHARE * (int(torch.randint(ATTENTION_SHARE, (), generator=step.generator)) == 0)
+
+    def _attended(
+        self, model: TextToImageModel, prompt: str, conditioning: Conditioning
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The columns of the context tokens in what a probe sees, with the concept and with the class word."""
+        columns = getattr(model, "attended", None)
+        if columns is None:
+            # Encoders that share their tokenizer share the places of the context tokens, and the tokens' keys.
+            return self._positions[next(iter(model.text_encoders)), prompt]
+        every = [
+            tuple(place + first for place in self._positions[name, prompt])
+            for name, first in columns(conditioning).items()
+        ]
+        return tuple(torch.cat(places) for places in zip(*every, strict=True))
 
     def state(self) -> dict[str, Any]:
         return {
@@ -162,20 +185,20 @@ class CoReRegularizer:
         concept: Conditioning,
         reference: Conditioning,
         losses: Mapping[str, LossTerm],
+        turn: int,
     ) -> Terms:
         """METHODS.md C3: both prompts see the same z_t and t; the one with the class word needs no gradient."""
         full = len(step.latents)
         batch = min(full, self.attention_batch or math.ceil(full / ATTENTION_SHARE))
         latents, timesteps = step.latents[:batch], step.timesteps[:batch]
-        # Encoders of one model share their tokenizer, hence also the places of the context tokens.
-        positions = self._positions[next(iter(step.model.text_encoders)), prompt]
+        positions = self._attended(step.model, prompt, concept)
         expected = TokenMeans()
         with torch.no_grad(), step.model_as_it_came():
             step.model.predict(latents, timesteps, reference.expand(batch), expected)
 
         def finish(layers: Sequence[torch.Tensor]) -> dict[str, LossTerm]:
             loss = attention_loss(layers, expected.layers, *positions, mode=self.attention_mode)
-            return {"core/attention": LossTerm(loss * (full / batch), self.attention_weight)}
+            return {"core/attention": LossTerm(loss * (full / batch), turn * self.attention_weight)}
 
         return Terms(losses, AttentionPass(latents, timesteps, concept.expand(batch)), finish)
 

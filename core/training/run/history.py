@@ -14,6 +14,7 @@ class History:
     def __init__(self, values: Mapping[str, torch.Tensor] | None = None) -> None:
         self.values = {name: value.tolist() for name, value in (values or {}).items()}
         self._waiting: list[dict[str, torch.Tensor]] = []
+        self._given: list[set[str]] = []
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
         """Note detached scalars of one step, still on the device."""
@@ -26,6 +27,7 @@ class History:
         flat = torch.stack([value for step in self._waiting for value in step.values()]).cpu().tolist()
         numbers, names = iter(flat), {name: None for step in self._waiting for name in step}
         steps = [{name: next(numbers) for name in step} for step in self._waiting]
+        self._given = [set(step) for step in steps]
         self._waiting.clear()
         past = len(self)
         for name in names:
@@ -33,6 +35,11 @@ class History:
         for name, column in self.values.items():
             column += [step.get(name, math.nan) for step in steps]
         return {name: torch.tensor([step.get(name, math.nan) for step in steps], dtype=torch.float64) for name in names}
+
+    def not_finite(self, step: int) -> list[str]:
+        """What was given for `step`, one of those last fetched, and is no finite number."""
+        given = self._given[step - len(self)]
+        return [name for name, column in self.values.items() if name in given and not math.isfinite(column[step])]
 
     def cut(self, steps: int) -> None:
         """Forget everything after the first `steps` steps."""

@@ -20,6 +20,7 @@ ALPHA_BAR = schedule.alpha_bar(schedule.scaled_linear_betas())
 seeds = st.integers(0, 2**32 - 1)
 timesteps = st.lists(st.integers(0, 999), min_size=1, max_size=4)
 kinds = st.sampled_from(KINDS)
+every_kind = st.sampled_from((*KINDS, "flow"))
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -79,13 +80,28 @@ def test_the_forward_process_keeps_unit_power(seed, t):
     np.testing.assert_allclose(power, 1.0, rtol=1e-12)
 
 
+@given(seeds, st.lists(st.floats(0, 1), min_size=1, max_size=4))
+def test_flow_matching_is_the_same_forward_process_in_another_measure(seed, sigmas):
+    """x = (1 - sigma) z_0 + sigma noise, asked for d x / d sigma."""
+    sigma = np.asarray(sigmas)
+    z, noise = normal(seed, len(sigma), 2, 3), normal(seed + 1, len(sigma), 2, 3)
+    a = schedule.alpha_bar_of_sigma(sigma)
+    np.testing.assert_allclose(schedule.sigma_of_alpha_bar(a), sigma, atol=1e-7)
+    s = sigma[:, None, None]
+    mixed = schedule.flow_latents(schedule.add_noise(z, noise, a), a)
+    np.testing.assert_allclose(mixed, (1 - s) * z + s * noise, atol=1e-6)
+    v = schedule.prediction_target("flow", z, noise, a)
+    np.testing.assert_allclose(v, noise - z)
+    np.testing.assert_allclose(schedule.predicted_sample("flow", v, schedule.add_noise(z, noise, a), a), z, atol=1e-6)
+
+
 def restated(source, target, prediction, z_t, a):
     """A prediction of one kind as another: what it says of z_0 and of the noise, put together anew."""
     clean, noise = (say(source, prediction, z_t, a) for say in (schedule.predicted_sample, schedule.predicted_noise))
     return schedule.prediction_target(target, clean, noise, a)
 
 
-@given(seeds, timesteps, kinds, kinds)
+@given(seeds, timesteps, every_kind, every_kind)
 def test_any_prediction_can_be_restated_as_any_other(seed, t, source, target):
     z, noise = normal(seed, len(t), 2, 3), normal(seed + 1, len(t), 2, 3)
     a = schedule.at_timesteps(ALPHA_BAR, np.asarray(t))
@@ -98,7 +114,7 @@ def test_any_prediction_can_be_restated_as_any_other(seed, t, source, target):
     np.testing.assert_allclose(back, wrong, rtol=1e-8, atol=1e-9)
 
 
-@given(seeds, timesteps, st.floats(0.5, 20), kinds)
+@given(seeds, timesteps, st.floats(0.5, 20), every_kind)
 def test_min_snr_is_one_weighting_whatever_the_network_predicts(seed, t, gamma, kind):
     """The weighted loss of one imperfect network is the same number whichever way its prediction is stated."""
     z, noise, wrong = (normal(seed + i, len(t), 2, 3) for i in range(3))
@@ -173,5 +189,5 @@ def test_wrong_shapes_and_names_are_named():
     with pytest.raises(ValueError, match=r"prediction \(2, 4, 3, 3\), target \(2, 4, 3\)"):
         schedule.diffusion_loss(z, z[..., 0])
     for convert in (schedule.prediction_target, schedule.predicted_noise, schedule.predicted_sample):
-        with pytest.raises(ValueError, match="unknown prediction type 'flow'"):
-            convert("flow", z, z, np.ones(2))
+        with pytest.raises(ValueError, match="unknown prediction type 'score'"):
+            convert("score", z, z, np.ones(2))

@@ -82,7 +82,7 @@ def test_no_more_than_one_colour_of_one_picture_is_held_at_its_own_size(monkeypa
         "contextual_inversion.core.training.pictures.resized",
         lambda picture, *rest: looked.append(picture.data_ptr()) or resize(picture, *rest),
     )
-    encode(images)
+    assert len(encode(images).latents) == 3
     assert seen == [(100, 120)] * 9
     assert looked == handed, "the pictures themselves, and no copies of them"
 

@@ -35,6 +35,7 @@ TINY_METHODS = {
     "second stage, rank by timestep": {"method": "refine", "rank": 4, "least_rank": 1},
     "second stage, some layers": {"method": "refine", "rank": 2, "only_layers": ("attn2.to_v", "attn2.to_q")},
     "second stage, all weights": {"method": "refine-all"},
+    "word and LoRA": {"method": "word-lora", "rank": 2, "weight_rate": 1e-3},
 }
 """What can be trained, as keywords for the settings of a training on the stub model."""
 

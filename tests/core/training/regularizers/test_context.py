@@ -15,6 +15,7 @@ from contextual_inversion.core.training.regularizers.context import (
     CoReRegularizer,
     recommended_weights,
 )
+from contextual_inversion.core.training.run.history import History
 from contextual_inversion.core.training.settings import TrainSettings
 from contextual_inversion.core.training.trainer import train
 
@@ -194,3 +195,37 @@ def test_weights_follow_the_encoder():
     model.text_encoders["clip_l"].width = 768
     assert recommended_weights(model) == PAPER
     assert (PAPER.embedding, PAPER.attention) == (1.5e-4, 0.05)
+
+
+def test_a_single_latent_is_looked_at_in_a_third_of_the_steps_with_three_times_the_weight():
+    """The expectation stays: what a step counts, over what it costs, is one on the mean."""
+    model = StubModel()
+    single = CoReRegularizer(PROMPTS[:1], embedding_weight=0, attention_weight=0.5)
+    _, run = first_step(model, single, batch=1)
+    objective = run.prepared.objective
+    draw = objective.instances.draw(0)
+    z_t = noised(run, draw)
+    counted = []
+    for step in range(300):
+        (terms,) = objective.terms(step, z_t, draw.timesteps)
+        if terms.attention is None:
+            counted.append(0.0)
+            continue
+        probe = TokenMeans()
+        model.predict(terms.attention.latents, terms.attention.timesteps, terms.attention.conditioning, probe)
+        counted.append(terms.finish(probe.layers)["core/attention"].weight)
+    assert set(counted) == {0.0, 1.5}
+    assert np.mean(counted) == pytest.approx(0.5, abs=0.08)
+    always = CoReRegularizer(PROMPTS[:1], attention_batch=1)
+    always.prepare(model, "dog", 1)
+    objective.regularizers = [always]
+    assert all(objective.terms(step, z_t, draw.timesteps)[0].attention is not None for step in range(20))
+
+
+def test_a_step_that_fails_where_the_attention_was_left_out_does_not_blame_it():
+    history = History()
+    history.add({"diffusion": torch.tensor(1.0), "core/attention": torch.tensor(2.0)})
+    history.add({"diffusion": torch.tensor(torch.nan)})
+    history.fetch()
+    assert history.not_finite(1) == ["diffusion"]
+    assert history.not_finite(0) == []

@@ -1,0 +1,98 @@
+"""How image tokens look at the text in joint attention, seen through ComfyUI's override of attention functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+
+from .blocks import BLOCK
+
+Seen = Callable[[int, torch.Tensor, bool], None]
+"""Receives the number of a block, the probabilities (B, H, N, T) of N image tokens on T text tokens, and whether this
+is the block's second run in a backward pass, which has to compute what the first did. What is missing to 1 in a row is
+what they look at in the image."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A picture in a denoiser: `height` x `width` tokens, of which it makes `padded`."""
+
+    height: int
+    width: int
+    padded: int
+
+    @property
+    def count(self) -> int:
+        return self.height * self.width
+
+
+def tokens_of(denoiser: Any, height: int, width: int) -> Tokens:
+    """The tokens of latents (height, width)."""
+    size = getattr(denoiser, "patch_size", 2)
+    size = size[-1] if isinstance(size, list | tuple) else int(size)
+    rows, columns = -(-height // size), -(-width // size)
+    several = getattr(denoiser, "pad_tokens_multiple", None) or 1
+    return Tokens(rows, columns, -(-rows * columns // several) * several)
+
+
+@dataclass(frozen=True)
+class Looking:
+    """An `optimized_attention_override` that shows what joint attention does and leaves it as it is.
+
+    `blocks` are the numbers of those to look at; where one of them sees the image alone it is passed over. `previous`
+    is the override that was there.
+    """
+
+    tokens: Tokens
+    blocks: frozenset[int]
+    seen: Seen
+    previous: Callable[..., torch.Tensor] | None = None
+
+    def __call__(
+        self,
+        function: Callable[..., torch.Tensor],
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        heads: int,
+        *rest: Any,
+        **keywords: Any,
+    ) -> torch.Tensor:
+        number, recomputing = keywords.get("transformer_options", {}).get(BLOCK, (None, False))
+        if number in self.blocks:
+            mask = rest[0] if rest else keywords.get("mask")
+            probabilities = self._probabilities(query, key, heads, mask, keywords)
+            if probabilities is not None:
+                self.seen(number, probabilities, recomputing)
+        if self.previous is not None:
+            return self.previous(function, query, key, value, heads, *rest, **keywords)
+        return function(query, key, value, heads, *rest, **keywords)
+
+    def _probabilities(
+        self, query: torch.Tensor, key: torch.Tensor, heads: int, mask: Any, keywords: Mapping[str, Any]
+    ) -> torch.Tensor | None:
+        if not keywords.get("skip_reshape", False):
+            query, key = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (query, key))
+        text = key.shape[2] - self.tokens.padded
+        if text <= 0 or query.shape[2] != key.shape[2]:
+            return None
+        if key.shape[1] != query.shape[1]:
+            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        image = query[:, :, text : text + self.tokens.count].float()
+        scores = image @ key.float().mT * keywords.get("scale", query.shape[-1] ** -0.5)
+        if mask is not None:
+            scores = scores + _added(mask, scores)
+        return scores.softmax(dim=-1)[..., :text]
+
+
+def _added(mask: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """A mask in any of ComfyUI's shapes, to add to scores (B, H, N, M); one that differs by query is not supported."""
+    mask = mask.reshape(mask.shape[0], -1, mask.shape[-1])[:, :1, :]
+    mask = mask[:, None]
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.finfo(scores.dtype).max)
+    return mask.to(scores.dtype)

@@ -1,0 +1,121 @@
+"""Blocks of a denoiser or a text encoder, numbered and checkpointed in place for the length of one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from ....core.models.checkpointing import checkpoint
+from ....core.models.replay import Replay
+from .gradients import differentiable
+
+BLOCK = "contextual_inversion_block"
+"""In a block's `transformer_options`: its number, and whether it runs again in the backward pass."""
+Forward = Callable[..., Any]
+
+
+@contextmanager
+def numbered(blocks: Sequence[torch.nn.Module], *, checkpointing: bool) -> Iterator[None]:
+    """Inside, each block is told its number, and keeps only what goes into it where it is checkpointed."""
+    with ExitStack() as stack:
+        for number, block in enumerate(blocks):
+            stack.enter_context(_instead(block, _Block(number, block, block.forward, checkpointing)))
+        yield
+
+
+@contextmanager
+def _instead(block: torch.nn.Module, forward: Forward) -> Iterator[None]:
+    before = vars(block).get("forward")
+    block.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            vars(block).pop("forward", None)
+        else:
+            block.forward = before
+
+
+class _Block:
+    """In the place of one block's `forward`."""
+
+    def __init__(self, number: int, block: torch.nn.Module, forward: Forward, checkpointing: bool) -> None:
+        self.number, self.block, self.forward, self.checkpointing = number, block, forward, checkpointing
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return self.forward(*arguments, **self._told(keywords, False))
+        tensors, arranged = _flattened((arguments, keywords))
+        replay, again = Replay(self.block), False
+
+        def run(*values: torch.Tensor) -> Any:
+            nonlocal again
+            recomputing, again = again, True
+            # Blocks write into what they are given; what goes in here has to be the same when it runs again.
+            ours = [value.clone() if value.is_floating_point() else value for value in values]
+            given, named = arranged(ours)
+            if not recomputing:
+                return self.forward(*given, **self._told(named, False))
+            with replay.again(), differentiable():
+                return self.forward(*given, **self._told(named, True))
+
+        return checkpoint(run, *tensors)
+
+    def _told(self, keywords: Mapping[str, Any], recomputing: bool) -> dict[str, Any]:
+        options = keywords.get("transformer_options")
+        if options is None:
+            return dict(keywords)
+        return {**keywords, "transformer_options": {**options, BLOCK: (self.number, recomputing)}}
+
+
+def _flattened(value: Any) -> tuple[list[torch.Tensor], Callable[[Sequence[torch.Tensor]], Any]]:
+    """The tensors in nested lists, tuples and dictionaries, and what puts others in their places. Dictionaries are
+    copied now: ComfyUI goes on writing into its options."""
+    found: list[torch.Tensor] = []
+
+    def kept(part: Any) -> Any:
+        if isinstance(part, torch.Tensor):
+            found.append(part)
+            return _Slot(len(found) - 1)
+        if isinstance(part, dict):
+            return {key: kept(one) for key, one in part.items()}
+        if isinstance(part, list | tuple) and type(part) in (list, tuple):
+            return type(part)(kept(one) for one in part)
+        return part
+
+    shape = kept(value)
+    return found, lambda tensors: _filled(shape, tensors)
+
+
+class _Slot(int):
+    """Where a tensor goes."""
+
+
+def _filled(part: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    if isinstance(part, _Slot):
+        return tensors[part]
+    if isinstance(part, dict):
+        return {key: _filled(one, tensors) for key, one in part.items()}
+    if isinstance(part, list | tuple) and type(part) in (list, tuple):
+        return type(part)(_filled(one, tensors) for one in part)
+    return part
+
+
+def lists_of_blocks(module: torch.nn.Module, names: Sequence[str]) -> list[torch.nn.Module]:
+    """All blocks in the lists of these names, in order; those that are not there have none."""
+    return [block for name in names for block in getattr(module, name, ())]
+
+
+def joint_blocks(module: torch.nn.Module, names: Sequence[str], apart: Sequence[str]) -> frozenset[int]:
+    """The numbers of the blocks, of all in the lists of these names, that are in none of those set `apart`."""
+    kept = {id(block) for block in lists_of_blocks(module, [name for name in names if name not in apart])}
+    return frozenset(at for at, block in enumerate(lists_of_blocks(module, names)) if id(block) in kept)
+
+
+def text_blocks(transformer: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers of a text encoder: the longest list of modules in it."""
+    lists = [part for part in transformer.modules() if isinstance(part, torch.nn.ModuleList)]
+    return list(max(lists, key=len, default=()))
