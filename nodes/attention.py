@@ -54,7 +54,7 @@ class RecordAttention(io.ComfyNode):
             description="Remembers where each word of the prompt looks while the model that comes out is sampled. The "
             "pictures stay exactly the same, with any sampler.",
             inputs=[
-                io.Model.Input("model", tooltip="A Stable Diffusion model (SD 1.x, 2.x, SDXL), with any patches."),
+                io.Model.Input("model", tooltip="A text-to-image model, with any patches."),
                 io.Int.Input(
                     "step_bins",
                     default=8,

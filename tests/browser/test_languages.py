@@ -81,7 +81,8 @@ def test_a_graph_is_read_in_the_pages_language_and_saved_in_english(server, open
     outputs = page.run(f"{node(TRAINING)}.outputs.map((one) => one.localized_name)")
     assert outputs == [one["name"] for one in theirs["outputs"].values()]
     category = page.run(f"{node(TRAINING)}.constructor.category")
-    assert category == said(language, "locales/{}/main.json")["nodeCategories"]["Contextual Inversion"]
+    named = said(language, "locales/{}/main.json")["nodeCategories"]
+    assert category == "/".join(named[part] for part in ("Contextual Inversion", "Train"))
 
     # What it leaves to us: the options. What is sent is English.
     labels = page.run(
