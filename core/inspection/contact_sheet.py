@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .letters import font_for, wrapped
 
 INK, PAPER, FAINT = (28, 28, 32), (255, 255, 255), (120, 120, 128)
 LETTERS_OF = 170
@@ -45,7 +47,10 @@ def contact_sheet(
     widest = max((len(row.pictures) for row in rows), default=0)
     if widest == 0:
         raise ValueError("a contact sheet needs at least one picture")
-    small, normal, large = (ImageFont.load_default(size * letters) for size in (13, 15, 20))
+    labels, notes = [row.label for row in rows], [text for row in rows for text in (row.note, *row.captions)]
+    small, normal, large = (
+        font_for(texts, size * letters) for texts, size in (([*columns, *notes], 13), (labels, 15), ([title], 20))
+    )
     line, label_line = round(17 * letters), round(20 * letters)
     heads = [wrapped(text, small, cell) for text in columns]
     head = max((len(lines) for lines in heads), default=0) * line + (gap if heads else 0)
@@ -98,9 +103,9 @@ def result_sheet(
 
 def width_of_labels(labels: Sequence[str], letters: float) -> int:
     """Pixels for labels beside rows: no more than they take, and lines of `MOST_LABEL` where they are long."""
-    font = ImageFont.load_default(15 * letters)
+    font = font_for(labels, 15 * letters)
     longest = max((font.getlength(label) for label in labels), default=0)
-    words = max((font.getlength(word) for label in labels for word in label.split()), default=0)
+    words = max((font.getlength(piece) for label in labels for piece in wrapped(label, font, 0)), default=0)
     return math.ceil(max(words, min(longest, MOST_LABEL * letters))) + 17 if longest else 0
 
 
@@ -112,18 +117,6 @@ def _fitted(picture: np.ndarray, cell: int) -> Image.Image:
     place = Image.new("RGB", (cell, cell), PAPER)
     place.paste(image.resize((width, height), Image.Resampling.LANCZOS), ((cell - width) // 2, (cell - height) // 2))
     return place
-
-
-def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """`text` in lines of at most `width` pixels; a single longer word keeps a line of its own."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
 
 
 def _bytes(picture: np.ndarray) -> np.ndarray:
