@@ -71,9 +71,9 @@ class TrainConcept(io.ComfyNode):
                     "train",
                     options=list(first_stages()),
                     default=METHODS["ti"].title,
-                    tooltip="textual inversion: a word alone, a few kilobytes. XTI: a word for each layer or block. "
-                    "Custom Diffusion: also keys and values of the cross-attention. DreamBooth: UNet and text encoder. "
-                    "word and LoRA together: what learns on Flux, SD3.5, Qwen-Image and Z-Image.",
+                    tooltip="textual inversion: a word alone. XTI: one for each layer or block. Custom Diffusion: also "
+                    "the cross-attention's keys and values. DreamBooth: the model. word and LoRA together: for Flux "
+                    "and its kin.",
                 ),
                 inputs.recipe(
                     first_stages().values(),
@@ -175,9 +175,9 @@ class TrainConcept(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="The text encoders that the word learns in, between commas, by their names in embedding "
-                    "files: clip_l, clip_g, t5xxl, qwen25_7b, qwen3_4b. In the others it stays the class word. Empty: "
-                    "those that suit the model.",
+                    tooltip="The text encoders that the word learns in, between commas, as embedding files call "
+                    "them: clip_l, clip_g, t5xxl, qwen25_7b, qwen3_4b. In others it stays the class word. Empty: as it "
+                    "suits.",
                 ),
             ],
             outputs=[

@@ -104,9 +104,12 @@ def obstacles(name: str, vectors: int = 1, pieces: Container[str] | None = None)
 
 
 def typed_everywhere(name: str) -> str:
-    """The nearest name that every program types, whatever is in the vocabulary; a name that all type stays."""
+    """The nearest name that every program types, whatever is in the vocabulary; a name that all type stays.
+
+    Takes any text: what no file may be called, such as one with a space, is not offered either.
+    """
     last = name.rpartition("/")[2]
-    if not obstacles(last, vectors=2):
+    if not re.search(r"\s", last) and not obstacles(last, vectors=2):
         return last
     plain = unicodedata.normalize("NFKD", last).encode("ascii", "ignore").decode().lower()
     plain = re.sub(r"_{2,}", "_", re.sub(r"[^a-z0-9_]+", "-", plain))[:LONGEST]

@@ -154,6 +154,7 @@ TOUCHED = (
     Touched("comfy.model_management:InterruptProcessingException", TRAINING),
     Touched("comfy.model_management:throw_exception_if_processing_interrupted", TRAINING),
     Touched("comfy.model_management:is_oom", TRAINING, takes=("e",)),
+    Touched("comfy.model_management:in_training", TRAINING),
     Touched("comfy.model_management:get_torch_device_name", TRAINING, takes=("device",)),
     Touched("comfy.utils:ProgressBar.update_absolute", (*TRAINING, *EVALUATING), takes=("value", "total", "preview")),
     Touched("comfy.utils:get_attr", (*ENCODING, *APPLYING), takes=("obj", "attr")),

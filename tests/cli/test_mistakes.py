@@ -15,6 +15,7 @@ from contextual_inversion.cli.loading import chosen_device
 from contextual_inversion.cli.places import require_file, require_folder, write_picture
 from contextual_inversion.cli.training_bar import class_picture_lines
 from contextual_inversion.cli.training_pictures import training_files
+from contextual_inversion.core.files import load_concept
 from contextual_inversion.core.training.regularizers.prior import PriorPreservation
 from contextual_inversion.core.training.trainer import TrainingRun
 from contextual_inversion.core.world.render import concept_images
@@ -57,9 +58,7 @@ def test_an_interrupted_training_is_gone_on_with_and_not_replaced(pictures, tmp_
     with pytest.raises(FileExistsError, match=r"step_000002.* of 4 steps, waits .* --resume"):
         train.main(pictures, out=tmp_path / "out", **QUICK)
     resumed = train.main(pictures, out=tmp_path / "out", resume=True, **QUICK)
-    vectors = [
-        train.load_concept(one["embedding"], widths={"clip_l": 128}).vectors["clip_l"] for one in (whole, resumed)
-    ]
+    vectors = [load_concept(one["embedding"], widths={"clip_l": 128}).vectors["clip_l"] for one in (whole, resumed)]
     assert torch.equal(*vectors)
     again = train.main(pictures, out=tmp_path / "out", **{**QUICK, "steps": 2})
     assert again["step"] == 2, "a training that ended stands in nobody's way"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from contextual_inversion.cli import pretrain_encoder
 from contextual_inversion.cli.experiments import encoder_trials, encoder_ways
-from contextual_inversion.cli.experiments.trials import Comparison
+from contextual_inversion.cli.experiments.trials import Comparison, demo_model
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.files import load_concept, save_bundle
 from contextual_inversion.core.files.tuning_encoder import load_tuning_encoder
@@ -146,7 +146,7 @@ def test_stock_diffusers_draws_the_same_picture_with_the_bundle(encoder, tmp_pat
 def test_the_bundled_encoder_knows_more_of_a_picture_than_its_nearest_word():
     """Of concepts that it never saw, on average: the denoising error of the picture with what it predicts, against the
     prompt with the nearest real word. That it belongs to the bundled model, `predict_concept` sees to."""
-    model, (images, network) = encoder_trials.demo_model(), encoder_ways.loaded(None)
+    model, (images, network) = demo_model(), encoder_ways.loaded(None)
     errors = []
     for name in CONCEPTS:
         picture = torch.from_numpy(concept_images(name, 1, seed=1)[0][0]) / 255
@@ -220,13 +220,13 @@ def test_a_cell_travels_to_another_process_and_is_kept_by_what_decides_it(encode
     keys = {way.key(0): way for way in every}
     assert len(keys) == len(every) - 1  # `predicted` is in both parts
     assert not keys.keys() & {way.key(5) for way in every}
-    for part in encoder_trials.PARTS.values():
+    for part in encoder_trials.offered().values():
         names = {way.name for way in part.arms}
         assert names >= {name for pair in part.pairs for name in pair}
 
 
 def test_a_lora_of_another_rank_is_the_nearest_one(encoder, picture):
-    model = encoder_trials.demo_model()
+    model = demo_model()
     images, network = encoder_ways.loaded(encoder)
     start = encoder_ways.predict_concept(model, images, network, torch.rand(128, 128, 3))
     with torch.no_grad():

@@ -15,6 +15,7 @@ from contextual_inversion.cli.words import Waiting, place_for, waiting_in
 from contextual_inversion.core.files import atomic_write_verified, load_concept
 from contextual_inversion.core.training.run.checkpoint import checkpoints_in
 from contextual_inversion.core.training.run.events import Step
+from contextual_inversion.core.training.trainer import TrainingRun
 from contextual_inversion.core.world.render import concept_images
 
 QUICK = {
@@ -60,14 +61,14 @@ def vectors(out, name):
 
 
 def interrupted_after(monkeypatch, steps):
-    following = train.TrainingRun.__next__
+    following = TrainingRun.__next__
 
     def step(run):
         if run.learner is not None and run.learner.done == steps:
             raise KeyboardInterrupt
         return following(run)
 
-    monkeypatch.setattr(train.TrainingRun, "__next__", step)
+    monkeypatch.setattr(TrainingRun, "__next__", step)
 
 
 def test_a_second_word_of_the_name_stands_beside_the_first_with_checkpoints_of_its_own(pictures, out, capsys):

@@ -72,7 +72,8 @@ def test_word_and_lora_learn_one_picture(run_graph, loader):
 
 
 def test_core_goes_along(run_graph, loader):
-    run = run_graph(graph(loader, regularized=True), keep=KEEP)
+    # Two pictures: the attention of a single one is not looked at in every step.
+    run = run_graph(graph(loader, regularized=True, batch=2), keep=KEEP)
     assert run.status == "success", run.error
     for name in ("diffusion", "core/embedding", "core/attention"):
         assert len(run.kept["loss"][name]) == NUMBERS["steps"]

@@ -289,6 +289,7 @@ def charset(name: str) -> dict:
 )
 def test_no_route_breaks_on_what_it_is_sent(comfyui, ask, sent):
     routes = [route for route in comfyui.server.routes if route.path.startswith("/contextual_inversion")]
+    routes = [route for route in routes if "{" not in route.path]  # those of files: test_saved_files.py
     assert {route.method for route in routes} == {"GET", "POST"}
     for route in routes:
         status, said = ask(route.method, route.path.removeprefix("/contextual_inversion"), **sent)

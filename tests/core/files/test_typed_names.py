@@ -58,8 +58,15 @@ def test_what_is_offered_is_typed_by_all_and_stays(text):
     for vectors in (1, 8):
         assert obstacles(offered, vectors) == {}
     assert typed_everywhere(offered) == offered
-    if "/" not in name and not obstacles(name, 2):
+    if "/" not in name and " " not in name and not obstacles(name, 2):
         assert offered == name
+
+
+@pytest.mark.parametrize("text", ["0 ", " a", "my dog", "my  dog-2 "])
+def test_a_space_is_in_no_name_that_is_offered(text):
+    offered = typed_everywhere(text)
+    assert safe_name(offered) == offered
+    assert obstacles(offered, 1) == {}
 
 
 def test_advice_is_about_the_programs_asked_for():

@@ -38,6 +38,9 @@ def cases(seed: int) -> dict:
         "weighted_sum": (lambda *x: weighted_sum(zip((1, 0.5, 0, 2.0), x, strict=True)), tuple(scalars)),
         "add_noise": (schedule.add_noise, (z, e, a)),
         "velocity": (schedule.velocity, (z, e, a)),
+        "alpha_bar_of_sigma": (schedule.alpha_bar_of_sigma, (r.random(5),)),
+        "sigma_of_alpha_bar": (schedule.sigma_of_alpha_bar, (a,)),
+        "flow_latents": (schedule.flow_latents, (z, a)),
         "diffusion_loss": (schedule.diffusion_loss, (p, e)),
         "diffusion_loss weighted": (
             lambda p, e, m, w: schedule.diffusion_loss(p, e, weight_map=m, sample_weight=w),

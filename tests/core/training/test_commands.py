@@ -18,6 +18,7 @@ from contextual_inversion.core.files.pictures import read_as_tensor
 from contextual_inversion.core.inspection.evaluation import BrokenPictureError
 from contextual_inversion.core.prompts.rich import ListedPrompts
 from contextual_inversion.core.training.presets import DEMO, PRESETS
+from contextual_inversion.core.training.regularizers import context
 from contextual_inversion.core.training.regularizers.context import CoReWeights
 
 
@@ -46,11 +47,12 @@ def test_a_folder_of_pictures_becomes_files_that_hold_the_word(folder, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == [
         "started",
+        "preview",  # before the first step
         "step",
         "step",
         "step",
-        "preview",
         "checkpointsaved",
+        "preview",
         "finished",
     ]
     widths = {"clip_l": 32}
@@ -79,7 +81,7 @@ def test_the_rescaling_window_comes_and_goes_with_core(folder, tmp_path, preset,
 @pytest.mark.parametrize("method", ["xti", "custom-diffusion", "dreambooth-lora", "dreambooth"])
 def test_any_method_then_the_second_stage_then_a_repair(folder, tmp_path, monkeypatch, method):
     monkeypatch.setattr(optimize, "load_model", lambda name, device: StubModel())
-    monkeypatch.setattr(optimize, "recommended_weights", lambda model: CoReWeights(1.0, 1.0, "large enough to see"))
+    monkeypatch.setattr(context, "recommended_weights", lambda model: CoReWeights(1.0, 1.0, "large enough to see"))
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a {} in the snow\n")
     keywords = {"class_word": "dog", "steps": 3, "batch": 2, "prompts": str(prompts), "name": "thing"}
