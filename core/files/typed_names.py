@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
+from .names import safe_name
+
 ORDINARY = "my-"
 """What makes a name of letters alone one that is no piece of the vocabulary and in no other word."""
 NAMELESS = "word"
@@ -109,12 +111,19 @@ def typed_everywhere(name: str) -> str:
     Takes any text: what no file may be called, such as one with a space, is not offered either.
     """
     last = name.rpartition("/")[2]
-    if not re.search(r"\s", last) and not obstacles(last, vectors=2):
+    if _is_safe(last) and not obstacles(last, vectors=2):
         return last
     plain = unicodedata.normalize("NFKD", last).encode("ascii", "ignore").decode().lower()
     plain = re.sub(r"_{2,}", "_", re.sub(r"[^a-z0-9_]+", "-", plain))[:LONGEST]
     plain = re.sub(r"_(\d+)$", r"-\1", plain.strip("-_")) or NAMELESS
-    return plain if re.search(r"[-_]|[a-z]\d|\d[a-z]", plain) else ORDINARY + plain
+    return plain if re.search(r"[-_]|[a-z]\d|\d[a-z]", plain) and _is_safe(plain) else ORDINARY + plain
+
+
+def _is_safe(name: str) -> bool:
+    try:
+        return safe_name(name) == name
+    except ValueError:
+        return False
 
 
 def advice(

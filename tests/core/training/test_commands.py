@@ -51,8 +51,8 @@ def test_a_folder_of_pictures_becomes_files_that_hold_the_word(folder, tmp_path)
         "step",
         "step",
         "step",
-        "checkpointsaved",
         "preview",
+        "checkpointsaved",
         "finished",
     ]
     widths = {"clip_l": 32}
