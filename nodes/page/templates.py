@@ -30,8 +30,11 @@ def linked_names(folder: Path) -> dict[str, Path]:
 
 def add_routes() -> None:
     """Has the server answer for these names. A whole path comes before the folder that ComfyUI serves below it."""
+    server = getattr(PromptServer, "instance", None)  # none where nodes are loaded without a page
+    if server is None:
+        return
     for name, file in linked_names(PACK / "workflows").items():
-        PromptServer.instance.routes.get(f"/workflow_templates/{PACK.name}/{name}.json")(answer_with(file))
+        server.routes.get(f"/workflow_templates/{PACK.name}/{name}.json")(answer_with(file))
 
 
 def answer_with(file: Path) -> Callable[[web.Request], Awaitable[web.FileResponse]]:
