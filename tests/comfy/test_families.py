@@ -202,16 +202,16 @@ def test_core_is_exactly_nothing_where_the_word_is_the_class_word(model):
     from contextual_inversion.core.training.settings import TrainSettings
     from contextual_inversion.core.training.trainer import train
 
-    if model.family.attends != "joint":
-        pytest.skip("its attention is not to be seen, which is refused")
-    settings = TrainSettings("dog", steps=1, batch=1, resolution=64, passes="separate")
-    core = CoReRegularizer(["a {} in a jar"], embedding_weight=0.1, attention_weight=0.1)
+    seen = model.family.attends == "joint"  # of others CoRe's embedding loss is left
+    side = 64 if seen else 512  # PixArt has no places for 32 latents a side or fewer
+    settings = TrainSettings("dog", steps=1, batch=1, resolution=side, passes="separate")
+    core = CoReRegularizer(["a {} in a jar"], embedding_weight=0.1, attention_weight=0.1 if seen else 0.0)
     for words in model.text_encoders.values():
         assert len(words.tokenize_word("dog")) == 1
     with train(model, torch.rand(1, 64, 64, 3), settings, regularizers=[core]) as run:
         *_, finished = run
     assert finished.losses["core/embedding"].tolist() == [0.0]
-    assert finished.losses["core/attention"].tolist() == [0.0]
+    assert not seen or finished.losses["core/attention"].tolist() == [0.0]
 
 
 def test_pictures_go_through_the_autoencoder_one_by_one(model):
