@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .checkpointing import checkpoint
+from .replacing import instead
 from .replay import replayed
 
 
@@ -22,20 +23,8 @@ def checkpointed_layers(layers: Sequence[torch.nn.Module]) -> Iterator[None]:
     """Inside, each layer keeps its inputs alone and runs again in the backward pass; as they were on exit."""
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(_checkpointed(layer))
+            stack.enter_context(instead(layer, "forward", partial(_run, layer, layer.forward)))
         yield
-
-
-@contextmanager
-def _checkpointed(layer: Any) -> Iterator[None]:
-    before = vars(layer).get("forward")
-    layer.forward = partial(_run, layer, layer.forward)
-    try:
-        yield
-    finally:
-        vars(layer).pop("forward", None)
-        if before is not None:
-            layer.forward = before
 
 
 def _run(layer: torch.nn.Module, forward: Any, *inputs: Any, **keywords: Any) -> Any:

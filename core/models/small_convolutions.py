@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from .replacing import instead
+
 FEW = 128
 """Places (B h w of the result) up to which the product is the faster one, measured (docs/bench.md)."""
 MANY = 4_000_000
@@ -29,7 +31,7 @@ def small_as_products(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
         for module in modules:
             for part in module.modules():
                 if isinstance(part, torch.nn.Conv2d) and _plain(part):
-                    stack.enter_context(_choosing(part))
+                    stack.enter_context(instead(part, "_conv_forward", partial(_convolved, part, part._conv_forward)))
         yield
 
 
@@ -37,18 +39,6 @@ def _plain(layer: torch.nn.Conv2d) -> bool:
     """Whether it is large enough to gain, and nothing that the product does not know."""
     shape = layer.in_channels * layer.out_channels * layer.kernel_size[0] * layer.kernel_size[1]
     return shape >= MANY and layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-
-
-@contextmanager
-def _choosing(layer: Any) -> Iterator[None]:
-    before = vars(layer).get("_conv_forward")
-    layer._conv_forward = partial(_convolved, layer, layer._conv_forward)
-    try:
-        yield
-    finally:
-        vars(layer).pop("_conv_forward", None)
-        if before is not None:
-            layer._conv_forward = before
 
 
 def _convolved(

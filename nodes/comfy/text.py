@@ -15,6 +15,7 @@ import torch
 
 from ...core.models.low_rank import hooked, is_linear
 from ...core.models.protocol import Encoding, fingerprint
+from ...core.models.replacing import instead
 from .cancelling import hear_cancel
 from .families.encoders import family_widths
 from .weights import base_weight
@@ -205,23 +206,10 @@ def differentiable_layers(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
     known = list(inspect.signature(comfy.clip_model.CLIPLayer.forward).parameters) == KNOWN
     with ExitStack() as stack:
         for layer in layers if known else []:
-            stack.enter_context(_adding_out_of_place(layer))
+            stack.enter_context(instead(layer, "forward", MethodType(_out_of_place, layer)))
         for norm in [] if known else [part for part in parts if isinstance(part, torch.nn.LayerNorm)]:
             stack.enter_context(hooked(norm, _on_a_copy, before=True))
         yield
-
-
-@contextmanager
-def _adding_out_of_place(layer: Any) -> Iterator[None]:
-    before = vars(layer).get("forward")
-    layer.forward = MethodType(_out_of_place, layer)
-    try:
-        yield
-    finally:
-        if before is None:
-            vars(layer).pop("forward", None)
-        else:
-            layer.forward = before
 
 
 def _out_of_place(layer: Any, x: torch.Tensor, mask: Any = None, optimized_attention: Any = None) -> torch.Tensor:

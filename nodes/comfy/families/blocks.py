@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ....core.models.checkpointing import checkpoint
+from ....core.models.replacing import instead
 from ....core.models.replay import Replay
 from .gradients import differentiable
 
@@ -22,21 +23,8 @@ def numbered(blocks: Sequence[torch.nn.Module], *, checkpointing: bool) -> Itera
     """Inside, each block is told its number, and keeps only what goes into it where it is checkpointed."""
     with ExitStack() as stack:
         for number, block in enumerate(blocks):
-            stack.enter_context(_instead(block, _Block(number, block, block.forward, checkpointing)))
+            stack.enter_context(instead(block, "forward", _Block(number, block, block.forward, checkpointing)))
         yield
-
-
-@contextmanager
-def _instead(block: torch.nn.Module, forward: Forward) -> Iterator[None]:
-    before = vars(block).get("forward")
-    block.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            vars(block).pop("forward", None)
-        else:
-            block.forward = before
 
 
 class _Block:

@@ -7,7 +7,7 @@ BOS and EOT, which here stand for all that the template puts before and behind i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -273,7 +273,3 @@ def _name_of(root: torch.nn.Module, wanted: torch.nn.Module) -> str:
 def family_encoders(clip: Any, patcher: Any, **options: Any) -> list[FamilyTextEncoder]:
     """All text encoders of a CLIP whose weights `patcher` holds."""
     return [FamilyTextEncoder(clip, patcher, part, **options) for part in parts_of(clip)]
-
-
-def names_of(encoders: Sequence[FamilyTextEncoder]) -> list[str]:
-    return [encoder.name for encoder in encoders]
