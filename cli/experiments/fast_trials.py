@@ -9,20 +9,21 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ...core.concept import Concept
-from ...core.inspection.world.world_evaluation import as_training_images, draw
+from ...core.inspection.world.world_evaluation import as_training_images
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.one_picture.tuning import TuneSettings, tune
 from ...core.training.plan import Choices, plan
 from ...core.training.presets import demo_preset
 from ...core.training.run.events import Finished, Step
 from ...core.training.trainer import TrainingRun
-from ...core.world import concepts as world
 from ...core.world.render import concept_images
 from .encoder_ways import RATES, loaded
-from .quality_trials import JUDGED, STEPS, mean_course
+from .quality_trials import JUDGED, STEPS, judged_course, mean_course
 from .tables import table_header, table_row
-from .trials import PICTURES, Arm, Trial, combined, held_out_prompts, judge, plain_inversion, training
+from .trials import PICTURES, Arm, Trial, combined, plain_inversion, training
 
 SHARE = 5
 """The part of plain textual inversion's time in which its best is to be reached."""
@@ -30,38 +31,23 @@ MEASURE = "composed"
 TUNED, SECOND = "tuned", "second"
 """Arms that are no single training: the tuning-encoder's prediction, tuned; a word, then a LoRA."""
 
-Kept = tuple[int, Concept, float]
-"""A step, what was learned until then, and the seconds it took."""
-
 
 def run_fast_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Trial:
     """As `run_quality_trial`, also at the end and for arms that are no single training."""
-    subject = world.CONCEPTS[name]
     references, _, class_word = concept_images(name, PICTURES, seed=seed)
     clock = time.process_time if model.device.type == "cpu" else time.perf_counter
     if TUNED in arm.changes:
         loaded(None)  # the networks, once a process
     started = clock()
-    kept = [(step, concept, clock() - started) for step, concept in _learned(model, arm, name, class_word, seed)]
-    prompts = [prompt for prompt in held_out_prompts(subject.background) if not prompt.second and not prompt.style]
-    course: list[dict[str, float]] = []
-    for step, concept, seconds in kept:
-        pictures, found = judge(partial(draw, model, concept=concept), prompts, subject, references, seed)
-        course.append({"step": step, "seconds": seconds, **{key: found[key] for key in JUDGED}})
-    figures = {
-        "method": arm.name,
-        "concept": name,
-        "class_word": class_word,
-        "seed": seed,
-        **{key: course[-1][key] for key in (*JUDGED, "seconds")},
-        "course": course,
-    }
-    return Trial(concept, pictures, prompts, figures)
+    learned = _learned(model, arm, name, class_word, references, seed)
+    kept = [(step, concept, clock() - started) for step, concept in learned]
+    return judged_course(model, arm, name, seed, references, kept)
 
 
-def _learned(model: DiffusersModel, arm: Arm, name: str, class_word: str, seed: int) -> Iterator[tuple[int, Concept]]:
+def _learned(
+    model: DiffusersModel, arm: Arm, name: str, class_word: str, references: np.ndarray, seed: int
+) -> Iterator[tuple[int, Concept]]:
     """What an arm has learned after each of `STEPS` that it reaches, and at its end."""
-    references, _, _ = concept_images(name, PICTURES, seed=seed)
     if TUNED in arm.changes:
         images, network = loaded(None)
         chosen = TuneSettings(steps=arm.changes[TUNED], alpha=None, seed=seed, **RATES)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ...core.concept import Concept
 from ...core.inspection.world.world_evaluation import draw
 from ...core.models.diffusers_adapter import DiffusersModel
@@ -20,6 +22,9 @@ STEPS = (25, 50, 100, 200)
 """Where a training is judged."""
 JUDGED = ("fidelity", "recognised", "composed", "similarity")
 
+Kept = tuple[int, Concept, float]
+"""A step, what was learned until then, and the seconds it took."""
+
 
 def run_quality_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Trial:
     """Train once and judge what was learned after each of `STEPS`, with pictures of one thing in a held-out place.
@@ -27,25 +32,32 @@ def run_quality_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> 
     `course` has the figures of every step and the seconds of training until there, of the processor where the model is
     on it, so that they hold beside other work; the other figures are those of the last step.
     """
-    subject = world.CONCEPTS[name]
     references, _, class_word = concept_images(name, PICTURES, seed=seed)
-    kept: dict[int, tuple[Concept, float]] = {}
+    kept: list[Kept] = []
     clock = time.process_time if model.device.type == "cpu" else time.perf_counter
     started = clock()
     with training(model, arm, name, class_word, references, seed) as run:
         for event in run:
             if isinstance(event, Step) and event.step in STEPS:
-                kept[event.step] = run.concept, clock() - started
+                kept.append((event.step, run.concept, clock() - started))
+    return judged_course(model, arm, name, seed, references, kept)
+
+
+def judged_course(
+    model: DiffusersModel, arm: Arm, name: str, seed: int, references: np.ndarray, kept: Sequence[Kept]
+) -> Trial:
+    """The trial of a training on `references` (n, 128, 128, 3) that is over; while it goes on, the model has
+    the weights that learn."""
+    subject = world.CONCEPTS[name]
     prompts = [prompt for prompt in held_out_prompts(subject.background) if not prompt.second and not prompt.style]
     course: list[dict[str, float]] = []
-    for step, (concept, seconds) in kept.items():
-        # After the training: while it goes on, the model has the weights that learn.
+    for step, concept, seconds in kept:
         pictures, found = judge(partial(draw, model, concept=concept), prompts, subject, references, seed)
         course.append({"step": step, "seconds": seconds, **{key: found[key] for key in JUDGED}})
     figures = {
         "method": arm.name,
         "concept": name,
-        "class_word": class_word,
+        "class_word": subject.super_category,
         "seed": seed,
         **{key: course[-1][key] for key in (*JUDGED, "seconds")},
         "course": course,

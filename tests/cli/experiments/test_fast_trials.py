@@ -5,6 +5,7 @@ import torch
 from contextual_inversion.cli.experiments import fast_trials
 from contextual_inversion.cli.experiments.fast_trials import SECOND, equal_seconds_table, two_stages
 from contextual_inversion.cli.experiments.trials import Arm, demo_model
+from contextual_inversion.core.world.render import concept_images
 
 
 def trial(method, *course):
@@ -26,12 +27,11 @@ def test_a_method_is_judged_within_a_fifth_of_the_time_that_plain_inversion_need
     assert late == "| late | never | nothing yet | 0.300 (10 steps, 5.0 s) |"
 
 
-def test_the_second_stage_goes_on_with_the_word_of_the_first(monkeypatch):
-    monkeypatch.setattr(fast_trials, "PICTURES", 1)
-    model = demo_model()
+def test_the_second_stage_goes_on_with_the_word_of_the_first():
+    model, (references, _, class_word) = demo_model(), concept_images("moth", 1, seed=1)
     arm = two_stages(model, 2, 1, 1e-3)
     assert arm.changes[SECOND]["steps"] == 1
-    (first, word), (second, refined) = fast_trials._learned(model, arm, "moth", "butterfly", 1)
+    (first, word), (second, refined) = fast_trials._learned(model, arm, "moth", class_word, references, 1)
     assert (first, second) == (2, 3)
     assert word.lora is None
     assert any(float(value.abs().max()) > 0 for key, value in refined.lora.items() if key.endswith("up.weight"))
