@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.inspection.contact_sheet import Row, contact_sheet
+from ..core.inspection.contact_sheet import captioned_sheet
 from ..core.inspection.world.checks import Judge, JudgeNetwork
-from ..core.inspection.world.report import questions, tiny_autoencode, world_report
+from ..core.inspection.world.report import questions, seeds_of, tiny_autoencode, world_report
 from ..core.inspection.world.world_evaluation import draw
 from ..core.models.diffusers_adapter import DiffusersModel
 from ..core.models.tiny import config
@@ -51,7 +51,7 @@ def form_report(form: Form, n: int, seed: int) -> tuple[dict[str, Any], np.ndarr
     adapter, drawn = DiffusersModel.from_tiny(model), []
 
     def sampler(texts: list[str], seed: int) -> np.ndarray:
-        drawn.append(draw(adapter, texts, range(100_000 * seed, 100_000 * seed + len(texts))))
+        drawn.append(draw(adapter, texts, seeds_of(seed, len(texts))))
         return drawn[-1]
 
     return world_report(sampler, n, seed, tiny_autoencode(model), load_judge(form)), drawn[0]
@@ -72,11 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(json.dumps({"form": options.form, **report}, indent=1))
     captions = [question.text for question in questions(options.n, options.seed)][:SHOWN]
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = [
-        Row("", list(drawn[i : i + COLUMNS]), captions=captions[i : i + COLUMNS])
-        for i in range(0, len(captions), COLUMNS)
-    ]
-    contact_sheet(rows, label_width=8).save(options.out / f"{options.form}.png")
+    captioned_sheet(list(drawn[: len(captions)]), captions, COLUMNS).save(options.out / f"{options.form}.png")
 
 
 if __name__ == "__main__":

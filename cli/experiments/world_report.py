@@ -10,8 +10,6 @@ from typing import Any
 SHOWN, COLUMNS = 40, 8
 """Pictures on the sheet, and in a row of it."""
 BESIDE = ("judge_on_renders", "shuffled_floor")
-SEEDS = 100_000
-"""Room for one picture's seed each between one report's seed and the next."""
 
 
 def main(n: int = 200, seed: int = 0, sheet: Path | None = Path("out/world-report.png")) -> dict[str, Any]:
@@ -22,8 +20,8 @@ def main(n: int = 200, seed: int = 0, sheet: Path | None = Path("out/world-repor
         seed: Of the captions and of the sampler's noise.
         sheet: Where to put a picture of the first ones, or nothing.
     """
-    from ...core.inspection.contact_sheet import Row, contact_sheet
-    from ...core.inspection.world.report import KEYS, questions, tiny_autoencode, world_report
+    from ...core.inspection.contact_sheet import captioned_sheet
+    from ...core.inspection.world.report import KEYS, questions, seeds_of, tiny_autoencode, world_report
     from ...core.inspection.world.world_evaluation import draw
     from ...core.models.diffusers_adapter import DiffusersModel
     from ...core.models.tiny import load_tiny
@@ -40,7 +38,7 @@ def main(n: int = 200, seed: int = 0, sheet: Path | None = Path("out/world-repor
     drawn: list[Any] = []
 
     def sampler(texts: list[str], seed: int) -> Any:
-        drawn.append(draw(model, texts, range(SEEDS * seed, SEEDS * seed + len(texts))))
+        drawn.append(draw(model, texts, seeds_of(seed, len(texts))))
         return drawn[-1]
 
     report = world_report(sampler, n=n, seed=seed, autoencode=tiny_autoencode(tiny))
@@ -52,11 +50,7 @@ def main(n: int = 200, seed: int = 0, sheet: Path | None = Path("out/world-repor
         print(f"{key:<16}" + "".join(f"{figure:>{width}}" for figure, width in zip(found, (8, 9, 10), strict=True)))
     if sheet is not None:
         captions = [question.text for question in questions(n, seed)][:SHOWN]
-        rows = [
-            Row("", list(drawn[0][i : i + COLUMNS]), captions=captions[i : i + COLUMNS])
-            for i in range(0, len(captions), COLUMNS)
-        ]
         title = f"first {len(captions)} of {n} held-out captions"
-        write_picture(contact_sheet(rows, title=title, label_width=8), sheet)
+        write_picture(captioned_sheet(list(drawn[0][: len(captions)]), captions, COLUMNS, title=title), sheet)
         print(f"pictures: {sheet}")
     return report

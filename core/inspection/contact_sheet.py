@@ -79,6 +79,15 @@ def contact_sheet(
     return sheet
 
 
+def captioned_sheet(
+    pictures: Sequence[np.ndarray], captions: Sequence[str], columns: int, *, title: str = ""
+) -> Image.Image:
+    """Pictures in rows of `columns`, each over its caption. Raises ValueError where there is none."""
+    starts = range(0, len(pictures), columns)
+    rows = [Row("", pictures[i : i + columns], captions=captions[i : i + columns]) for i in starts]
+    return contact_sheet(rows, title=title, label_width=8)
+
+
 def result_sheet(
     rows: Sequence[tuple[str, Sequence[np.ndarray]]], prompts: Sequence[str] = (), *, title: str = "", side: int = 256
 ) -> Image.Image:

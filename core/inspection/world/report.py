@@ -17,6 +17,8 @@ from .checks import Judge, Verdict, default_judge
 
 Sampler = Callable[[list[str], int], np.ndarray]
 """`(captions, seed) -> uint8 (n, 128, 128, 3)`."""
+SEEDS = 100_000
+"""Room for one picture's seed each between one report's seed and the next."""
 KEYS = ("background", "subject_colour", "subject_shape", "second_object", "style")
 
 
@@ -68,6 +70,11 @@ def question(scene: Scene, rng: np.random.Generator) -> Question:
         scene.subject,
         scene.style,
     )
+
+
+def seeds_of(seed: int, n: int) -> range:
+    """The seeds of the `n` pictures of a report with its own `seed`."""
+    return range(SEEDS * seed, SEEDS * seed + n)
 
 
 def questions(n: int, seed: int) -> list[Question]:
