@@ -46,7 +46,11 @@ class Form:
 
 FORMS = {
     "bundled": Form("bundled", FOLDER, {"vae": config.VAE, "unet": config.UNET}),
-    "candidate": Form("candidate", CANDIDATES, {"vae": config.VAE_CANDIDATE, "unet": config.UNET_CANDIDATE}),
+    "candidate": Form(
+        "candidate",
+        CANDIDATES,
+        {"vae": config.VAE_CANDIDATE, "unet": config.UNET_CANDIDATE, "transformer": config.TRANSFORMER},
+    ),
 }
 STARTS = ("bundled", "candidate", "fresh")
 """Weights that a stage may begin from: a form's, or none."""

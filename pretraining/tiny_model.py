@@ -10,7 +10,7 @@ import torch
 from .forms import FORMS, STARTS
 from .processes import Processes
 
-STAGES = ("vae", "encoders", "unet", "judge")
+STAGES = ("vae", "encoders", "unet", "judge", "transformer")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,6 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
             from .unet import train_unet
 
             train_unet(options.out, processes, form=options.form, start=options.start, **chosen)
+        elif stage == "transformer":
+            from .transformer import train_transformer
+
+            train_transformer(options.out, processes, form=options.form, **chosen)
         else:
             from .judge import train_judge
 

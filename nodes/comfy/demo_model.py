@@ -1,4 +1,4 @@
-"""The bundled tiny model as MODEL, CLIP and VAE, built from ComfyUI's own classes, so that every stock node takes it.
+"""The bundled tiny models as MODEL, CLIP and VAE, built from ComfyUI's own classes, so that every stock node takes it.
 
 Its weight files have diffusers' and transformers' layouts (`core.models.tiny`); this module renames the keys to
 ComfyUI's and nothing else, so both programs compute the same picture.
@@ -6,7 +6,7 @@ ComfyUI's and nothing else, so both programs compute the same picture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import comfy.latent_formats
@@ -46,6 +46,69 @@ class TinyStableDiffusion(comfy.supported_models_base.BASE):
         return comfy.model_base.ModelType.V_PREDICTION
 
 
+class TinyFlow(comfy.supported_models_base.BASE):
+    """ComfyUI's description of the tiny flow matching model: Flux.1's shape, latents of unit variance."""
+
+    unet_extra_config: ClassVar = {}
+    sampling_settings: ClassVar = {"shift": config.FLOW_SHIFT}
+    supported_inference_dtypes: ClassVar = [torch.float32]
+    memory_usage_factor = 1.0
+
+    def get_model(
+        self, state_dict: Mapping[str, torch.Tensor], prefix: str = "", device: Any = None
+    ) -> comfy.model_base.BaseModel:
+        return comfy.model_base.Flux(self, device=device)
+
+
+class SixteenChannels(comfy.latent_formats.LatentFormat):
+    """The latents of the tiny flow matching model."""
+
+    latent_channels = config.VAE_CANDIDATE["latent_channels"]
+
+
+TinyFlow.latent_format = SixteenChannels
+
+
+class TinyFlowClip(comfy.sd1_clip.SD1ClipModel):
+    """The tiny text encoder, of which the transformer is given the first positions and not all 77: joint attention
+    would spend more on padding than on the picture. What it says of a whole prompt is projected, as in SDXL."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(clip_model=comfy.sd1_clip.SDClipModel, **options)
+
+    def encode_token_weights(self, token_weight_pairs: Mapping[str, Any]) -> Any:
+        cond, *rest = super().encode_token_weights(token_weight_pairs)
+        (tokens, *more) = token_weight_pairs["l"]
+        ends = [at for at, pair in enumerate(tokens) if isinstance(pair[0], int) and pair[0] == config.EOS]
+        if more or not ends or ends[0] >= config.FLOW_TOKENS:
+            return cond, *rest
+        return cond[:, : config.FLOW_TOKENS], *rest
+
+
+def flow_config() -> dict[str, Any]:
+    """`config.TRANSFORMER` in the words of ComfyUI's Flux."""
+    numbers = config.TRANSFORMER
+    width = numbers["attention_head_dim"] * numbers["num_attention_heads"]
+    return {
+        "image_model": "flux",
+        "in_channels": config.VAE_CANDIDATE["latent_channels"],
+        "out_channels": config.VAE_CANDIDATE["latent_channels"],
+        "patch_size": config.FLOW_PATCH,
+        "vec_in_dim": numbers["pooled_projection_dim"],
+        "context_in_dim": numbers["joint_attention_dim"],
+        "hidden_size": width,
+        "mlp_ratio": 4.0,
+        "num_heads": numbers["num_attention_heads"],
+        "depth": numbers["num_layers"],
+        "depth_single_blocks": numbers["num_single_layers"],
+        "axes_dim": list(numbers["axes_dims_rope"]),
+        "theta": 10_000,
+        "qkv_bias": True,
+        "guidance_embed": False,
+        "txt_ids_dims": [],
+    }
+
+
 def unet_config() -> dict[str, Any]:
     """`config.UNET` in the words of ComfyUI's UNetModel."""
     channels = config.UNET["block_out_channels"]
@@ -73,23 +136,60 @@ def unet_config() -> dict[str, Any]:
 
 def load_model_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The tiny UNet as a MODEL."""
-    description = TinyStableDiffusion(unet_config())
+    names = comfy.utils.unet_to_diffusers(unet_config())
+    tensors = {names[key]: value for key, value in read_weights("unet").items()}
+    patcher = _patcher(TinyStableDiffusion(unet_config()), tensors, disable_dynamic)
+    patcher.cached_patcher_init = (load_model_patcher, ())
+    return patcher
+
+
+def load_flow_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The tiny flow matching transformer as a MODEL."""
+    patcher = _patcher(TinyFlow(flow_config()), flow_tensors(read_weights("transformer")), disable_dynamic)
+    patcher.cached_patcher_init = (load_flow_patcher, ())
+    return patcher
+
+
+def flow_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a `diffusers.FluxTransformer2DModel` under ComfyUI's names, some of which hold several of them."""
+    parts: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    for key, place in comfy.utils.flux_to_diffusers(flow_config()).items():
+        if key not in tensors:
+            continue
+        name, slot, *change = (place, None) if isinstance(place, str) else place
+        value = change[0](tensors[key]) if change else tensors[key]
+        # A slot is an axis, a start and a length.
+        parts.setdefault(name, []).append((slot[1] if slot else 0, value))
+    return {
+        name: torch.cat([value for _, value in sorted(rows, key=lambda row: row[0])]) for name, rows in parts.items()
+    }
+
+
+def _patcher(
+    description: comfy.supported_models_base.BASE, tensors: Mapping[str, torch.Tensor], disable_dynamic: bool
+) -> comfy.model_patcher.ModelPatcher:
     # 12 MB are not worth a rounded weight on any device.
     description.set_inference_dtype(torch.float32, None)
     device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     model = description.get_model({}, device=offload_device)
-    names = comfy.utils.unet_to_diffusers(unet_config())
-    load_exactly(model.diffusion_model, {names[key]: value for key, value in read_weights("unet").items()})
-    patcher = _patcher_class(disable_dynamic)(model, load_device=device, offload_device=offload_device)
-    patcher.cached_patcher_init = (load_model_patcher, ())
-    return patcher
+    load_exactly(model.diffusion_model, tensors)
+    return _patcher_class(disable_dynamic)(model, load_device=device, offload_device=offload_device)
 
 
 def load_clip(disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """The tiny text encoder behind the stock CLIP tokenizer as a CLIP."""
+    return _clip(comfy.sd1_clip.SD1ClipModel, _load_clip_patcher, disable_dynamic)
+
+
+def load_flow_clip(disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """The same for the tiny flow matching model."""
+    return _clip(TinyFlowClip, _load_flow_clip_patcher, disable_dynamic)
+
+
+def _clip(model: type, again: Callable[..., comfy.model_patcher.ModelPatcher], disable_dynamic: bool) -> comfy.sd.CLIP:
     shape = {key: value for key, value in config.TEXT_ENCODER.items() if key not in ("vocab_size", "projection_dim")}
-    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, model)
     clip = comfy.sd.CLIP(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
@@ -97,17 +197,26 @@ def load_clip(disable_dynamic: bool = False) -> comfy.sd.CLIP:
         disable_dynamic=disable_dynamic,
     )
     load_exactly(clip.cond_stage_model.clip_l.transformer, read_weights("text_encoder"))
-    clip.patcher.cached_patcher_init = (_load_clip_patcher, ())
+    clip.patcher.cached_patcher_init = (again, ())
     return clip
 
 
 def load_vae() -> comfy.sd.VAE:
     """The tiny autoencoder as a VAE, inside ComfyUI's TAESD."""
-    tensors = taesd_tensors(read_weights("vae"))
+    return _vae("vae", _load_vae_patcher)
+
+
+def load_flow_vae() -> comfy.sd.VAE:
+    """That of the tiny flow matching model, which has 16 latent channels."""
+    return _vae("flow_vae", _load_flow_vae_patcher)
+
+
+def _vae(part: str, again: Callable[..., comfy.model_patcher.ModelPatcher]) -> comfy.sd.VAE:
+    tensors = taesd_tensors(read_weights(part))
     tensors["vae_scale"] = torch.tensor(1 / config.VAE["scaling_factor"])
     tensors["vae_shift"] = torch.tensor(0.0)
     vae = comfy.sd.VAE(sd=tensors, dtype=torch.float32)
-    vae.patcher.cached_patcher_init = (_load_vae_patcher, ())
+    vae.patcher.cached_patcher_init = (again, ())
     return vae
 
 
@@ -153,5 +262,13 @@ def _load_clip_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.Mod
     return load_clip(disable_dynamic).patcher
 
 
+def _load_flow_clip_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_flow_clip(disable_dynamic).patcher
+
+
 def _load_vae_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     return load_vae().patcher
+
+
+def _load_flow_vae_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_flow_vae().patcher

@@ -12,6 +12,7 @@ import comfy.model_sampling as sampling
 import torch
 
 from ...core.maths.schedule import alpha_bar_of_sigma, flow_latents
+from ...core.models.families import is_narrow
 from ...core.models.frozen import autograd, frozen
 from ...core.models.low_rank import is_linear
 from ...core.models.protocol import (
@@ -23,6 +24,7 @@ from ...core.models.protocol import (
     TokenMeans,
     fingerprint,
 )
+from ...core.models.tiny.config import IMAGE_SIZE
 from .attention import with_gradients
 from .cancelling import hear_cancel
 from .families.attention import Looking, tokens_of
@@ -83,8 +85,8 @@ class FamilyModel(ComfyModel):
 
     @property
     def native_resolution(self) -> int:
-        """Pixels a side that the family was trained at."""
-        return self.family.resolution
+        """Pixels a side that the family was trained at; the bundled model of it is smaller."""
+        return IMAGE_SIZE if is_narrow(self) else self.family.resolution
 
     @cached_property
     def fingerprint(self) -> str:

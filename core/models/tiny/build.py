@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from . import config
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderTiny, UNet2DConditionModel
+    from diffusers import AutoencoderTiny, FluxTransformer2DModel, UNet2DConditionModel
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 
@@ -18,11 +18,23 @@ def build_vae(form: dict[str, Any] | None = None) -> AutoencoderTiny:
     return AutoencoderTiny(**(config.VAE if form is None else form))
 
 
+def build_flow_vae() -> AutoencoderTiny:
+    """The autoencoder of the tiny flow matching model, with 16 latent channels."""
+    return build_vae(config.VAE_CANDIDATE)
+
+
 def build_unet(form: dict[str, Any] | None = None) -> UNet2DConditionModel:
     """`UNet2DConditionModel` of SD 1.x's shape with two levels, both with cross-attention; `form` as in `build_vae`."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(**(config.UNET if form is None else form))
+
+
+def build_transformer(form: dict[str, Any] | None = None) -> FluxTransformer2DModel:
+    """`FluxTransformer2DModel`, two double and five single blocks 192 wide; `form` as in `build_vae`."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(**(config.TRANSFORMER if form is None else form))
 
 
 def build_text_encoder() -> CLIPTextModelWithProjection:

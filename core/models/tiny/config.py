@@ -83,6 +83,26 @@ UNET_CANDIDATE: dict[str, Any] = {
 }
 """The UNet on the latents of `VAE_CANDIDATE`."""
 
+FLOW_PATCH = 2
+"""Latents a side of one token of the transformer."""
+FLOW_TOKENS = 32
+"""Text tokens, start and padding included, that the transformer reads of a prompt; 77 where it is longer."""
+FLOW_SHIFT = 1.15
+"""Flux.1's mu: sigma = e^mu u / (1 + (e^mu - 1) u)."""
+FLOW_STEPS = 10_000
+"""Levels of noise in the table of sigmas, as ComfyUI's ModelSamplingFlux has them."""
+TRANSFORMER: dict[str, Any] = {
+    "in_channels": VAE_CANDIDATE["latent_channels"] * FLOW_PATCH**2,
+    "num_layers": 2,
+    "num_single_layers": 5,
+    "attention_head_dim": 32,
+    "num_attention_heads": 6,
+    "joint_attention_dim": WIDTH,
+    "pooled_projection_dim": WIDTH,
+    "axes_dims_rope": (8, 12, 12),
+}
+"""`diffusers.FluxTransformer2DModel` on the latents of `VAE_CANDIDATE`, as tokens of 2 x 2."""
+
 SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",

@@ -13,7 +13,7 @@ from .tokenizer import tiny_tokenizer
 from .weights import fingerprint, read_weights, tiny_weights_path
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderTiny, UNet2DConditionModel
+    from diffusers import AutoencoderTiny, FluxTransformer2DModel, UNet2DConditionModel
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 
@@ -32,6 +32,20 @@ class TinyStableDiffusion:
     image_encoder: CLIPVisionModelWithProjection
     scheduler_config: dict[str, Any]
     fingerprint: str
+
+
+@dataclass
+class TinyFlow:
+    """The flow matching model's parts, frozen and in evaluation mode.
+
+    The transformer reads the first `config.FLOW_TOKENS` positions of `text_encoder(ids).last_hidden_state` and
+    `.text_embeds`; latents need no scaling.
+    """
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModelWithProjection
+    transformer: FluxTransformer2DModel
+    vae: AutoencoderTiny
 
 
 def load_part(part: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -53,3 +67,9 @@ def load_tiny(device: str | torch.device = "cpu", dtype: torch.dtype = torch.flo
     return TinyStableDiffusion(
         tokenizer=tiny_tokenizer(), scheduler_config=dict(config.SCHEDULER), fingerprint=fingerprint(), **parts
     )
+
+
+def load_flow(device: str | torch.device = "cpu") -> TinyFlow:
+    """Build the tiny flow matching model and load its bundled weights. Needs diffusers (the `train` extra)."""
+    parts = {part: load_part(part, device) for part in ("text_encoder", "transformer")}
+    return TinyFlow(tokenizer=tiny_tokenizer(), vae=load_part("flow_vae", device), **parts)
