@@ -15,6 +15,7 @@ from .page.pictures import as_images
 from .schema import inputs
 from .schema.sockets import DEMO, PREFIX, searched_as
 
+STABLE_DIFFUSION, FLOW = "Stable Diffusion in small", "Flux in small (flow matching)"
 OWN_BACKGROUND = "the concept's own"
 ALONE = "none"
 
@@ -26,20 +27,40 @@ class LoadDemoModel(io.ComfyNode):
             node_id=PREFIX + "LoadDemoModel",
             display_name="Load Demo Model",
             category=DEMO,
-            search_aliases=["tiny model", "tiny Stable Diffusion", "example model", "test model", "sample checkpoint"],
-            description="The bundled tiny Stable Diffusion (16 MB, 128 x 128 pictures of a small drawn world). It "
-            "trains and samples on a CPU, so that every graph can be tried before a real checkpoint takes its place.",
-            inputs=[],
+            search_aliases=[
+                "tiny model",
+                "tiny Stable Diffusion",
+                "tiny Flux",
+                "example model",
+                "test model",
+                "sample checkpoint",
+            ],
+            description="A bundled tiny model (16 MB, 128 x 128 pictures of a small drawn world). It trains and "
+            "samples on a CPU, so that every graph can be tried before a real checkpoint takes its place.",
+            inputs=[
+                io.Combo.Input(
+                    "kind",
+                    options=[STABLE_DIFFUSION, FLOW],
+                    default=STABLE_DIFFUSION,
+                    optional=True,
+                    tooltip="A UNet with cross-attention, or a transformer with joint attention that is asked for the "
+                    "flow, as Flux and its kin.",
+                ),
+            ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The tiny UNet; any sampler takes it."),
+                io.Model.Output(display_name="model", tooltip="The tiny denoiser; any sampler takes it."),
                 io.Clip.Output(display_name="clip", tooltip="Its text encoder, behind the ordinary CLIP tokenizer."),
                 io.Vae.Output(display_name="vae", tooltip="Its autoencoder: 8 pixels a latent cell, like SD's."),
             ],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(demo_model.load_model_patcher(), demo_model.load_clip(), demo_model.load_vae())
+    def execute(cls, kind: str = STABLE_DIFFUSION) -> io.NodeOutput:
+        if kind == FLOW:
+            parts = demo_model.load_flow_patcher, demo_model.load_flow_clip, demo_model.load_flow_vae
+        else:
+            parts = demo_model.load_model_patcher, demo_model.load_clip, demo_model.load_vae
+        return io.NodeOutput(*(load() for load in parts))
 
 
 class DemoImages(io.ComfyNode):

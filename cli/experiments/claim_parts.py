@@ -16,6 +16,7 @@ from ...core.training.presets import DEMO, recipes
 from ...core.training.regularizers.registry import REGULARIZERS, Added
 from .companion_trials import run_companion_trial, run_neutral_companion_trial
 from .fast_trials import equal_seconds_table, fast_arms, run_fast_trial, sweep_arms
+from .flow_trials import beyond_part
 from .pipeline_parts import pipelines_part
 from .quality_trials import reached_table, run_quality_trial
 from .trials import Arm, Comparison, combined, core_inversion, mlm_inversion, plain_inversion
@@ -189,6 +190,7 @@ PARTS: dict[str, Callable[[DiffusersModel], Comparison]] = {
     "time-to-quality": quality_part,
     "equal-seconds-sweep": equal_seconds_sweep,
     "equal-seconds": equal_seconds_part,
+    "beyond": beyond_part,
 }
 """By the name to give on the command line."""
 

@@ -1,0 +1,85 @@
+"""The part `beyond` of `claims`: context regularization on flow matching with joint attention."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, fields
+from functools import cache, partial
+from typing import Any
+
+from ...core.inspection.world.world_evaluation import draw
+from ...core.models.diffusers_adapter import DiffusersModel
+from ...core.models.diffusers_flow import FlowModel
+from ...core.models.tiny.load import load_flow
+from ...core.models.tiny.weights import tiny_weights_path
+from ...core.world import concepts as world
+from ...core.world.render import concept_images
+from .trials import PICTURES, PLAIN, Arm, Comparison, Trial, combined, held_out_prompts, judge, learn
+
+CHOICES = ((False, False), (True, False), (False, True), (True, True))
+"""Without and with CoRe, without and with MLM."""
+LEARNED = {"ti": "TI", "word-lora": "word + LoRA"}
+"""What is trained, by the name in `METHODS`."""
+
+
+@dataclass(frozen=True)
+class FlowArm(Arm):
+    """An arm on the flow matching model, whose weights decide a trial too."""
+
+    @property
+    def beyond(self) -> list[Any]:
+        return [weights_digest()]
+
+
+@cache
+def weights_digest() -> str:
+    """Twelve hex digits of the bundled flow matching model's weights."""
+    digest = hashlib.blake2b(digest_size=6)
+    for part in ("transformer", "flow_vae", "text_encoder"):
+        digest.update(tiny_weights_path(part).read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def flow_model() -> FlowModel:
+    """The model, once a process."""
+    return FlowModel(load_flow())
+
+
+def beyond_part(model: DiffusersModel) -> Comparison:
+    """Textual inversion, and word and LoRA together, each without and with CoRe, MLM and both."""
+    arms: dict[str, list[FlowArm]] = {
+        kind: [_arm(combined(model, kind, title, core=core, mlm=mlm)) for core, mlm in CHOICES]
+        for kind, title in LEARNED.items()
+    }
+    pairs = [(arm.name, plain.name) for plain, *others in arms.values() for arm in others]
+    alone, together = arms.values()
+    pairs += [(both.name, word.name) for word, both in zip(alone, together, strict=True)]
+    return Comparison("beyond", (*alone, *together), tuple(pairs), run_flow_trial)
+
+
+def _arm(arm: Arm) -> FlowArm:
+    return FlowArm(**{one.name: getattr(arm, one.name) for one in fields(arm)})
+
+
+def run_flow_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Trial:
+    """`run_trial` on the flow matching model and not on `model`, without what looks on at cross-attention."""
+    flow, subject = flow_model(), world.CONCEPTS[name]
+    references, _, class_word = concept_images(name, PICTURES, seed=seed)
+    started = time.perf_counter()
+    concept = learn(flow, arm, name, class_word, references, seed)
+    seconds = time.perf_counter() - started
+    prompts = held_out_prompts(subject.background)
+    pictures, found = judge(partial(draw, flow, concept=concept), prompts, subject, references, seed, PLAIN)
+    figures = {
+        "method": arm.name,
+        "concept": name,
+        "class_word": class_word,
+        "seed": seed,
+        **found,
+        "seconds": seconds,
+        "core": arm.core,
+        "mlm": arm.mlm,
+    }
+    return Trial(concept, pictures, prompts, figures)
