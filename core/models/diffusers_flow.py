@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..maths.schedule import alpha_bar_of_sigma, flow_latents
 from .diffusers_adapter import DiffusersModel
@@ -26,12 +27,17 @@ class FlowTextEncoder(DiffusersTextEncoder):
 
     def __init__(self, module: torch.nn.Module, tokenizer: Any) -> None:
         super().__init__("clip_l", module, tokenizer, pooled=True)
-        self._positions, self.max_length = self.max_length, config.FLOW_TOKENS
+        self._short: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
-    @cached_property
-    def fingerprint(self) -> str:
-        # What is learned for the same table elsewhere fits here too.
-        return fingerprint({"table": self.table()}, name=self.name, max_length=self._positions)
+    def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
+        """`TextEncoder.encode`. Raises ValueError for a prompt that ends behind what the transformer reads."""
+        if ids not in self._short:  # the same tensor comes again for the same prompts: asked once, nobody waits
+            if not bool((ids[:, : config.FLOW_TOKENS] == self.eos).any(dim=1).all()):
+                raise ValueError(
+                    f"a prompt of more than {config.FLOW_TOKENS - 2} tokens is too long for the tiny flow model"
+                )
+            self._short[ids] = True
+        return super().encode(inputs, ids)
 
 
 class FlowModel(DiffusersModel):
@@ -64,7 +70,7 @@ class FlowModel(DiffusersModel):
         (encoding,) = (encodings[name] for name in self.text_encoders)
         if encoding.layers is not None:
             raise ValueError("joint attention has no layers of their own for a word (XTI); train a textual inversion")
-        return Conditioning(encoding.tokens, encoding.pooled)
+        return Conditioning(encoding.tokens[:, : config.FLOW_TOKENS], encoding.pooled)
 
     def predict(
         self,

@@ -1,4 +1,4 @@
-"""The UNet and judge stages on another form's latents, and what a form is made of."""
+"""The UNet, transformer and judge stages on another form's latents, and what a form is made of."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ from contextual_inversion.core.models.tiny.weights import read_tensors, write_te
 from contextual_inversion.core.world.concepts import CONCEPTS
 from contextual_inversion.core.world.render import render
 from contextual_inversion.core.world.scenes import WORN
-from contextual_inversion.pretraining import form_report, judge, unet
+from contextual_inversion.pretraining import form_report, judge, transformer, unet
 from contextual_inversion.pretraining.forms import FORMS, Form, inherit
+from contextual_inversion.pretraining.lessons import encoder_digest
 from contextual_inversion.pretraining.processes import Processes
 
+SHORT = {
+    **config.TRANSFORMER,
+    "in_channels": 7 * config.FLOW_PATCH**2,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "num_attention_heads": 1,
+}
 WIDE = {**config.UNET, "in_channels": 7, "out_channels": 7}
 
 
@@ -27,7 +35,7 @@ WIDE = {**config.UNET, "in_channels": 7, "out_channels": 7}
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Form:
     """A form with seven latent channels and an untrained VAE, in place of the candidate."""
     numbers = {**config.VAE, "latent_channels": 7}
-    form = Form("candidate", tmp_path / "form", {"vae": numbers, "unet": WIDE})
+    form = Form("candidate", tmp_path / "form", {"vae": numbers, "unet": WIDE, "transformer": SHORT})
     monkeypatch.setitem(FORMS, "candidate", form)
     torch.manual_seed(0)
     write_tensors(form.path("vae"), build_vae(numbers).state_dict(), {})
@@ -56,13 +64,13 @@ def test_only_the_named_axis_may_differ() -> None:
 
 
 def test_latents_are_told_apart_by_the_encoder_alone(small: Form) -> None:
-    before = unet.encoder_digest(small)
+    before = encoder_digest(small)
     state = read_tensors(small.path("vae"))
     decoder, encoder = (next(k for k in state if k.startswith(half)) for half in ("decoder.", "encoder."))
     write_tensors(small.path("vae"), {**state, decoder: state[decoder] + 1}, {})
-    assert unet.encoder_digest(small) == before
+    assert encoder_digest(small) == before
     write_tensors(small.path("vae"), {**state, encoder: state[encoder] + 1}, {})
-    assert unet.encoder_digest(small) != before
+    assert encoder_digest(small) != before
 
 
 def test_a_form_takes_the_bundled_part_where_it_has_none(small: Form) -> None:
@@ -83,6 +91,32 @@ def test_both_stages_write_into_their_form_alone(small: Form, tmp_path: Path) ->
     report, drawn = form_report.form_report(small, n=2, seed=0)
     assert drawn.shape == (2, 128, 128, 3)
     assert 0 <= report["subject_shape"] <= 1
+
+
+def test_the_transformer_begins_as_nothing_and_learns(small: Form, tmp_path: Path) -> None:
+    fresh = small.build("transformer")
+    transformer.set_to_identity(fresh)
+    told = {
+        "encoder_hidden_states": torch.randn(2, 5, config.WIDTH),
+        "pooled_projections": torch.randn(2, config.WIDTH),
+        "timestep": torch.tensor([0.2, 0.9]),
+        "img_ids": torch.zeros(4, 3),
+        "txt_ids": torch.zeros(5, 3),
+    }
+    assert not fresh(torch.randn(2, 4, 28), **told).sample.any()
+    states: list[torch.Tensor] = []
+    fresh.norm_out.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    x = torch.randn(2, 4, 28)
+    fresh(x, **told)
+    assert torch.equal(states[0], fresh.x_embedder(x))  # every block the identity
+    transformer.train_transformer(tmp_path, Processes("cpu"), steps=2, batch=2, scenes=4, compile_network=False)
+    state = torch.load(tmp_path / "transformer.pt", weights_only=True)
+    assert state["step"] == 2
+    learned = small.load("transformer")
+    # The output learns first, and what is before it when the output is no longer 0.
+    assert learned.proj_out.weight.any()
+    lines = (tmp_path / "transformer.jsonl").read_text().splitlines()
+    assert "val_caption" in lines[-1]
 
 
 def test_the_judge_sees_each_concepts_class_in_its_look_without_its_parts() -> None:
