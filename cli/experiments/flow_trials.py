@@ -21,6 +21,11 @@ CHOICES = ((False, False), (True, False), (False, True), (True, True))
 """Without and with CoRe, without and with MLM."""
 LEARNED = {"ti": "TI", "word-lora": "word + LoRA"}
 """What is trained, by the name in `METHODS`."""
+RECIPES: dict[str, dict[str, Any]] = {
+    "ti": {"steps": 100, "learning_rate": 2e-2},
+    "word-lora": {"steps": 100},
+}
+"""What differs from the bundled Stable Diffusion's recipes: chosen on the goblet with one seed, in five trainings."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def flow_model() -> FlowModel:
 def beyond_part(model: DiffusersModel) -> Comparison:
     """Textual inversion, and word and LoRA together, each without and with CoRe, MLM and both."""
     arms: dict[str, list[FlowArm]] = {
-        kind: [_arm(combined(model, kind, title, core=core, mlm=mlm)) for core, mlm in CHOICES]
+        kind: [_arm(combined(model, kind, title, core=core, mlm=mlm), RECIPES[kind]) for core, mlm in CHOICES]
         for kind, title in LEARNED.items()
     }
     pairs = [(arm.name, plain.name) for plain, *others in arms.values() for arm in others]
@@ -59,8 +64,9 @@ def beyond_part(model: DiffusersModel) -> Comparison:
     return Comparison("beyond", (*alone, *together), tuple(pairs), run_flow_trial)
 
 
-def _arm(arm: Arm) -> FlowArm:
-    return FlowArm(**{one.name: getattr(arm, one.name) for one in fields(arm)})
+def _arm(arm: Arm, recipe: dict[str, Any]) -> FlowArm:
+    own = {one.name: getattr(arm, one.name) for one in fields(arm)}
+    return FlowArm(**{**own, "changes": {**arm.changes, **recipe}})
 
 
 def run_flow_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Trial:
@@ -79,6 +85,7 @@ def run_flow_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Tri
         "seed": seed,
         **found,
         "seconds": seconds,
+        "weights": weights_digest(),
         "core": arm.core,
         "mlm": arm.mlm,
     }

@@ -44,6 +44,7 @@ SHEETS = {
     "repair_a_prompt": (2, 1),
     "compare_methods": (4, 3),
     "dual_path": (2, 3),
+    "beyond_stable_diffusion": (2, 3),
 }
 """Rows and columns of the sheet in which a graph ends."""
 WITHOUT = {"see_what_a_word_does": "its viewers are what it shows", "pretrain_a_contextualizer": "it draws nothing"}
@@ -58,6 +59,7 @@ SAID = {
     "first_word": "embedding:",
     "train_a_word": "embedding:",
     "train_my_photos": "embedding:",
+    "beyond_stable_diffusion": "embedding:",
     "pretrain_a_contextualizer": "context shuffled",
 }
 """What a graph says on one of its nodes."""
