@@ -26,7 +26,7 @@ from ...core.models.protocol import (
 from .attention import with_gradients
 from .cancelling import hear_cancel
 from .families.attention import Looking, tokens_of
-from .families.blocks import joint_blocks, lists_of_blocks, numbered
+from .families.blocks import joint_blocks, lent, lists_of_blocks, numbered
 from .families.encoders import family_encoders
 from .families.facts import Family
 from .families.gradients import differentiable, kept_for_backward
@@ -138,8 +138,9 @@ class FamilyModel(ComfyModel):
     ) -> torch.Tensor:
         self._ready()
         hear_cancel()
-        if probe is not None and self.family.attends != "joint":
+        if probe is not None and self.family.attends == "unseen":
             raise ValueError(f"{self.family.title}: ComfyUI shows nobody what its attention looks at")
+        self._require_room(*latents.shape[-2:])
         timesteps = timesteps.to(self.device)
         seen = _Collected(len(latents)) if probe is not None else None
         prompts, out = conditioning.prompts, {}
@@ -152,6 +153,14 @@ class FamilyModel(ComfyModel):
         if seen is not None:
             seen.tell(probe)
         return torch.stack([out[row] for row in range(len(latents))]).float()
+
+    def _require_room(self, height: int, width: int) -> None:
+        side = (height + width) // 2 * self.latent_factor
+        if side < self.family.least:
+            raise ValueError(
+                f"{self.family.title} takes pictures of {self.family.least} pixels a side or more, not of {side}: "
+                "ComfyUI divides by zero below; choose a larger resolution"
+            )
 
     def attended(self, conditioning: FamilyConditioning) -> dict[str, int]:
         """The text encoders whose tokens a probe sees, each with the number of its first column."""
@@ -174,7 +183,8 @@ class FamilyModel(ComfyModel):
         with self._passing(), blamed(options) as options:
             given = self._conditions(x, prompts, size)
             ticks = base.process_timestep(self._sampling.timestep(sigmas).float(), x=x, **given)
-            with numbered(self._blocks, checkpointing=self._checkpointing):
+            given_none = lent(self.family.lends, options)
+            with numbered(self._blocks, checkpointing=self._checkpointing, given=given_none):
                 output = self._unet(x, ticks, transformer_options=options, **given)
         return output[:, :, 0] if output.ndim == 5 else output
 
@@ -221,7 +231,7 @@ class FamilyModel(ComfyModel):
         if self._held is not None:
             options = with_gradients(options)
         if seen is not None:
-            looking = Looking(tokens, self._joint, seen, options.get("optimized_attention_override"))
+            looking = Looking(self.family, tokens, self._joint, seen, options.get("optimized_attention_override"))
             options = {**options, "optimized_attention_override": looking}
         return options
 
