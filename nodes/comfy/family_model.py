@@ -156,10 +156,10 @@ class FamilyModel(ComfyModel):
 
     def _require_room(self, height: int, width: int) -> None:
         side = (height + width) // 2 * self.latent_factor
-        if side < self.family.least:
+        if self.family.above and side <= self.family.above:
             raise ValueError(
-                f"{self.family.title} takes pictures of {self.family.least} pixels a side or more, not of {side}: "
-                "ComfyUI divides by zero below; choose a larger resolution"
+                f"{self.family.title} takes pictures of more than {self.family.above} pixels a side, not of {side}: "
+                "ComfyUI divides by zero there; choose a larger resolution"
             )
 
     def attended(self, conditioning: FamilyConditioning) -> dict[str, int]:

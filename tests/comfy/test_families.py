@@ -46,7 +46,7 @@ def rows_of(model, words="castle", length=2):
 def noised(model, batch=2):
     """Latents, noise, z_t and timesteps."""
     generator = torch.Generator().manual_seed(5)
-    steps, side = model.schedule.steps, 64 if model.family.least else 8
+    steps, side = model.schedule.steps, 64 if model.family.above else 8
     clean, noise = (torch.randn(batch, model.latent_channels, side, side, generator=generator) for _ in range(2))
     timesteps = torch.linspace(steps // 3, steps - steps // 20, batch).long()
     return clean, noise, add_noise(clean, noise, model.schedule.alpha_bar[timesteps]), timesteps
@@ -201,7 +201,7 @@ def test_core_is_exactly_nothing_where_the_word_is_the_class_word(model):
     from contextual_inversion.core.training.settings import TrainSettings
     from contextual_inversion.core.training.trainer import train
 
-    side = 512 if model.family.least else 64
+    side = 512 if model.family.above else 64
     settings = TrainSettings("dog", steps=1, batch=1, resolution=side, passes="separate")
     core = CoReRegularizer(["a {} in a jar"], embedding_weight=0.1, attention_weight=0.1)
     for words in model.text_encoders.values():

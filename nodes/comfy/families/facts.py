@@ -17,8 +17,8 @@ class Family:
     `attends` says how image tokens look at the text: "joint", one attention over text and image, of which `text` says
     where the text is; "cross", the second attention of each block; or "unseen", where ComfyUI gives us no way to look.
     `lends` is the module that calls its attention without the options through which others look on. `aligned` says on which side text that the denoiser makes longer
-    stays: "left" where something is put behind it. `resolution` is the side in pixels that it was trained at, `least`
-    the least that its code can take, and `learns` the text encoders whose rows learn by default, () for all.
+    stays: "left" where something is put behind it. `resolution` is the side in pixels that it was trained at, `above`
+    one too small for its code, and `learns` the text encoders whose rows learn by default, () for all.
     """
 
     title: str
@@ -29,7 +29,7 @@ class Family:
     apart: tuple[str, ...] = ()
     aligned: Literal["left", "right"] = "left"
     resolution: int = 1024
-    least: int = 0
+    above: int = 0
     learns: tuple[str, ...] = ()
 
 
@@ -44,7 +44,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "Chroma": Family("Chroma", ("double_blocks", "single_blocks")),
     "AuraFlow": Family("AuraFlow", ("double_layers", "single_layers"), aligned="right"),
-    "PixArt": Family("PixArt", ("blocks",), "cross", lends="comfy.ldm.pixart.blocks", least=264),
+    "PixArt": Family("PixArt", ("blocks",), "cross", lends="comfy.ldm.pixart.blocks", above=256),
 }
 """By the name of the class in ComfyUI's `model_base`, that class alone: those made from it take more than text."""
 NAMES = ", ".join(family.title for family in FAMILIES.values())
