@@ -143,7 +143,7 @@ def test_recording_leaves_the_picture_as_it_is(run_graph, loader):
         **sampler(["model", 0], ["positive", 0], side_of(loader)),
     }
     record = call("RecordAttention", model=["model", 0], step_bins=2, cells=8)
-    watched = {**plain, "record": record, **sampler(["record", 0], ["positive", 0], side_of(loader))}
+    watched = {**plain, "record": record, **sampler(["record", 0], ["positive", 0], side)}
     show = call("ShowAttention", attention=["record", 1], prompt="a red castle", latent=["sampler", 0], **SHOWN)
     show["inputs"]["clip"] = ["model", 1]
     before = run_graph(plain, keep={"latent": ("sampler", 0)})
@@ -163,7 +163,7 @@ def test_recording_leaves_the_picture_as_it_is(run_graph, loader):
 
 
 def test_a_word_is_applied_saved_and_loaded(run_graph, loader):
-    name = f"word_of_{loader['inputs']['kind']}"
+    name, side = f"word_of_{loader['inputs']['kind']}", side_of(loader)
     trained = graph(loader, train=WORD_AND_LORA, weight_rate=0.05)
     applied = call(
         "ApplyConcept", model=["model", 0], clip=["model", 1], concept=["train", 0], strength_model=1.0,
@@ -174,16 +174,14 @@ def test_a_word_is_applied_saved_and_loaded(run_graph, loader):
         half_precision=False, lora_file=True,
     )  # fmt: skip
     whole = {**trained, "apply": applied, "save": save, "positive": prompt("a <keep> in a jar", ("apply", 1))}
-    run = run_graph(
-        {**whole, **sampler(["apply", 0], ["positive", 0], side_of(loader))}, keep={"latent": ("sampler", 0), **KEEP}
-    )
+    run = run_graph({**whole, **sampler(["apply", 0], ["positive", 0], side)}, keep={"latent": ("sampler", 0), **KEEP})
     assert run.status == "success", run.error
     load = call("LoadConcept", file=f"contextual_inversion/{name}.safetensors", clip=["model", 1])
     again = {"model": loader, "load": load, "apply": {**applied, "inputs": {**applied["inputs"]}}}
     again["apply"]["inputs"] |= {"concept": ["load", 0], "name": "keep"}
     again |= {
         "positive": prompt("a <keep> in a jar", ("apply", 1)),
-        **sampler(["apply", 0], ["positive", 0], side_of(loader)),
+        **sampler(["apply", 0], ["positive", 0], side),
     }
     loaded = run_graph(again, keep={"latent": ("sampler", 0), "concept": ("load", 0)})
     assert loaded.status == "success", loaded.error
@@ -197,7 +195,7 @@ def test_a_word_is_applied_saved_and_loaded(run_graph, loader):
         "apply": {**again["apply"], "inputs": {**again["apply"]["inputs"], "strength_model": 0.0}},
         "load": load,
         "positive": prompt("a <keep> in a jar", ("apply", 1)),
-        **sampler(["lora", 0], ["positive", 0], side_of(loader)),
+        **sampler(["lora", 0], ["positive", 0], side),
     }
     by_stock = run_graph(stock, keep={"latent": ("sampler", 0)})
     assert by_stock.status == "success", by_stock.error

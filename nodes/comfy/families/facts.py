@@ -16,9 +16,10 @@ class Family:
     `blocks` are the lists of blocks of its denoiser, in forward order; those in `apart` see text alone or image alone.
     `attends` says how image tokens look at the text: "joint", one attention over text and image, of which `text` says
     where the text is; "cross", the second attention of each block; or "unseen", where ComfyUI gives us no way to look.
-    `lends` is the module that calls its attention without the options through which others look on. `aligned` says on which side text that the denoiser makes longer
-    stays: "left" where something is put behind it. `resolution` is the side in pixels that it was trained at, `above`
-    one too small for its code, and `learns` the text encoders whose rows learn by default, () for all.
+    `lends` is the module that calls its attention without the options through which others look on. `aligned` says on
+    which side text that the denoiser makes longer stays: "left" where something is put behind it. `resolution` is the
+    side in pixels that it was trained at, `above` one too small for its code, and `learns` the text encoders whose rows
+    learn by default, () for all.
     """
 
     title: str
