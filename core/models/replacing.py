@@ -9,8 +9,8 @@ from typing import Any
 
 @contextmanager
 def instead(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Inside, what this one `module`, of PyTorch or of Python, has as `name` is `function`. On exit it is as it was: the
-    class's, or what somebody else had put on the object before."""
+    """Inside, what this one `module`, of PyTorch or of Python, has as `name` is `function`. On exit it is as it was:
+    the class's, or what somebody else had put on the object before."""
     before = vars(module).get(name)
     setattr(module, name, function)
     try:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...core.models.frozen import autograd, frozen
+from ...core.models.kept import kept_for_backward
 from ...core.models.protocol import fingerprint
 from .families.encoders import FamilyTextEncoder, family_encoders
-from .families.gradients import kept_for_backward
 from .text import ComfyTextEncoder, differentiable_layers, is_stable_diffusion, text_encoders
 from .weights import base_weight, load, loaded, normal_tensors, patches_digest, plain_patcher
 

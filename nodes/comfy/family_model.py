@@ -13,6 +13,7 @@ import torch
 
 from ...core.maths.schedule import alpha_bar_of_sigma, flow_latents
 from ...core.models.frozen import autograd, frozen
+from ...core.models.kept import kept_for_backward
 from ...core.models.low_rank import is_linear
 from ...core.models.protocol import (
     AttentionWatcher,
@@ -29,7 +30,7 @@ from .families.attention import Looking, tokens_of
 from .families.blocks import joint_blocks, lent, lists_of_blocks, numbered
 from .families.encoders import family_encoders
 from .families.facts import Family
-from .families.gradients import differentiable, kept_for_backward
+from .families.gradients import differentiable
 from .families.joining import FamilyConditioning, Prompt, alike, joined
 from .families.requirements import require_family, require_method
 from .model import ComfyModel

@@ -1,5 +1,6 @@
 """Models beyond Stable Diffusion behind the protocol: each family's own text, conditioning, noise and gradients."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -218,3 +219,21 @@ def test_pictures_go_through_the_autoencoder_one_by_one(model):
     assert latents.shape == (2, model.latent_channels, 8, 8)
     assert torch.allclose(model.to_latents(images[1:]), latents[1:], atol=1e-4)
     assert model.to_images(latents).shape == (2, 3, 64, 64)
+
+
+def test_a_long_training_keeps_nothing_of_its_steps(comfyui):
+    """Of what Python's garbage collector knows: PyTorch's own way of keeping tensors grew by 0.4 MB a step."""
+    from contextual_inversion.core.training.settings import TrainSettings
+    from contextual_inversion.core.training.trainer import train
+    from contextual_inversion.nodes.comfy.adapting import adapted
+    from random_families import build
+
+    sockets = build("z_image")
+    model = adapted(sockets.model, sockets.clip, sockets.vae)
+    found = []
+    with train(model, torch.rand(1, 64, 64, 3), TrainSettings("house", steps=31, batch=1, resolution=64)) as run:
+        for step, _ in enumerate(run):
+            if step in (20, 30):
+                gc.collect()
+                found.append(len(gc.get_objects()))
+    assert found[1] - found[0] < 5

@@ -137,11 +137,8 @@ SHOWN = {
 
 def test_recording_leaves_the_picture_as_it_is(run_graph, loader):
     """And its maps are shares: what all text tokens and the image itself draw is 1."""
-    plain = {
-        "model": loader,
-        "positive": prompt("a red castle"),
-        **sampler(["model", 0], ["positive", 0], side_of(loader)),
-    }
+    side = side_of(loader)
+    plain = {"model": loader, "positive": prompt("a red castle"), **sampler(["model", 0], ["positive", 0], side)}
     record = call("RecordAttention", model=["model", 0], step_bins=2, cells=8)
     watched = {**plain, "record": record, **sampler(["record", 0], ["positive", 0], side)}
     show = call("ShowAttention", attention=["record", 1], prompt="a red castle", latent=["sampler", 0], **SHOWN)
