@@ -47,6 +47,6 @@ def _encoders(clip: Any, patcher: Any, *, training: bool = False) -> dict[str, T
     if is_stable_diffusion(patcher.model):
         found = text_encoders(patcher, clip.tokenizer, layer=clip.layer_idx)
     else:
-        told = {"ready": lambda: load([patcher], alone=False), "training": lambda: (training, False)}
+        told = {"ready": lambda _: load([patcher], alone=False), "training": lambda: (training, False, False)}
         found = family_encoders(clip, patcher, device=patcher.load_device, **told)
     return {encoder.name: encoder for encoder in found}

@@ -33,9 +33,10 @@ from .families.facts import Family
 from .families.gradients import differentiable
 from .families.joining import FamilyConditioning, Prompt, alike, joined
 from .families.requirements import require_family, require_method
+from .families.streaming import resting
 from .model import ComfyModel
 from .other_nodes import blamed, refused_in_words, with_exact_gradients
-from .weights import base_weight, load, loaded, plain_patcher
+from .weights import base_weight, fit_together, load, loaded, plain_patcher, unload
 
 FLOW, V = "flow", "v_prediction"
 
@@ -60,10 +61,11 @@ class FamilyModel(ComfyModel):
         # Held weakly: in a cycle, weights would stay until the garbage collector comes by.
         ready, told = WeakMethod(self._ready), WeakMethod(self._training)
         alone = partial(load, [self.clip_patcher], alone=False)
+        self._text = self.clip_patcher
         encoders = family_encoders(
             clip,
             self.clip_patcher,
-            ready=lambda: (ready() or alone)(),
+            ready=lambda learning: alone() if ready() is None else ready()(learning),
             device=self.device,
             training=lambda: told()(),
         )
@@ -265,10 +267,15 @@ class FamilyModel(ComfyModel):
 
     @contextmanager
     def session(self, *, gradient_checkpointing: bool = False) -> Iterator[None]:
+        """As ever; the text encoders stay where they rest until something learns in them, and all the time where they
+        do not fit beside the denoiser. Their blocks come to the device one after another then."""
         if self._held is not None:
             raise RuntimeError("this model is in a training session already")
-        modules, patchers = [self.patcher.model, self.clip_patcher.model], [self.patcher, self.clip_patcher]
-        with refused_in_words(self.patcher), frozen(modules), loaded(patchers), autograd(), kept_for_backward():
+        modules = [self.patcher.model, self.clip_patcher.model]
+        if self._can_rest():
+            unload(self.clip_patcher)
+            self._text = resting(self.clip_patcher)
+        with refused_in_words(self.patcher), frozen(modules), loaded(self._patchers()), autograd(), kept_for_backward():
             self._checkpointing = gradient_checkpointing
             self._hold()
             try:
@@ -276,10 +283,33 @@ class FamilyModel(ComfyModel):
             finally:
                 self._release()
                 self._checkpointing = False
+                if self._can_rest() and not self._streaming():
+                    unload(self.clip_patcher)
+                self._text = self.clip_patcher
 
-    def _training(self) -> tuple[bool, bool]:
-        """Whether a training is going on, and with checkpointing."""
-        return self._held is not None, self._checkpointing
+    def _can_rest(self) -> bool:
+        return self.clip_patcher.load_device != self.clip_patcher.offload_device
+
+    def _patchers(self) -> list[Any]:
+        return [self.patcher, self._text]
+
+    def _ready(self, learning: bool = False) -> None:
+        if self._held is None:
+            load([self.patcher, self.clip_patcher], alone=False)
+        elif learning and self._streaming() and fit_together([self.patcher, self.clip_patcher]):
+            self._release()
+            unload(self._text)
+            self._text = self.clip_patcher
+            load(self._patchers(), alone=True)
+            self._hold()
+
+    def _streaming(self) -> bool:
+        """Whether the text encoders' weights come to the device block by block."""
+        return self._text is not self.clip_patcher
+
+    def _training(self) -> tuple[bool, bool, bool]:
+        """Whether a training is going on, with checkpointing, and with text encoders that are streamed."""
+        return self._held is not None, self._checkpointing, self._streaming()
 
     def _passing(self) -> AbstractContextManager[None]:
         return differentiable() if self._held is not None else nullcontext()

@@ -223,10 +223,11 @@ def test_pictures_go_through_the_autoencoder_one_by_one(model):
 
 def test_a_long_training_keeps_nothing_of_its_steps(comfyui):
     """Of what Python's garbage collector knows: PyTorch's own way of keeping tensors grew by 0.4 MB a step."""
+    from random_families import build
+
     from contextual_inversion.core.training.settings import TrainSettings
     from contextual_inversion.core.training.trainer import train
     from contextual_inversion.nodes.comfy.adapting import adapted
-    from random_families import build
 
     sockets = build("z_image")
     model = adapted(sockets.model, sockets.clip, sockets.vae)

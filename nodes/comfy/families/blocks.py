@@ -15,12 +15,12 @@ from ....core.models.checkpointing import checkpoint
 from ....core.models.replacing import instead
 from ....core.models.replay import Replay
 from .gradients import differentiable
+from .streaming import borrowed
 
 BLOCK = "contextual_inversion_block"
 """In a block's `transformer_options`: the `Run` of it that is going on."""
 ATTENTION = "optimized_attention"
 """What ComfyUI's modules call the function that attends."""
-Forward = Callable[..., Any]
 
 
 @dataclass
@@ -52,12 +52,19 @@ def lent(module: str, options: Mapping[str, Any]) -> Lent | None:
 
 
 @contextmanager
-def numbered(blocks: Sequence[torch.nn.Module], *, checkpointing: bool, given: Lent | None = None) -> Iterator[None]:
+def numbered(
+    blocks: Sequence[torch.nn.Module],
+    *,
+    checkpointing: bool,
+    given: Lent | None = None,
+    device: torch.device | None = None,
+) -> Iterator[None]:
     """Inside, each block is told its number, and keeps only what goes into it where it is checkpointed; `given` are the
-    options of blocks that have none."""
+    options of blocks that have none, and `device` is where the weights of blocks come while they run."""
     with ExitStack() as stack:
         for number, block in enumerate(blocks):
-            stack.enter_context(instead(block, "forward", _Block(number, block, block.forward, checkpointing, given)))
+            ours = _Block(number, block, checkpointing, given, device)
+            stack.enter_context(instead(block, "forward", ours))
         yield
 
 
@@ -65,10 +72,15 @@ class _Block:
     """In the place of one block's `forward`."""
 
     def __init__(
-        self, number: int, block: torch.nn.Module, forward: Forward, checkpointing: bool, given: Lent | None
+        self,
+        number: int,
+        block: torch.nn.Module,
+        checkpointing: bool,
+        given: Lent | None,
+        device: torch.device | None,
     ) -> None:
         self.number, self.block, self.checkpointing = number, block, checkpointing
-        self.forward, self.given = forward, given
+        self.forward, self.given, self.device = block.forward, given, device
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         if not (self.checkpointing and torch.is_grad_enabled()):
@@ -92,8 +104,11 @@ class _Block:
     def _run(self, arguments: Sequence[Any], keywords: Mapping[str, Any], recomputing: bool) -> Any:
         run, options = Run(self.number, recomputing), keywords.get("transformer_options")
         told = {} if options is None else {"transformer_options": {**options, BLOCK: run}}
-        with nullcontext() if self.given is None else self.given.to(run):
+        with nullcontext() if self.given is None else self.given.to(run), self._at_hand():
             return self.forward(*arguments, **{**keywords, **told})
+
+    def _at_hand(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.device is None else borrowed(list(self.block.modules()), self.device)
 
 
 def _flattened(value: Any) -> tuple[list[torch.Tensor], Callable[[Sequence[torch.Tensor]], Any]]:
