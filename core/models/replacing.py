@@ -1,4 +1,4 @@
-"""A function in the place of one of a module's own, for a while."""
+"""A function in the place of one of an object's own, for a while."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 
 @contextmanager
-def instead(module: torch.nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Inside, the method `name` of this one `module` is `function`. On exit it is as it was: the class's, or what
-    somebody else had put on the object before."""
+def instead(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Inside, what this one `module`, of PyTorch or of Python, has as `name` is `function`. On exit it is as it was:
+    the class's, or what somebody else had put on the object before."""
     before = vars(module).get(name)
     setattr(module, name, function)
     try:

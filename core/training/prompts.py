@@ -33,12 +33,16 @@ class PromptEncoder:
         self.size = size
         self.weights = weights
         self._with_words = remembered(self._encode_words, 1024)
+        self._still = remembered(self._encode_still, 1024)
         self._tokenized = remembered(self._tokenize, 1024)
 
     def with_concept(self, templates: Sequence[str]) -> Encoded:
         """Each template with the concept in its placeholder, with gradient."""
         encodings, slots = {}, self.word.slots
         for name, encoder in self.model.text_encoders.items():
+            if self._is_still(name):
+                encodings[name] = _join([self._still(name, template) for template in templates])
+                continue
             vectors = self.word.vectors[name]
             rows = [self._tokenized(name, template) for template in templates]
             if slots is not None:
@@ -70,6 +74,19 @@ class PromptEncoder:
     def model_as_it_came(self) -> AbstractContextManager[None]:
         """Nothing that was learned changes the model inside."""
         return nullcontext() if self.weights is None else self.weights.off()
+
+    def _is_still(self, name: str) -> bool:
+        """Whether what a text encoder says stays the same all through the training, and can be kept: nothing learns in
+        it, and it encodes one prompt after another, so that company changes no last digit."""
+        changed = () if self.weights is None else self.weights.leaves
+        learns = name in self.word.learned or any(key.startswith(f"{name}.") for key in changed)
+        return not learns and getattr(self.model.text_encoders[name], "one_by_one", False)
+
+    @torch.no_grad()
+    def _encode_still(self, name: str, template: str) -> Encoding:
+        encoder = self.model.text_encoders[name]
+        row = self._tokenized(name, template)
+        return encoder.encode(*input_embeddings(encoder, [row], self.word.vectors[name]))
 
     def _tokenize(self, name: str, template: str) -> TokenizedPrompt:
         return tokenize_prompt(self.model.text_encoders[name], template, rows=self.word.rows)

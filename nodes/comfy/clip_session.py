@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...core.models.frozen import autograd, frozen
+from ...core.models.kept import kept_for_backward
 from ...core.models.protocol import fingerprint
 from .families.encoders import FamilyTextEncoder, family_encoders
-from .families.gradients import kept_for_backward
 from .text import ComfyTextEncoder, differentiable_layers, is_stable_diffusion, text_encoders
 from .weights import base_weight, load, loaded, normal_tensors, patches_digest, plain_patcher
 
@@ -47,6 +47,6 @@ def _encoders(clip: Any, patcher: Any, *, training: bool = False) -> dict[str, T
     if is_stable_diffusion(patcher.model):
         found = text_encoders(patcher, clip.tokenizer, layer=clip.layer_idx)
     else:
-        told = {"ready": lambda: load([patcher], alone=False), "training": lambda: (training, False)}
+        told = {"ready": lambda _: load([patcher], alone=False), "training": lambda: (training, False, False)}
         found = family_encoders(clip, patcher, device=patcher.load_device, **told)
     return {encoder.name: encoder for encoder in found}

@@ -14,6 +14,7 @@ import torch
 from ...core.maths.schedule import alpha_bar_of_sigma, flow_latents
 from ...core.models.families import is_narrow
 from ...core.models.frozen import autograd, frozen
+from ...core.models.kept import kept_for_backward
 from ...core.models.low_rank import is_linear
 from ...core.models.protocol import (
     AttentionWatcher,
@@ -28,15 +29,16 @@ from ...core.models.tiny.config import IMAGE_SIZE
 from .attention import with_gradients
 from .cancelling import hear_cancel
 from .families.attention import Looking, tokens_of
-from .families.blocks import joint_blocks, lists_of_blocks, numbered
+from .families.blocks import joint_blocks, lent, lists_of_blocks, numbered
 from .families.encoders import family_encoders
 from .families.facts import Family
-from .families.gradients import differentiable, kept_for_backward
+from .families.gradients import differentiable
 from .families.joining import FamilyConditioning, Prompt, alike, joined
 from .families.requirements import require_family, require_method
+from .families.streaming import resting
 from .model import ComfyModel
 from .other_nodes import blamed, refused_in_words, with_exact_gradients
-from .weights import base_weight, load, loaded, plain_patcher
+from .weights import base_weight, fit_together, load, loaded, plain_patcher, unload
 
 FLOW, V = "flow", "v_prediction"
 
@@ -61,10 +63,11 @@ class FamilyModel(ComfyModel):
         # Held weakly: in a cycle, weights would stay until the garbage collector comes by.
         ready, told = WeakMethod(self._ready), WeakMethod(self._training)
         alone = partial(load, [self.clip_patcher], alone=False)
+        self._text = self.clip_patcher
         encoders = family_encoders(
             clip,
             self.clip_patcher,
-            ready=lambda: (ready() or alone)(),
+            ready=lambda learning: alone() if ready() is None else ready()(learning),
             device=self.device,
             training=lambda: told()(),
         )
@@ -140,8 +143,9 @@ class FamilyModel(ComfyModel):
     ) -> torch.Tensor:
         self._ready()
         hear_cancel()
-        if probe is not None and self.family.attends != "joint":
+        if probe is not None and self.family.attends == "unseen":
             raise ValueError(f"{self.family.title}: ComfyUI shows nobody what its attention looks at")
+        self._require_room(*latents.shape[-2:])
         timesteps = timesteps.to(self.device)
         seen = _Collected(len(latents)) if probe is not None else None
         prompts, out = conditioning.prompts, {}
@@ -154,6 +158,14 @@ class FamilyModel(ComfyModel):
         if seen is not None:
             seen.tell(probe)
         return torch.stack([out[row] for row in range(len(latents))]).float()
+
+    def _require_room(self, height: int, width: int) -> None:
+        side = (height + width) // 2 * self.latent_factor
+        if self.family.above and side <= self.family.above:
+            raise ValueError(
+                f"{self.family.title} takes pictures of more than {self.family.above} pixels a side, not of {side}: "
+                "ComfyUI divides by zero there; choose a larger resolution"
+            )
 
     def attended(self, conditioning: FamilyConditioning) -> dict[str, int]:
         """The text encoders whose tokens a probe sees, each with the number of its first column."""
@@ -176,7 +188,8 @@ class FamilyModel(ComfyModel):
         with self._passing(), blamed(options) as options:
             given = self._conditions(x, prompts, size)
             ticks = base.process_timestep(self._sampling.timestep(sigmas).float(), x=x, **given)
-            with numbered(self._blocks, checkpointing=self._checkpointing):
+            given_none = lent(self.family.lends, options)
+            with numbered(self._blocks, checkpointing=self._checkpointing, given=given_none):
                 output = self._unet(x, ticks, transformer_options=options, **given)
         return output[:, :, 0] if output.ndim == 5 else output
 
@@ -223,7 +236,7 @@ class FamilyModel(ComfyModel):
         if self._held is not None:
             options = with_gradients(options)
         if seen is not None:
-            looking = Looking(tokens, self._joint, seen, options.get("optimized_attention_override"))
+            looking = Looking(self.family, tokens, self._joint, seen, options.get("optimized_attention_override"))
             options = {**options, "optimized_attention_override": looking}
         return options
 
@@ -256,10 +269,15 @@ class FamilyModel(ComfyModel):
 
     @contextmanager
     def session(self, *, gradient_checkpointing: bool = False) -> Iterator[None]:
+        """As ever; the text encoders stay where they rest until something learns in them, and all the time where they
+        do not fit beside the denoiser. Their blocks come to the device one after another then."""
         if self._held is not None:
             raise RuntimeError("this model is in a training session already")
-        modules, patchers = [self.patcher.model, self.clip_patcher.model], [self.patcher, self.clip_patcher]
-        with refused_in_words(self.patcher), frozen(modules), loaded(patchers), autograd(), kept_for_backward():
+        modules = [self.patcher.model, self.clip_patcher.model]
+        if self._can_rest():
+            unload(self.clip_patcher)
+            self._text = resting(self.clip_patcher)
+        with refused_in_words(self.patcher), frozen(modules), loaded(self._patchers()), autograd(), kept_for_backward():
             self._checkpointing = gradient_checkpointing
             self._hold()
             try:
@@ -267,10 +285,33 @@ class FamilyModel(ComfyModel):
             finally:
                 self._release()
                 self._checkpointing = False
+                if self._can_rest() and not self._streaming():
+                    unload(self.clip_patcher)
+                self._text = self.clip_patcher
 
-    def _training(self) -> tuple[bool, bool]:
-        """Whether a training is going on, and with checkpointing."""
-        return self._held is not None, self._checkpointing
+    def _can_rest(self) -> bool:
+        return self.clip_patcher.load_device != self.clip_patcher.offload_device
+
+    def _patchers(self) -> list[Any]:
+        return [self.patcher, self._text]
+
+    def _ready(self, learning: bool = False) -> None:
+        if self._held is None:
+            load([self.patcher, self.clip_patcher], alone=False)
+        elif learning and self._streaming() and fit_together([self.patcher, self.clip_patcher]):
+            self._release()
+            unload(self._text)
+            self._text = self.clip_patcher
+            load(self._patchers(), alone=True)
+            self._hold()
+
+    def _streaming(self) -> bool:
+        """Whether the text encoders' weights come to the device block by block."""
+        return self._text is not self.clip_patcher
+
+    def _training(self) -> tuple[bool, bool, bool]:
+        """Whether a training is going on, with checkpointing, and with text encoders that are streamed."""
+        return self._held is not None, self._checkpointing, self._streaming()
 
     def _passing(self) -> AbstractContextManager[None]:
         return differentiable() if self._held is not None else nullcontext()

@@ -1,4 +1,4 @@
-"""Recording how image tokens look at the text in joint attention, while any sampler runs the model.
+"""Recording how image tokens look at the text in such a family, while any sampler runs the model.
 
 The attention itself stays ComfyUI's own: its override is told queries and keys and calls what would have run without
 it.
@@ -15,7 +15,7 @@ from einops import rearrange
 
 from ...core.inspection.attention.recorder import AttentionRecorder, Rows
 from .families.attention import Looking, tokens_of
-from .families.blocks import joint_blocks, lists_of_blocks, numbered
+from .families.blocks import joint_blocks, lent, lists_of_blocks, numbered
 from .families.facts import Family, family_of
 
 MOST_GROUPS = 8
@@ -27,7 +27,7 @@ def require_seen(model: Any) -> Family:
     """The family of a MODEL whose attention can be recorded. Raises ValueError in words where ComfyUI shows it to
     nobody."""
     family = family_of(model)
-    if family.attends != "joint":
+    if family.attends == "unseen":
         raise ValueError(
             f"the attention of {family.title} cannot be recorded: ComfyUI calls it without the options through which "
             "others may look on"
@@ -71,9 +71,10 @@ class FamilyPasses:
         tokens = tokens_of(denoiser, *size)
         seen = _Seen(self.recorder, self.recorder.watch(progress, rows, size).stretch, rows, tokens.height)
         joint = joint_blocks(denoiser, self.family.blocks, self.family.apart)
-        looking = Looking(tokens, joint, seen, options.get("optimized_attention_override"))
+        looking = Looking(self.family, tokens, joint, seen, options.get("optimized_attention_override"))
         ours = {**options, "optimized_attention_override": looking}
-        with numbered(lists_of_blocks(denoiser, self.family.blocks), checkpointing=False):
+        blocks = lists_of_blocks(denoiser, self.family.blocks)
+        with numbered(blocks, checkpointing=False, given=lent(self.family.lends, ours)):
             return run(x, t, c_concat, c_crossattn, control, ours, **conditions)
 
 

@@ -242,8 +242,12 @@ class ComfyModel:
                 yield
         finally:
             if in_session:
-                load([self.patcher, self.clip_patcher], alone=True)
+                load(self._patchers(), alone=True)
                 self._hold()
+
+    def _patchers(self) -> list[Any]:
+        """Those whose weights a session has loaded."""
+        return [self.patcher, self.clip_patcher]
 
     def _ready(self) -> None:
         if self._held is None:

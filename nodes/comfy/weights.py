@@ -11,6 +11,8 @@ import comfy.model_management as management
 import comfy.utils
 import torch
 
+ROOM = 3 * 2**30
+"""Bytes that a training of a large model needs beside the weights (docs/models.md, "Memory")."""
 EVERYTHING = 1e20
 """Bytes asked for besides the weights: more than there are, so that ComfyUI moves every other model out of the way."""
 
@@ -70,6 +72,12 @@ def load(patchers: Sequence[Any], *, alone: bool) -> None:
                 patcher.partially_load(patcher.load_device, EVERYTHING)
 
 
+def fit_together(patchers: Sequence[Any]) -> bool:
+    """Whether the weights of models of one device leave room there for a training."""
+    needed = sum(patcher.model_size() for patcher in patchers)
+    return needed + ROOM <= management.get_total_memory(patchers[0].load_device)
+
+
 @contextmanager
 def loaded(patchers: Sequence[Any]) -> Iterator[None]:
     """Loaded inside; those that were not loaded before are unloaded and unpatched on exit."""
@@ -80,11 +88,12 @@ def loaded(patchers: Sequence[Any]) -> Iterator[None]:
     finally:
         for patcher, was_loaded in zip(patchers, before, strict=True):
             if not was_loaded:
-                _unload(patcher)
+                unload(patcher)
 
 
-def _unload(patcher: Any) -> None:
-    others = [entry for entry in management.current_loaded_models if entry.model is not patcher]
+def unload(patcher: Any) -> None:
+    """Unpatched and off its device, it and every clone."""
+    others = [entry for entry in management.current_loaded_models if entry.model.model is not patcher.model]
     management.free_memory(EVERYTHING, patcher.load_device, keep_loaded=others)
 
 

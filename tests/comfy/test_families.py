@@ -1,5 +1,6 @@
 """Models beyond Stable Diffusion behind the protocol: each family's own text, conditioning, noise and gradients."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def rows_of(model, words="castle", length=2):
 def noised(model, batch=2):
     """Latents, noise, z_t and timesteps."""
     generator = torch.Generator().manual_seed(5)
-    steps, side = model.schedule.steps, 64 if model.family.title == "PixArt" else 8
+    steps, side = model.schedule.steps, 64 if model.family.above else 8
     clean, noise = (torch.randn(batch, model.latent_channels, side, side, generator=generator) for _ in range(2))
     timesteps = torch.linspace(steps // 3, steps - steps // 20, batch).long()
     return clean, noise, add_noise(clean, noise, model.schedule.alpha_bar[timesteps]), timesteps
@@ -138,10 +139,10 @@ def test_the_gradient_at_the_word_is_the_finite_difference(model):
     weights = torch.randn(512, generator=torch.Generator().manual_seed(1))
 
     def loss(vectors):
-        probe = TokenMeans() if model.family.attends == "joint" else None
+        probe = TokenMeans()
         out = model.predict(z_t, timesteps, said(model, PROMPT, vectors).expand(2), probe)
-        layers = probe.layers if probe is not None else []
-        return (out * noise).mean() + sum((layer * weights[: layer.shape[1]]).sum() for layer in layers)
+        assert len(probe.layers) > 1
+        return (out * noise).mean() + sum((layer * weights[: layer.shape[1]]).sum() for layer in probe.layers)
 
     with model.session():
         vectors = {name: value.requires_grad_() for name, value in rows_of(model).items()}
@@ -188,8 +189,7 @@ def test_all_is_as_it_was_after_an_error(model, sockets):
         raise RuntimeError("on purpose")
 
     _, _, z_t, timesteps = noised(model)
-    wanted = (RuntimeError, "on purpose") if model.family.attends == "joint" else (ValueError, "shows nobody")
-    with pytest.raises(wanted[0], match=wanted[1]), model.session(gradient_checkpointing=True):
+    with pytest.raises(RuntimeError, match="on purpose"), model.session(gradient_checkpointing=True):
         model.predict(z_t, timesteps, said(model, PLAIN).expand(2), fails)
     assert not management.in_training
     parts = [*sockets.model.model.modules(), *sockets.clip.cond_stage_model.modules()]
@@ -202,16 +202,15 @@ def test_core_is_exactly_nothing_where_the_word_is_the_class_word(model):
     from contextual_inversion.core.training.settings import TrainSettings
     from contextual_inversion.core.training.trainer import train
 
-    seen = model.family.attends == "joint"  # of others CoRe's embedding loss is left
-    side = 64 if seen else 512  # PixArt has no places for 32 latents a side or fewer
+    side = 512 if model.family.above else 64
     settings = TrainSettings("dog", steps=1, batch=1, resolution=side, passes="separate")
-    core = CoReRegularizer(["a {} in a jar"], embedding_weight=0.1, attention_weight=0.1 if seen else 0.0)
+    core = CoReRegularizer(["a {} in a jar"], embedding_weight=0.1, attention_weight=0.1)
     for words in model.text_encoders.values():
         assert len(words.tokenize_word("dog")) == 1
     with train(model, torch.rand(1, 64, 64, 3), settings, regularizers=[core]) as run:
         *_, finished = run
     assert finished.losses["core/embedding"].tolist() == [0.0]
-    assert not seen or finished.losses["core/attention"].tolist() == [0.0]
+    assert finished.losses["core/attention"].tolist() == [0.0]
 
 
 def test_pictures_go_through_the_autoencoder_one_by_one(model):
@@ -220,3 +219,22 @@ def test_pictures_go_through_the_autoencoder_one_by_one(model):
     assert latents.shape == (2, model.latent_channels, 8, 8)
     assert torch.allclose(model.to_latents(images[1:]), latents[1:], atol=1e-4)
     assert model.to_images(latents).shape == (2, 3, 64, 64)
+
+
+def test_a_long_training_keeps_nothing_of_its_steps(comfyui):
+    """Of what Python's garbage collector knows: PyTorch's own way of keeping tensors grew by 0.4 MB a step."""
+    from random_families import build
+
+    from contextual_inversion.core.training.settings import TrainSettings
+    from contextual_inversion.core.training.trainer import train
+    from contextual_inversion.nodes.comfy.adapting import adapted
+
+    sockets = build("z_image")
+    model = adapted(sockets.model, sockets.clip, sockets.vae)
+    found = []
+    with train(model, torch.rand(1, 64, 64, 3), TrainSettings("house", steps=31, batch=1, resolution=64)) as run:
+        for step, _ in enumerate(run):
+            if step in (20, 30):
+                gc.collect()
+                found.append(len(gc.get_objects()))
+    assert found[1] - found[0] < 5

@@ -1,4 +1,5 @@
-"""How image tokens look at the text in joint attention, seen through ComfyUI's override of attention functions."""
+"""How image tokens look at the text, in joint attention or in cross-attention, seen through ComfyUI's override of
+attention functions."""
 
 from __future__ import annotations
 
@@ -9,12 +10,15 @@ from typing import Any
 import torch
 from einops import rearrange
 
-from .blocks import BLOCK
+from .blocks import BLOCK, Run
+from .facts import Family
 
+SECOND = 2
+"""In a block with cross-attention the image attends to itself first."""
 Seen = Callable[[int, torch.Tensor, bool], None]
 """Receives the number of a block, the probabilities (B, H, N, T) of N image tokens on T text tokens, and whether this
 is the block's second run in a backward pass, which has to compute what the first did. What is missing to 1 in a row is
-what they look at in the image."""
+what they look at in the image: nothing in cross-attention."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,13 @@ def tokens_of(denoiser: Any, height: int, width: int) -> Tokens:
 
 @dataclass(frozen=True)
 class Looking:
-    """An `optimized_attention_override` that shows what joint attention does and leaves it as it is.
+    """An `optimized_attention_override` that shows what the attention of a `family` does and leaves it as it is.
 
     `blocks` are the numbers of those to look at; where one of them sees the image alone it is passed over. `previous`
     is the override that was there.
     """
 
+    family: Family
     tokens: Tokens
     blocks: frozenset[int]
     seen: Seen
@@ -62,31 +67,47 @@ class Looking:
         *rest: Any,
         **keywords: Any,
     ) -> torch.Tensor:
-        number, recomputing = keywords.get("transformer_options", {}).get(BLOCK, (None, False))
-        if number in self.blocks:
+        run = keywords.get("transformer_options", {}).get(BLOCK)
+        if run is not None and run.number in self.blocks and self._wanted(run):
             mask = rest[0] if rest else keywords.get("mask")
             probabilities = self._probabilities(query, key, heads, mask, keywords)
             if probabilities is not None:
-                self.seen(number, probabilities, recomputing)
+                self.seen(run.number, probabilities, run.again)
         if self.previous is not None:
             return self.previous(function, query, key, value, heads, *rest, **keywords)
         return function(query, key, value, heads, *rest, **keywords)
+
+    def _wanted(self, run: Run) -> bool:
+        """Whether this call of attention is one over text: of blocks with cross-attention it is the second one."""
+        run.calls += 1
+        return self.family.attends == "joint" or run.calls == SECOND
 
     def _probabilities(
         self, query: torch.Tensor, key: torch.Tensor, heads: int, mask: Any, keywords: Mapping[str, Any]
     ) -> torch.Tensor | None:
         if not keywords.get("skip_reshape", False):
             query, key = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (query, key))
-        text = key.shape[2] - self.tokens.padded
-        if text <= 0 or query.shape[2] != key.shape[2]:
+        found = self._image_and_text(query.shape[2], key.shape[2])
+        if found is None:
             return None
+        image, text = found
         if key.shape[1] != query.shape[1]:
             key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        image = query[:, :, text : text + self.tokens.count].float()
-        scores = image @ key.float().mT * keywords.get("scale", query.shape[-1] ** -0.5)
+        scores = query[:, :, image].float() @ key.float().mT * keywords.get("scale", query.shape[-1] ** -0.5)
         if mask is not None:
             scores = scores + _added(mask, scores)
-        return scores.softmax(dim=-1)[..., :text]
+        return scores.softmax(dim=-1)[..., text]
+
+    def _image_and_text(self, queries: int, keys: int) -> tuple[slice, slice] | None:
+        """Where image tokens are among the queries and text tokens among the keys; None where there is no text."""
+        if self.family.attends == "cross":
+            return slice(0, self.tokens.count), slice(None)
+        text = keys - self.tokens.padded
+        if text <= 0 or queries != keys:
+            return None
+        if self.family.text == "last":
+            return slice(0, self.tokens.count), slice(self.tokens.padded, None)
+        return slice(text, text + self.tokens.count), slice(0, text)
 
 
 def _added(mask: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,30 +15,76 @@ from ....core.models.checkpointing import checkpoint
 from ....core.models.replacing import instead
 from ....core.models.replay import Replay
 from .gradients import differentiable
+from .streaming import borrowed
 
 BLOCK = "contextual_inversion_block"
-"""In a block's `transformer_options`: its number, and whether it runs again in the backward pass."""
-Forward = Callable[..., Any]
+"""In a block's `transformer_options`: the `Run` of it that is going on."""
+ATTENTION = "optimized_attention"
+"""What ComfyUI's modules call the function that attends."""
+
+
+@dataclass
+class Run:
+    """One run of the block of this `number`: whether it is its second in a backward pass (`again`), and how often it
+    has attended so far (`calls`)."""
+
+    number: int
+    again: bool
+    calls: int = 0
+
+
+@dataclass(frozen=True)
+class Lent:
+    """`transformer_options` for the attention of a family whose blocks get none: its `module` calls it without them."""
+
+    module: Any
+    options: Mapping[str, Any]
+
+    def to(self, run: Run) -> AbstractContextManager[None]:
+        """Inside, the module's attention is called with the options, and with the run of the block that calls it."""
+        options = {**self.options, BLOCK: run}
+        return instead(self.module, ATTENTION, partial(getattr(self.module, ATTENTION), transformer_options=options))
+
+
+def lent(module: str, options: Mapping[str, Any]) -> Lent | None:
+    """The options for the attention that the module of this name calls; None for "", where blocks hand them on."""
+    return Lent(import_module(module), options) if module else None
 
 
 @contextmanager
-def numbered(blocks: Sequence[torch.nn.Module], *, checkpointing: bool) -> Iterator[None]:
-    """Inside, each block is told its number, and keeps only what goes into it where it is checkpointed."""
+def numbered(
+    blocks: Sequence[torch.nn.Module],
+    *,
+    checkpointing: bool,
+    given: Lent | None = None,
+    device: torch.device | None = None,
+) -> Iterator[None]:
+    """Inside, each block is told its number, and keeps only what goes into it where it is checkpointed; `given` are the
+    options of blocks that have none, and `device` is where the weights of blocks come while they run."""
     with ExitStack() as stack:
         for number, block in enumerate(blocks):
-            stack.enter_context(instead(block, "forward", _Block(number, block, block.forward, checkpointing)))
+            ours = _Block(number, block, checkpointing, given, device)
+            stack.enter_context(instead(block, "forward", ours))
         yield
 
 
 class _Block:
     """In the place of one block's `forward`."""
 
-    def __init__(self, number: int, block: torch.nn.Module, forward: Forward, checkpointing: bool) -> None:
-        self.number, self.block, self.forward, self.checkpointing = number, block, forward, checkpointing
+    def __init__(
+        self,
+        number: int,
+        block: torch.nn.Module,
+        checkpointing: bool,
+        given: Lent | None,
+        device: torch.device | None,
+    ) -> None:
+        self.number, self.block, self.checkpointing = number, block, checkpointing
+        self.forward, self.given, self.device = block.forward, given, device
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         if not (self.checkpointing and torch.is_grad_enabled()):
-            return self.forward(*arguments, **self._told(keywords, False))
+            return self._run(arguments, keywords, False)
         tensors, arranged = _flattened((arguments, keywords))
         replay, again = Replay(self.block), False
 
@@ -46,17 +95,20 @@ class _Block:
             ours = [value.clone() if value.is_floating_point() else value for value in values]
             given, named = arranged(ours)
             if not recomputing:
-                return self.forward(*given, **self._told(named, False))
+                return self._run(given, named, False)
             with replay.again(), differentiable():
-                return self.forward(*given, **self._told(named, True))
+                return self._run(given, named, True)
 
         return checkpoint(run, *tensors)
 
-    def _told(self, keywords: Mapping[str, Any], recomputing: bool) -> dict[str, Any]:
-        options = keywords.get("transformer_options")
-        if options is None:
-            return dict(keywords)
-        return {**keywords, "transformer_options": {**options, BLOCK: (self.number, recomputing)}}
+    def _run(self, arguments: Sequence[Any], keywords: Mapping[str, Any], recomputing: bool) -> Any:
+        run, options = Run(self.number, recomputing), keywords.get("transformer_options")
+        told = {} if options is None else {"transformer_options": {**options, BLOCK: run}}
+        with nullcontext() if self.given is None else self.given.to(run), self._at_hand():
+            return self.forward(*arguments, **{**keywords, **told})
+
+    def _at_hand(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.device is None else borrowed(list(self.block.modules()), self.device)
 
 
 def _flattened(value: Any) -> tuple[list[torch.Tensor], Callable[[Sequence[torch.Tensor]], Any]]:

@@ -8,7 +8,7 @@ BOS and EOT, which here stand for all that the template puts before and behind i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from ..cancelling import hear_cancel
 from ..weights import base_weight
 from .blocks import numbered, text_blocks
 from .gradients import differentiable
+from .streaming import streamed
 
 LONGEST = 256
 """Positions that core gives a prompt where ComfyUI sets no limit."""
@@ -116,7 +117,14 @@ class Raw:
 
 
 class FamilyTextEncoder:
-    """`TextEncoder` on one `SDClipModel`. What it says of a prompt is what ComfyUI says of it, bit for bit."""
+    """`TextEncoder` on one `SDClipModel`. What it says of a prompt is what ComfyUI says of it, bit for bit.
+
+    `ready` brings weights where they are needed, told whether something learns in it. With `training` it is told
+    whether a training is going on and with checkpointing, and whether its weights come block by block.
+    """
+
+    one_by_one = True
+    """Prompts are encoded each by itself."""
 
     def __init__(
         self,
@@ -124,9 +132,9 @@ class FamilyTextEncoder:
         patcher: Any,
         part: Parts,
         *,
-        ready: Callable[[], None],
+        ready: Callable[[bool], None],
         device: torch.device,
-        training: Callable[[], tuple[bool, bool]] = lambda: (False, False),
+        training: Callable[[], tuple[bool, bool, bool]] = lambda: (False, False, False),
     ) -> None:
         self.part, self.name, self.patcher = part, part.name, patcher
         self.module: SDClipModel = getattr(patcher.model, part.attribute)
@@ -198,7 +206,7 @@ class FamilyTextEncoder:
 
     def encode(self, inputs: torch.Tensor, ids: torch.Tensor) -> Encoding:
         hear_cancel()
-        self._ready()
+        self._ready(inputs.requires_grad)
         self._choose_layer()
         ends = (ids == self.eos).int().argmax(dim=1).tolist()
         raw = tuple(self._one(row, end - 1) for row, end in zip(inputs, ends, strict=True))
@@ -232,12 +240,18 @@ class FamilyTextEncoder:
 
     @contextmanager
     def _passing(self) -> Iterator[None]:
-        training, checkpointing = self._training()
-        wanted = training and torch.is_grad_enabled()
-        with differentiable() if training else nullcontext():
-            blocks = text_blocks(self.module.transformer) if wanted and checkpointing else []
-            with numbered(blocks, checkpointing=True):
-                yield
+        training, checkpointing, streaming = self._training()
+        blocks = text_blocks(self.module.transformer)
+        device = self._device if streaming else None
+        again = training and torch.is_grad_enabled() and (checkpointing or streaming)
+        with ExitStack() as stack:
+            if training:
+                stack.enter_context(differentiable())
+            if streaming:
+                stack.enter_context(streamed(self.module.transformer, blocks, self._device))
+            if again or streaming:
+                stack.enter_context(numbered(blocks, checkpointing=again, device=device))
+            yield
 
     def _in_place(self, raw: Raw, length: int) -> torch.Tensor:
         """(L, d): what is said at BOS, the text and EOT, each where core has it; 0 where there is no such token."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Attends = Literal["joint", "unseen"]
+Attends = Literal["joint", "cross", "unseen"]
 
 
 @dataclass(frozen=True)
@@ -14,18 +14,23 @@ class Family:
     """One family, by ComfyUI's class of its model.
 
     `blocks` are the lists of blocks of its denoiser, in forward order; those in `apart` see text alone or image alone.
-    `attends` says how image tokens look at the text: "joint", one attention over text and image, with the text first,
-    or "unseen", where ComfyUI gives us no way to look. `aligned` says on which side text that the denoiser makes longer
-    stays: "left" where something is put behind it. `resolution` is the side in pixels that it was trained at, and
-    `learns` the text encoders whose rows learn by default, () for all.
+    `attends` says how image tokens look at the text: "joint", one attention over text and image, of which `text` says
+    where the text is; "cross", the second attention of each block; or "unseen", where ComfyUI gives us no way to look.
+    `lends` is the module that calls its attention without the options through which others look on. `aligned` says on
+    which side text that the denoiser makes longer stays: "left" where something is put behind it. `resolution` is the
+    side in pixels that it was trained at, `above` one too small for its code, and `learns` the text encoders whose rows
+    learn by default, () for all.
     """
 
     title: str
     blocks: tuple[str, ...]
     attends: Attends = "joint"
+    text: Literal["first", "last"] = "first"
+    lends: str = ""
     apart: tuple[str, ...] = ()
     aligned: Literal["left", "right"] = "left"
     resolution: int = 1024
+    above: int = 0
     learns: tuple[str, ...] = ()
 
 
@@ -40,7 +45,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "Chroma": Family("Chroma", ("double_blocks", "single_blocks")),
     "AuraFlow": Family("AuraFlow", ("double_layers", "single_layers"), aligned="right"),
-    "PixArt": Family("PixArt", ("blocks",), "unseen"),
+    "PixArt": Family("PixArt", ("blocks",), "cross", lends="comfy.ldm.pixart.blocks", above=256),
 }
 """By the name of the class in ComfyUI's `model_base`, that class alone: those made from it take more than text."""
 NAMES = ", ".join(family.title for family in FAMILIES.values())

@@ -9,18 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import comfy.model_management as management
-from torch.autograd.graph import allow_mutation_on_saved_tensors
-from torch.overrides import TorchFunctionMode
 
-
-class _NewResults(TorchFunctionMode):
-    """Drops `out=`: whoever gives it uses what is returned."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **{key: value for key, value in (kwargs or {}).items() if key != "out"})
+from ....core.models.kept import Writes
 
 
 @contextmanager
@@ -37,12 +29,5 @@ def in_training() -> Iterator[None]:
 @contextmanager
 def differentiable() -> Iterator[None]:
     """Around one pass of a model or a text encoder of a training."""
-    with in_training(), _NewResults():
-        yield
-
-
-@contextmanager
-def kept_for_backward() -> Iterator[None]:
-    """Around forward and backward passes: what autograd keeps stays as it was when it was kept."""
-    with allow_mutation_on_saved_tensors():
+    with in_training(), Writes():
         yield
