@@ -99,6 +99,8 @@ TOUCHED = (
     Touched("comfy.model_base:SDXL.encode_adm", TRAINING),
     Touched("comfy.model_base:SDXLRefiner.encode_adm", TRAINING),
     Touched("comfy.model_base:ModelType.V_PREDICTION", DEMO),
+    Touched("comfy.model_base:Flux", DEMO),
+    Touched("comfy.utils:flux_to_diffusers", DEMO, takes=("mmdit_config",)),
     *(
         Touched(f"comfy.model_sampling:{name}", UNETS)
         for name in ("V_PREDICTION", "X0", "EPS", "EDM", "IMG_TO_IMG", "CONST")
