@@ -11,7 +11,7 @@ NAMES = {
         ["sheet"],
         ["images", "labels", "title", "side", "save", "prompts", "images_2", "images_3", "images_4"],
     ),
-    "LoadDemoModel": (["model", "clip", "vae"], []),
+    "LoadDemoModel": (["model", "clip", "vae"], ["kind"]),
     "DemoImages": (
         ["images", "masks", "class_word", "prompts"],
         ["concept", "count", "background", "seed", "companion"],
