@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.inspection.world.checks import GRID, KINDS, JudgeNetwork
-from ..core.models.tiny.weights import write_tensors
+from ..core.models.tiny.weights import read_tensors, write_tensors
 from ..core.world.concepts import CONCEPTS
 from ..core.world.render import render
 from ..core.world.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, WORLD_VERSION, WORN, Scene, SecondObject
@@ -112,8 +112,12 @@ def train_judge(
     batch: int = 32,
     scenes: int = 4800,
     form: str = "candidate",
+    start: str = "fresh",
 ) -> None:
-    """Train the judge of what comes out of a form's VAE and write its weights (rank 0)."""
+    """Train the judge of what comes out of a form's VAE and write its weights (rank 0).
+
+    `start` is one of `STARTS`: one that has judged another VAE's pictures has a quarter of the rate.
+    """
     device, chosen = processes.device, FORMS[form]
     if processes.first:
         decoded_pictures(folder, "train", scenes, chosen)
@@ -121,7 +125,17 @@ def train_judge(
     images, truth, _ = decoded_pictures(folder, "train", scenes, chosen)
     torch.manual_seed(0)
     network = JudgeNetwork().to(device)
-    plan = Plan(steps, rate=2e-3, warm_up=50, decay=0.5, weight_decay=0.01, ema=0.995, save_every=300)
+    if start != "fresh":
+        network.load_state_dict(read_tensors(FORMS[start].path("judge")))
+    plan = Plan(
+        steps,
+        rate=2e-3 if start == "fresh" else 5e-4,
+        warm_up=50,
+        decay=0.5,
+        weight_decay=0.01,
+        ema=0.995,
+        save_every=300,
+    )
     run = Run("judge", {"judge": network}, plan, folder, processes)
     share = batch // processes.size
 

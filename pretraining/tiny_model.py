@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=None, help="steps of the stage instead of its own number")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of each process")
     parser.add_argument("--form", choices=tuple(FORMS), default="candidate", help="which model to train")
-    parser.add_argument("--start", choices=STARTS, default="bundled", help="first weights of VAE and UNet")
+    parser.add_argument("--start", choices=STARTS, default="bundled", help="first weights of VAE, UNet and judge")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             from .judge import train_judge
 
-            train_judge(options.out, processes, form=options.form, **chosen)
+            train_judge(options.out, processes, form=options.form, start=options.start, **chosen)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cache, partial
 from typing import Any
 
+from ...core.inspection.world.checks import Judge
 from ...core.inspection.world.world_evaluation import draw
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.models.diffusers_flow import FlowModel
@@ -39,9 +40,9 @@ class FlowArm(Arm):
 
 @cache
 def weights_digest() -> str:
-    """Twelve hex digits of the bundled flow matching model's weights."""
+    """Twelve hex digits of the bundled flow matching model's weights and of its judge's."""
     digest = hashlib.blake2b(digest_size=6)
-    for part in ("transformer", "flow_vae", "text_encoder"):
+    for part in ("transformer", "flow_vae", "text_encoder", "flow_judge"):
         digest.update(tiny_weights_path(part).read_bytes())
     return digest.hexdigest()
 
@@ -50,6 +51,12 @@ def weights_digest() -> str:
 def flow_model() -> FlowModel:
     """The model, once a process."""
     return FlowModel(load_flow())
+
+
+@cache
+def flow_judge() -> Judge:
+    """Who has seen what comes out of its autoencoder."""
+    return Judge.of("flow_judge")
 
 
 def beyond_part(model: DiffusersModel) -> Comparison:
@@ -77,7 +84,9 @@ def run_flow_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Tri
     concept = learn(flow, arm, name, class_word, references, seed)
     seconds = time.perf_counter() - started
     prompts = held_out_prompts(subject.background)
-    pictures, found = judge(partial(draw, flow, concept=concept), prompts, subject, references, seed, PLAIN)
+    pictures, found = judge(
+        partial(draw, flow, concept=concept), prompts, subject, references, seed, PLAIN, flow_judge()
+    )
     figures = {
         "method": arm.name,
         "concept": name,

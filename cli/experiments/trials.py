@@ -15,6 +15,7 @@ import numpy as np
 from ...core.concept import Concept
 from ...core.inspection.diagnosis.context_similarity import context_similarity
 from ...core.inspection.diagnosis.symmetric_kl import Filling, Sampling, skl
+from ...core.inspection.world.checks import Judge
 from ...core.inspection.world.world_evaluation import as_training_images, context_probes, draw, score, with_lora
 from ...core.maths.mlm import RHO
 from ...core.models.diffusers_adapter import DiffusersModel
@@ -159,16 +160,18 @@ def judge(
     references: np.ndarray,
     seed: int,
     plain: int = 0,
+    reader: Judge | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """What `drawing` makes of templates and seeds: a picture for each prompt and what they show; under "plain_prompt"
-    what `plain` pictures of the prompt that was trained on show, where any are asked for."""
+    what `plain` pictures of the prompt that was trained on show, where any are asked for. `reader` reads them, the
+    bundled judge unless given."""
     seeds = [1000 * seed + index for index in range(len(prompts))]
     pictures = drawing([prompt.text for prompt in prompts], seeds)
-    figures: dict[str, Any] = score(pictures, prompts, subject, references).figures()
+    figures: dict[str, Any] = score(pictures, prompts, subject, references, judge=reader).figures()
     if plain:
         near = [EvaluationPrompt("a photo of a {}")] * plain
         drawn = drawing([prompt.text for prompt in near], [1000 * seed + 500 + index for index in range(plain)])
-        figures["plain_prompt"] = score(drawn, near, subject, references).figures()
+        figures["plain_prompt"] = score(drawn, near, subject, references, judge=reader).figures()
     return pictures, figures
 
 

@@ -115,10 +115,15 @@ def _mean_inside(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
 class Judge:
     """Reads pictures. Takes the bundled weights unless a network is given."""
 
+    @classmethod
+    def of(cls, part: str) -> Judge:
+        """That of another bundled model's autoencoder, such as "flow_judge". Raises FileNotFoundError without it."""
+        network = JudgeNetwork()
+        network.load_state_dict(read_weights(part))
+        return cls(network)
+
     def __init__(self, network: JudgeNetwork | None = None) -> None:
-        if network is None:
-            network = JudgeNetwork()
-            network.load_state_dict(read_weights("judge"))
+        network = Judge.of("judge").network if network is None else network
         self.network = network.eval().requires_grad_(False)
 
     def read(self, images: np.ndarray | torch.Tensor, batch: int = 64) -> list[Verdict]:
