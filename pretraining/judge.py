@@ -81,6 +81,7 @@ def decoded_pictures(
     path = folder / "pictures" / f"judge-{split}-{n}.{form.name}-{vae_file}.pt"
     scenes = [judged_scene(i, split) for i in range(n)]
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of work
         vae = form.load("vae")
         images, marked = [], []
         for start in range(0, n, 64):
