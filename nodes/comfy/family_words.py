@@ -16,6 +16,8 @@ NAMES = re.compile(r"<([^<>\s]+)>|(?:(?<=\s)|(?<=^)|(?<=\())embedding:([^\s,;:)(
 """Learned words as they are typed."""
 BEGINS = ("▁", "Ġ")
 """How SentencePiece and byte-level BPE mark the beginning of a word."""
+GOES_ON = "##"
+"""How BERT's WordPiece marks what is none."""
 AUTO = "auto"
 
 
@@ -89,4 +91,6 @@ def _words(tokens: Sequence[tuple[Any, ...]], part: Parts, frame: Frame, prompt:
 def _begins(tokenizer: Any, ids: Sequence[Any], at: int) -> bool:
     """Whether a new word begins at a token."""
     text, before = (str(tokenizer.inv_vocab.get(ids[place], "")) for place in (at, at - 1))
+    if f"{GOES_ON}s" in tokenizer.inv_vocab.values():
+        return not text.startswith(GOES_ON)
     return text.startswith(BEGINS) or before.endswith("</w>")

@@ -16,6 +16,7 @@ from ...core.files import check_widths
 from ...core.models.requirements import SUPPORTED, ModelFacts, require_text, require_trainable
 from .attention import cross_attention_layers
 from .families.facts import NAMES, family_of
+from .families.refused import why_refused
 from .families.requirements import require_family
 from .text import ENCODERS, text_widths
 from .weights import base_weight
@@ -46,10 +47,8 @@ def require_unet(model: Any) -> Any:
     base = model.model
     unet = getattr(base, "diffusion_model", None)
     if not isinstance(unet, UNetModel) or not cross_attention_layers(unet, {}):
-        raise ValueError(
-            f"{type(base).__name__} is not a Stable Diffusion UNet and has no cross-attention to record or to train; "
-            f"{SUPPORTED}, or {NAMES}"
-        )
+        other = f"{type(base).__name__} is not a Stable Diffusion UNet and has no cross-attention to record or to train"
+        raise ValueError(f"{why_refused(base) or other}; {SUPPORTED}, or {NAMES}")
     return unet
 
 

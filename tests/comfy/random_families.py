@@ -5,6 +5,7 @@ Import after ComfyUI's arguments are settled (the `comfyui` fixture).
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,13 @@ import comfy.supported_models
 import comfy.supported_models_base
 import comfy.text_encoders.aura_t5
 import comfy.text_encoders.flux
+import comfy.text_encoders.hidream
+import comfy.text_encoders.hunyuan_image
+import comfy.text_encoders.hunyuan_video
+import comfy.text_encoders.hydit
+import comfy.text_encoders.kandinsky5
+import comfy.text_encoders.krea2
+import comfy.text_encoders.omnigen2
 import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.qwen_image
 import comfy.text_encoders.qwen_vl
@@ -54,6 +62,7 @@ class Kind:
     text: Mapping[str, Mapping[str, Any]] = field(repr=False)
     video_vae: bool = False
     channels: int = 16
+    factor: int = 8
     side: int = 8
     """Of the smallest latents that it takes."""
 
@@ -181,34 +190,150 @@ KINDS: Mapping[str, Kind] = {
         channels=4,
         side=64,
     ),
+    "flux2": Kind(
+        "Flux2",
+        FLUX
+        | {"image_model": "flux2", "in_channels": 128, "out_channels": 128, "patch_size": 1, "vec_in_dim": None}
+        | {"context_in_dim": 3 * WIDTH, "axes_dim": [8, 8, 8, 8], "theta": 2000, "qkv_bias": False, "mlp_ratio": 3.0}
+        | {"global_modulation": True, "mlp_silu_act": True, "ops_bias": False, "txt_ids_dims": [3]}
+        | {"default_ref_method": "index", "ref_index_scale": 10.0, "guidance_embed": False},
+        lambda: (comfy.text_encoders.flux.KleinTokenizer, comfy.text_encoders.flux.klein_te()),
+        {"qwen3_4b": LLM | {"num_hidden_layers": 28}},
+        channels=128,
+        factor=16,
+    ),
+    "hidream": Kind(
+        "HiDream",
+        {"patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 1, "num_single_layers": 1}
+        | {"attention_head_dim": 32, "num_attention_heads": 2, "caption_channels": [WIDTH, WIDTH], "image_model": None}
+        | {"text_emb_dim": 2 * WIDTH, "axes_dims_rope": (16, 8, 8), "llama_layers": [0, 2]},
+        lambda: (_HiDreamTokenizer, comfy.text_encoders.hidream.hidream_clip()),
+        {"clip_l": CLIP, "clip_g": CLIP, "t5xxl": T5, "llama": LLM},
+    ),
+    "omnigen2": Kind(
+        "Omnigen2",
+        {"patch_size": 2, "in_channels": 16, "hidden_size": 64, "num_layers": 2, "num_refiner_layers": 1}
+        | {"num_attention_heads": 2, "num_kv_heads": 1, "multiple_of": 32, "axes_dim_rope": (8, 12, 12)}
+        | {"text_feat_dim": WIDTH, "timestep_scale": 1000.0},
+        lambda: (comfy.text_encoders.omnigen2.Omnigen2Tokenizer, comfy.text_encoders.omnigen2.te()),
+        {"qwen25_3b": LLM},
+    ),
+    "kandinsky5": Kind(
+        "Kandinsky5Image",
+        {"in_text_dim": WIDTH, "in_text_dim2": WIDTH, "time_dim": 32, "model_dim": 64, "ff_dim": 128}
+        | {"visual_embed_dim": 64, "num_text_blocks": 1, "num_visual_blocks": 2, "axes_dims": (8, 12, 12)}
+        | {"rope_scale_factor": (1.0, 1.0, 1.0)},
+        lambda: (comfy.text_encoders.kandinsky5.Kandinsky5TokenizerImage, comfy.text_encoders.kandinsky5.te()),
+        {"qwen25_7b": LLM, "clip_l": CLIP},
+    ),
+    "hunyuan_image": Kind(
+        "HunyuanImage21",
+        {"image_model": "hunyuan_video", "in_channels": 64, "out_channels": 64, "vec_in_dim": None, "theta": 256}
+        | {"context_in_dim": WIDTH, "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1}
+        | {"depth_single_blocks": 1, "axes_dim": [16, 16], "patch_size": [1, 1], "qkv_bias": True}
+        | {"guidance_embed": False, "byt5": False, "meanflow": False, "use_cond_type_embedding": False}
+        | {"vision_in_dim": None, "meanflow_sum": False},
+        lambda: (
+            comfy.text_encoders.hunyuan_image.HunyuanImageTokenizer,
+            comfy.text_encoders.hunyuan_image.te(byt5=False),
+        ),
+        {"qwen25_7b": LLM | {"num_hidden_layers": 4}},
+        channels=64,
+        factor=32,
+    ),
+    "wan": Kind(
+        "WAN21_T2V",
+        {"model_type": "t2v", "text_len": 512, "in_dim": 16, "out_dim": 16, "dim": 64, "ffn_dim": 128}
+        | {"freq_dim": 32, "text_dim": WIDTH, "num_heads": 2, "num_layers": 2},
+        # The tokenizer of UMT5 comes with its weights; T5's stands in for it.
+        lambda: (comfy.text_encoders.pixart_t5.PixArtTokenizer, comfy.text_encoders.pixart_t5.pixart_te()),
+        {"t5xxl": T5},
+        video_vae=True,
+    ),
+    "krea2": Kind(
+        "Krea2",
+        {"features": 64, "tdim": 32, "txtdim": WIDTH, "heads": 2, "kvheads": 1, "multiplier": 2, "layers": 2}
+        | {"txtlayers": 12, "txtheads": 2, "txtkvheads": 2},
+        lambda: (comfy.text_encoders.krea2.Krea2Tokenizer, comfy.text_encoders.krea2.te()),
+        {"qwen3vl_4b": LLM | {"num_hidden_layers": 36}},
+        video_vae=True,
+    ),
+    "hunyuan_dit": Kind(
+        "HunyuanDiT",
+        {"image_model": "hydit", "input_size": 16, "hidden_size": 64, "depth": 4, "num_heads": 2, "mlp_ratio": 2.0}
+        | {"text_states_dim": WIDTH, "text_states_dim_t5": WIDTH, "size_cond": False},
+        lambda: (comfy.text_encoders.hydit.HyditTokenizer, comfy.text_encoders.hydit.HyditModel),
+        {"hydit_clip": CLIP, "mt5xl": T5},
+        channels=4,
+    ),
 }
+SENTENCES = (
+    "a photo of a red castle in the snow, and a dog beside the house in a jar",
+    "the quick brown fox jumps over the lazy dog; a blue cat at sea under the green tree",
+    "a castle, a dog and a red house in the deep snow",
+)
+"""What a SentencePiece tokenizer is made of, in place of those that come with weights."""
 
 
-def build(kind: str, dtype: torch.dtype = torch.float32) -> Sockets:
-    """MODEL, CLIP and VAE of a family, made in inference mode, as loader nodes make them."""
+def _pieces() -> torch.Tensor:
+    """A SentencePiece model of a few words, as files of weights hold it."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_writer=model,
+        vocab_size=90,
+        hard_vocab_limit=False,
+        user_defined_symbols=["\u2581dog", "\u2581house", "\u2581castle"],
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return torch.frombuffer(bytearray(model.getvalue()), dtype=torch.uint8)
+
+
+class _HiDreamTokenizer(comfy.text_encoders.hidream.HiDreamTokenizer):
+    """Qwen's tokenizer, as far as its ids go, in place of Llama's, whose file is not in every copy of ComfyUI."""
+
+    def __init__(self, **options: Any) -> None:
+        with patch.object(comfy.text_encoders.hunyuan_video, "LLAMA3Tokenizer", lambda **_: None):
+            super().__init__(**options)
+        self.llama = comfy.text_encoders.omnigen2.Qwen25_3BTokenizer(**options)
+        self.llama.embedding_key, self.llama.embedding_size = "llama", WIDTH
+        self.llama.pad_token, self.llama.min_length = 128009, 128
+
+
+def build(kind: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Sockets:
+    """MODEL, CLIP and VAE of a family, made in inference mode, as loader nodes make them; `changes` are of the
+    denoiser's numbers."""
     torch.manual_seed(0)
     with torch.inference_mode():
-        return Sockets(_model(KINDS[kind], dtype), _clip(KINDS[kind]), _vae(KINDS[kind]))
+        return Sockets(_model(KINDS[kind], dtype, changes), _clip(KINDS[kind]), _vae(KINDS[kind]))
 
 
 def filled(module: torch.nn.Module, scale: float = 1.0) -> torch.nn.Module:
     """Random weights in place of memory that nobody has written: ComfyUI's layers do not initialise themselves."""
     for name, value in module.named_parameters():
+        drawn = torch.empty(value.shape)  # 8 bits cannot be drawn
         if value.ndim > 1:
-            torch.nn.init.normal_(value, std=scale * value[0].numel() ** -0.5)
+            torch.nn.init.normal_(drawn, std=scale * value[0].numel() ** -0.5)
         elif name.endswith(("weight", "scale")):
-            torch.nn.init.normal_(value, 1.0, 0.1)
+            torch.nn.init.normal_(drawn, 1.0, 0.1)
         else:
-            torch.nn.init.normal_(value, std=0.1)
+            torch.nn.init.normal_(drawn, std=0.1)
+        value.copy_(drawn)
     for name, value in module.named_buffers():
         if name == "pos_embed":  # of SD3, which its file brings along
             torch.nn.init.normal_(value, std=0.5)
     return module.eval().requires_grad_(False)
 
 
-def _model(kind: Kind, dtype: torch.dtype) -> Any:
-    description = getattr(comfy.supported_models, kind.description)(dict(kind.denoiser))
-    description.set_inference_dtype(dtype, None)
+def _model(kind: Kind, dtype: torch.dtype, changes: Mapping[str, Any]) -> Any:
+    description = getattr(comfy.supported_models, kind.description)({**kind.denoiser, **changes})
+    description.set_inference_dtype(dtype, torch.bfloat16 if dtype.itemsize == 1 else None)
     cpu = torch.device("cpu")
     model = description.get_model({}, device=cpu)
     filled(model.diffusion_model)
@@ -219,8 +344,11 @@ def _clip(kind: Kind) -> Any:
     tokenizer, model = kind.target()
     options = {f"{name}_model_config": dict(config) for name, config in kind.text.items()}
     target = comfy.supported_models_base.ClipTarget(tokenizer, model)
+    data = {"mt5xl.spiece_model": _pieces()} if "mt5xl" in kind.text else {}
     with patch.object(comfy.text_encoders.qwen_vl, "Qwen2VLVisionTransformer", _NoPictures):
-        clip = comfy.sd.CLIP(target, model_options=options | {"dtype": torch.float32}, disable_dynamic=True)
+        clip = comfy.sd.CLIP(
+            target, model_options=options | {"dtype": torch.float32}, tokenizer_data=data, disable_dynamic=True
+        )
     filled(clip.cond_stage_model)
     return clip
 
@@ -238,7 +366,8 @@ def _vae(kind: Kind) -> Any:
             dim=8, z_dim=16, num_res_blocks=2, temperal_downsample=[False, True, True], conv_out_channels=3
         )
         return comfy.sd.VAE(sd=filled(tower).state_dict(), dtype=torch.float32)
-    levels = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    halvings = kind.factor.bit_length() - 1
+    levels = {"ch": 32, "ch_mult": [1] * (1 + halvings), "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
     pixels = {"double_z": True, "z_channels": kind.channels, "resolution": 64, "in_channels": 3, "out_ch": 3}
     config = {"params": {"ddconfig": pixels | levels, "embed_dim": kind.channels}}
     logging.disable(logging.WARNING)  # that all weights are missing
@@ -246,4 +375,5 @@ def _vae(kind: Kind) -> Any:
     logging.disable(logging.NOTSET)
     filled(vae.first_stage_model)
     vae.latent_channels = kind.channels
+    vae.downscale_ratio = vae.upscale_ratio = kind.factor
     return vae

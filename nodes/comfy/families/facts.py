@@ -46,6 +46,23 @@ FAMILIES: Mapping[str, Family] = {
     "Chroma": Family("Chroma", ("double_blocks", "single_blocks")),
     "AuraFlow": Family("AuraFlow", ("double_layers", "single_layers"), aligned="right"),
     "PixArt": Family("PixArt", ("blocks",), "cross", lends="comfy.ldm.pixart.blocks", above=256),
+    "HunyuanDiT": Family("HunyuanDiT", ("blocks",), "cross", lends="comfy.ldm.hydit.attn_layers"),
+    "Flux2": Family("Flux.2", ("double_blocks", "single_blocks"), aligned="right"),
+    "HiDream": Family("HiDream", ("double_stream_blocks", "single_stream_blocks"), text="last"),
+    "Omnigen2": Family(
+        "OmniGen2",
+        ("context_refiner", "noise_refiner", "ref_image_refiner", "layers"),
+        apart=("context_refiner", "noise_refiner", "ref_image_refiner"),
+    ),
+    "Kandinsky5Image": Family(
+        "Kandinsky 5 Image",
+        ("text_transformer_blocks", "visual_transformer_blocks"),
+        "cross",
+        apart=("text_transformer_blocks",),
+    ),
+    "HunyuanImage21": Family("Hunyuan Image 2.1", ("double_blocks", "single_blocks")),
+    "WAN21": Family("Wan 2.1 / 2.2 (one frame)", ("blocks",), "cross", resolution=512),
+    "Krea2": Family("Krea 2", ("blocks",)),
 }
 """By the name of the class in ComfyUI's `model_base`, that class alone: those made from it take more than text."""
 NAMES = ", ".join(family.title for family in FAMILIES.values())
