@@ -132,7 +132,7 @@ KINDS: Mapping[str, Kind] = {
             "out_channels": 16,
             "num_layers": 2,
             "attention_head_dim": 32,
-            "num_attention_heads": 2,
+            "num_attention_heads": 4,
             "joint_attention_dim": WIDTH,
             "axes_dims_rope": (8, 12, 12),
         },
@@ -211,8 +211,18 @@ def _model(kind: Kind, dtype: torch.dtype) -> Any:
     description.set_inference_dtype(dtype, None)
     cpu = torch.device("cpu")
     model = description.get_model({}, device=cpu)
-    filled(model.diffusion_model)
+    _steady(filled(model.diffusion_model))
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def _steady(denoiser: torch.nn.Module) -> None:
+    """The noise level sways what the blocks do, as in models that were trained, and does not turn it round, which it
+    does with random weights: then nothing could be learned for all noise levels at once."""
+    for name, value in denoiser.named_parameters():
+        if name.endswith(".bias") and any(part in name for part in ("mod", "adaLN", "norm_out.linear")):
+            torch.nn.init.normal_(value)
+        elif any(part in name for part in ("t_embedder", "time_in", "timestep_embedder", "guidance_in")):
+            value.mul_(0.3)
 
 
 def _clip(kind: Kind) -> Any:
@@ -237,7 +247,8 @@ def _vae(kind: Kind) -> Any:
         tower = comfy.ldm.wan.vae.WanVAE(
             dim=8, z_dim=16, num_res_blocks=2, temperal_downsample=[False, True, True], conv_out_channels=3
         )
-        return comfy.sd.VAE(sd=filled(tower).state_dict(), dtype=torch.float32)
+        vae = comfy.sd.VAE(sd=filled(tower).state_dict(), dtype=torch.float32)
+        return _as_wide_as_real(vae, vae.first_stage_model.conv1, kind)
     levels = {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
     pixels = {"double_z": True, "z_channels": kind.channels, "resolution": 64, "in_channels": 3, "out_ch": 3}
     config = {"params": {"ddconfig": pixels | levels, "embed_dim": kind.channels}}
@@ -246,4 +257,16 @@ def _vae(kind: Kind) -> Any:
     logging.disable(logging.NOTSET)
     filled(vae.first_stage_model)
     vae.latent_channels = kind.channels
+    return _as_wide_as_real(vae, vae.first_stage_model.quant_conv, kind)
+
+
+def _as_wide_as_real(vae: Any, last: torch.nn.Module, kind: Kind) -> Any:
+    """The autoencoder with latents that vary as those of real ones do, by about 1, where random weights make them so
+    small that there is nothing in a picture to learn. `last` is the encoder's last layer."""
+    shades = torch.linspace(0, 1, 64)
+    picture = torch.stack([shades[:, None].expand(64, 64), shades.expand(64, 64), shades.flip(0).expand(64, 64)], dim=-1)
+    latents = getattr(comfy.supported_models, kind.description).latent_format().process_in(vae.encode(picture[None]))
+    last.bias.zero_()
+    last.weight.div_((latents - latents.mean(dim=(-2, -1), keepdim=True)).std())
     return vae
+

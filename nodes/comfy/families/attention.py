@@ -11,6 +11,7 @@ from einops import rearrange
 
 from .blocks import BLOCK
 
+JOINT = "joint"
 Seen = Callable[[int, torch.Tensor, bool], None]
 """Receives the number of a block, the probabilities (B, H, N, T) of N image tokens on T text tokens, and whether this
 is the block's second run in a backward pass, which has to compute what the first did. What is missing to 1 in a row is
@@ -28,6 +29,15 @@ class Tokens:
     @property
     def count(self) -> int:
         return self.height * self.width
+
+
+MOST_GROUPS = 8
+"""Groups of blocks that are kept apart: each has a map for every token of a text that may have 512."""
+
+
+def joint_names(count: int) -> list[str]:
+    """What a recording calls `count` blocks, in forward order: at most `MOST_GROUPS` groups of neighbours."""
+    return [f"{JOINT}.{index * MOST_GROUPS // count}.{index}" for index in range(count)]
 
 
 def tokens_of(denoiser: Any, height: int, width: int) -> Tokens:
