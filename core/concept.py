@@ -18,8 +18,8 @@ PLACEHOLDER = "{}"
 class Concept:
     """A learned word.
 
-    `vectors` maps a text encoder's name to (n, d) float32 input embeddings on the CPU, the same n for every CLIP: others
-    may cut one word into more tokens.
+    `vectors` maps a text encoder's name to (n, d) float32 input embeddings on the CPU, with the same n for every CLIP:
+    others may cut one word into more tokens.
     `layer_vectors` (XTI) maps it to (layers, n, d). `lora` holds what was learned about the model's weights:
     kohya-named tensors with diffusers layer names, low-rank (`lora_unet_<layer>.lora_down.weight`, `.lora_up.weight`,
     `.alpha`) or full-rank (`.diff`, `.diff_b`, which ComfyUI's LoRA loader reads too). `core.models.lora` has both, and

@@ -64,7 +64,7 @@ def shown_by(cells: Iterable[Mapping[str, str]]) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for cell in cells:
         if cell["row"] not in ROWS:
-            raise ValueError(f"{cell['test']}: docs/models.md has no row {cell['row']!r}; the rows are ROWS of {__file__}")
+            raise ValueError(f"{cell['test']}: docs/models.md has no row {cell['row']!r}; they are ROWS of {__file__}")
         place, says = (cell["row"], cell["family"]), cell["says"]
         before = found.get(place, PROTOCOL)
         if PROTOCOL not in (before, says) and before != says:

@@ -27,7 +27,7 @@ from ...core.models.protocol import (
 )
 from .attention import with_gradients
 from .cancelling import hear_cancel
-from .families.attention import Looking, Tokens, joint_names, tokens_of
+from .families.attention import Looking, Tokens, in_attention, joint_names, tokens_of
 from .families.blocks import joint_blocks, lists_of_blocks, numbered
 from .families.encoders import family_encoders
 from .families.facts import Family
@@ -247,12 +247,7 @@ class FamilyModel(ComfyModel):
         return [name for name in self.linear_layers() if self._in_attention(name)]
 
     def _in_attention(self, name: str) -> bool:
-        if not any(name.startswith(f"{one}.") for one in self.family.blocks):
-            return False
-        parts = name.split(".")
-        if parts[-1] in ("linear1", "linear2"):  # of Flux, which are projections of the attention and the MLP in one
-            return True
-        return any("attn" in part.lower() or "attention" in part.lower() for part in parts[2:])
+        return any(name.startswith(f"{one}.") for one in self.family.blocks) and in_attention(name)
 
     def weight_layers(self) -> Mapping[str, torch.nn.Module]:
         return {

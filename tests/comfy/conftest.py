@@ -210,7 +210,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         from family_graphs import TITLES
 
         cells = [cell for item in session.items for cell in supported(item, TITLES)]
-        Path(place).write_text(json.dumps({"families": list(TITLES.values()), "cells": cells}), encoding="utf-8")
+        told = {"families": list(dict.fromkeys(TITLES.values())), "cells": cells}
+        Path(place).write_text(json.dumps(told), encoding="utf-8")
 
 
 def supported(item: pytest.Item, titles: Mapping[str, str]) -> list[dict[str, Any]]:

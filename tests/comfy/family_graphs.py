@@ -12,6 +12,7 @@ import torch
 
 TITLES = {
     "sd35": "SD3 / SD3.5",
+    "sd35_t5": "SD3 / SD3.5",
     "flux": "Flux.1",
     "qwen_image": "Qwen-Image",
     "z_image": "Z-Image",
@@ -106,7 +107,7 @@ def weights_of(*patchers: Any) -> str:
     digest = hashlib.sha256()
     for patcher in patchers:
         for key, value in patcher.model.state_dict().items():
-            digest.update(key.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(key.encode() + value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -128,6 +129,13 @@ def diffusion_loss(model: Any, condition: dict[str, Any], latents: torch.Tensor,
         # Of the velocity, noise - latents, which is (x - clean) / sigma.
         total += float((((clean[:, :, 0] if frames else clean) - latents) / sigma).square().mean())
     return total / draws
+
+
+def silent_loss(latents: torch.Tensor, draws: int = 16) -> float:
+    """`diffusion_loss` of a model that says 0, whatever it sees."""
+    generator = torch.Generator().manual_seed(11)
+    every = [torch.randn(latents.shape, generator=generator) - latents for _ in range(draws)]
+    return float(torch.stack(every).square().mean())
 
 
 def _predicted(base: Any, x: torch.Tensor, sigma: torch.Tensor, condition: dict[str, Any]) -> torch.Tensor:

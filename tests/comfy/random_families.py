@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -117,6 +117,16 @@ KINDS: Mapping[str, Kind] = {
         ),
         {"clip_l": CLIP, "clip_g": CLIP},
     ),
+    "sd35_t5": Kind(
+        "SD3",
+        {},
+        lambda: (
+            comfy.text_encoders.sd3_clip.SD3Tokenizer,
+            comfy.text_encoders.sd3_clip.sd3_clip(clip_l=True, clip_g=True, t5=True),
+        ),
+        # SD3 pads what the CLIPs say to the width of T5-XXL, whatever their own is.
+        {"clip_l": CLIP, "clip_g": CLIP, "t5xxl": {**T5, "d_model": 4096, "num_layers": 1}},
+    ),
     "flux": Kind(
         "Flux",
         FLUX,
@@ -182,6 +192,9 @@ KINDS: Mapping[str, Kind] = {
         side=64,
     ),
 }
+
+
+KINDS = {**KINDS, "sd35_t5": replace(KINDS["sd35_t5"], denoiser=KINDS["sd35"].denoiser)}
 
 
 def build(kind: str, dtype: torch.dtype = torch.float32) -> Sockets:
@@ -264,9 +277,9 @@ def _as_wide_as_real(vae: Any, last: torch.nn.Module, kind: Kind) -> Any:
     """The autoencoder with latents that vary as those of real ones do, by about 1, where random weights make them so
     small that there is nothing in a picture to learn. `last` is the encoder's last layer."""
     shades = torch.linspace(0, 1, 64)
-    picture = torch.stack([shades[:, None].expand(64, 64), shades.expand(64, 64), shades.flip(0).expand(64, 64)], dim=-1)
+    down, right = shades[:, None].expand(64, 64), shades.expand(64, 64)
+    picture = torch.stack([down, right, 1 - right], dim=-1)
     latents = getattr(comfy.supported_models, kind.description).latent_format().process_in(vae.encode(picture[None]))
     last.bias.zero_()
     last.weight.div_((latents - latents.mean(dim=(-2, -1), keepdim=True)).std())
     return vae
-

@@ -55,7 +55,7 @@ def pretraining(loader, **changes):
 
 def with_mlm(loader, contextualizer, **changes):
     """A training with MLM on a built-in rich set of prompts."""
-    nodes = graph(loader, vectors=1, class_word="house", **changes)
+    nodes = graph(loader, vectors=1, **changes)
     nodes["prompts"] = call("ContextPrompts", built_in_set="rich concept_world", own_prompts="", file="none")
     nodes["mlm"] = call("MLMRegularizer", contextualizer=contextualizer, prompts=["prompts", 0], **MLM)
     del nodes["core"]
@@ -72,9 +72,8 @@ def test_a_contextualizer_is_pretrained_saved_loaded_and_trained_with(run_graph,
     run = run_graph(nodes, keep={**KEEP, "psi": ("psi", 0), "report": ("psi", 2)})
     assert run.status == "success", run.error
     psi, losses = run.kept["psi"], run.kept["loss"]
-    table = run.kept["clip"].patcher.model.state_dict()
-    rows, width = next(tuple(value.shape) for key, value in table.items() if name.split("_")[0] in key and value.ndim == 2
-                       and value.shape[0] > 10_000)  # fmt: skip
+    weights = run.kept["clip"].patcher.model.state_dict()
+    rows, width = next(value.shape for key, value in weights.items() if name in key and value.shape[0] > 10_000)
     assert (psi.encoder.name, psi.encoder.vocabulary, psi.encoder.width) == (name, rows, width)
     assert psi.mask.shape == (width,)
     assert 10 < psi.classes < 500, "the words of 200 captions, and [MASK]"
@@ -86,7 +85,7 @@ def test_a_contextualizer_is_pretrained_saved_loaded_and_trained_with(run_graph,
     loaded = run_graph(again, keep={**KEEP, "psi": ("load", 0)})
     assert loaded.status == "success", loaded.error
     assert loaded.kept["loss"][f"mlm/{name}"] == losses[f"mlm/{name}"]
-    plain = run_graph(graph(loader, vectors=1, class_word="house", train=WORD_AND_LORA), keep=KEEP)
+    plain = run_graph(graph(loader, vectors=1, train=WORD_AND_LORA), keep=KEEP)
     words = [one.kept["concept"].vectors[name] for one in (run, loaded, plain)]
     assert torch.equal(words[0], words[1])
     assert not torch.equal(words[0], words[2]), "MLM moves the word"
@@ -121,7 +120,7 @@ def test_logits_are_made_for_the_tokens_that_are_asked_for_alone(run_graph, load
         assert psi.classes == psi.encoder.vocabulary + 1
         hidden, there, places = asked[-1]
         assert reached[0] == (hidden if mode == "masked" else there)
-        assert there < places / 2
+        assert hidden < there < places
         reached.clear()
         asked.clear()
         run = run_graph({**pretraining(loader, loss_mode=mode, steps=1, held_out=10),

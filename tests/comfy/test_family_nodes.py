@@ -16,7 +16,6 @@ from family_graphs import (
     prompt,
     sampler,
     stock,
-    weights_of,
 )
 
 __all__ = ["KINDS"]
@@ -55,6 +54,29 @@ class Watch:
                 scores = scores + mask.reshape(len(mask), -1, mask.shape[-1])[:, None, :1].double()
             self.shares.append(scores.softmax(-1)[..., text:].sum(-1).mean(1))
         return function(query, key, value, heads, *rest, **keywords)
+
+
+@pytest.fixture
+def class_word_itself(comfyui):
+    """The API prompt of a node that gives a concept whose vectors are those of its class word."""
+    from contextual_inversion.core.concept import Concept
+    from contextual_inversion.core.models.words import words_vectors
+    from contextual_inversion.nodes.comfy.clip_session import encoders_of
+
+    class Same:
+        RETURN_TYPES, FUNCTION, CATEGORY = ("CONCEPT",), "give", "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"clip": ("CLIP", {})}}
+
+        def give(self, clip):
+            rows = {name: words_vectors(encoder, "house") for name, encoder in encoders_of(clip).items()}
+            return (Concept("same", "house", rows),)
+
+    comfyui.nodes.NODE_CLASS_MAPPINGS["ContextualInversionTestSame"] = Same
+    yield {"class_type": "ContextualInversionTestSame", "inputs": {"clip": ["model", 1]}}
+    del comfyui.nodes.NODE_CLASS_MAPPINGS["ContextualInversionTestSame"]
 
 
 @pytest.fixture
@@ -127,9 +149,9 @@ def test_attend_image_sees_a_picture_that_exists(run_graph, loader, watched):
 
 @pytest.mark.supports("ShowAttention: words of a chosen text encoder")
 def test_the_words_are_those_of_a_text_encoder_that_the_denoiser_reads(run_graph, loader):
-    """Flux reads T5's tokens and no others; SD3 those of both CLIPs, side by side."""
-    read = {"sd35": ("clip_l", "clip_g"), "flux": ("t5xxl",), "qwen_image": ("qwen25_7b",), "z_image": ("qwen3_4b",)}
-    names = read[loader["inputs"]["kind"]]
+    """Flux reads T5's tokens and no others; those of SD3's CLIPs are one, cut alike and put side by side."""
+    read = {"sd35": "clip_g", "flux": "t5xxl", "qwen_image": "qwen25_7b", "z_image": "qwen3_4b"}
+    names = [read[loader["inputs"]["kind"]]]
     attend = call("AttendImage", **SOCKETS, image=["small", 0], prompt=PROMPT, timesteps="300", seed=0)
     nodes = {"model": loader, **castle(), "attend": attend}
     for name in ("auto", *names):
@@ -164,12 +186,12 @@ def test_a_prompt_is_repaired(run_graph, loader, latents):
 
 
 @pytest.mark.supports("DiagnoseConcept")
-def test_a_concept_is_diagnosed(run_graph, loader):
+def test_a_concept_is_diagnosed(run_graph, loader, class_word_itself):
     """Of a word that is the class word itself, all figures are the class word's own, to the last digit."""
     asked = {"prompts": "places", "own_prompts": "", "class_word": "", "most_prompts": 2, "images": 1, "steps": 2}
     asked |= {"guidance": 4.0, "seed": 0, **SIZE, "model": ["model", 0], "clip": ["model", 1]}
     learned = call("DiagnoseConcept", **asked, concept=["train", 0])
-    same = {"same": class_word_itself(loader), "of_same": call("DiagnoseConcept", **asked, concept=["same", 0])}
+    same = {"same": class_word_itself, "of_same": call("DiagnoseConcept", **asked, concept=["same", 0])}
     nodes = {**graph(loader, train=WORD_AND_LORA, weight_rate=0.1, vectors=1), "learned": learned, **same}
     run = run_graph(nodes, keep={"learned": ("learned", 2), "same": ("of_same", 2)})
     assert run.status == "success", run.error
@@ -179,11 +201,6 @@ def test_a_concept_is_diagnosed(run_graph, loader):
     word, house = json.loads(run.kept["same"])["subjects"]
     assert word["means"] == house["means"]
     assert all(abs(cosine - 1) < 1e-5 for _, cosine in word["cosines"])
-
-
-def class_word_itself(loader):
-    """A training of no step's worth: its rates are as good as 0."""
-    return graph(loader, steps=1, learning_rate=1e-30, vectors=1)["train"]
 
 
 @pytest.mark.supports("RefineConcept: LoRA")
@@ -269,3 +286,96 @@ def test_a_second_stage_of_all_weights_is_refused_before_any_work(run_graph, loa
     assert run.status == "error"
     assert run.error["node_id"] == "refine"
     assert "too large for a change of every weight" in run.error["exception_message"]
+
+
+def blended(alpha, **changes):
+    """Dual Path on the concept of node "word", and two steps of a sampler behind it."""
+    numbers = {"alpha": alpha, "modulated_path": "soft", "start_percent": 0.0, "end_percent": 1.0}
+    sockets = {"model": ["model", 0], "clip": ["model", 1], "concept": ["word", 0]}
+    node = call("DualPath", **sockets, prompt="a <keep> in a jar", alpha_per_block="", **{**numbers, **changes})
+    return {"paths": node, **sampler(["paths", 0], ["paths", 1])}
+
+
+def plainly(concept, **strengths):
+    """The same with Apply Concept."""
+    node = call("ApplyConcept", model=["model", 0], clip=["model", 1], concept=[concept, 0],
+                **{"strength_model": 1.0, "strength_clip": 1.0, "name": "keep", **strengths})  # fmt: skip
+    text = prompt("a <keep> in a jar", ("apply", 1))
+    return {"apply": node, "text": text, **sampler(["apply", 0], ["text", 0])}
+
+
+@pytest.fixture
+def words(comfyui, class_word_itself):
+    """API prompts of nodes that give the class word, and a word in its direction that is longer, with a LoRA or not."""
+    from contextual_inversion.core.concept import Concept
+
+    class Longer:
+        RETURN_TYPES, FUNCTION, CATEGORY = ("CONCEPT",), "give", "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"concept": ("CONCEPT", {}), "trained": ("CONCEPT", {}), "lora": ("BOOLEAN", {})}}
+
+        def give(self, concept, trained, lora):
+            longer = {name: 1.5 * value for name, value in concept.vectors.items()}
+            return (Concept("keep", "house", longer, lora=dict(trained.lora) if lora else None),)
+
+    comfyui.nodes.NODE_CLASS_MAPPINGS["ContextualInversionTestLonger"] = Longer
+    inputs = {"concept": ["hard", 0], "trained": ["train", 0]}
+    yield lambda lora: {
+        "hard": class_word_itself,
+        "word": {"class_type": "ContextualInversionTestLonger", "inputs": {**inputs, "lora": lora}},
+    }
+    del comfyui.nodes.NODE_CLASS_MAPPINGS["ContextualInversionTestLonger"]
+
+
+@pytest.mark.supports("DualPath")
+def test_two_paths_are_the_plain_path_at_either_end_and_between_them_otherwise(run_graph, loader, words):
+    """At 0 the model as it came with the nearest word, at 1 the learned word: bit for bit; with its LoRA as close as
+    one that is beside the weights is to one that is in them."""
+    trained = graph(loader, train=WORD_AND_LORA, weight_rate=0.1, vectors=1)
+
+    def drawn(nodes, lora=True, cfg=4.0):
+        nodes["sampler"]["inputs"]["cfg"] = cfg
+        run = run_graph({**trained, **words(lora), **nodes}, keep={"latent": ("sampler", 0)})
+        assert run.status == "success", run.error
+        return run.kept["latent"]["samples"]
+
+    hard, soft = drawn(plainly("hard")), drawn(plainly("word"), lora=False)
+    assert torch.equal(drawn(blended(0.0)), hard)
+    assert torch.equal(drawn(blended(1.0), lora=False), soft)
+    # Of the prompt alone: the negative one has no two paths, and so no LoRA (METHODS.md 3.6).
+    with_lora = drawn(plainly("word"), cfg=1.0)
+    assert torch.allclose(drawn(blended(1.0), cfg=1.0), with_lora, atol=1e-3 * with_lora.abs().max().item())
+    between = drawn(blended(0.5), cfg=1.0)
+    for end in (with_lora, drawn(plainly("hard"), cfg=1.0), drawn(plainly("word"), lora=False, cfg=1.0)):
+        assert not torch.allclose(between, end, atol=1e-2)
+    near = {alpha: (drawn(blended(alpha), lora=False) - hard).norm().item() for alpha in (1e-4, 0.01)}
+    assert 0 < near[1e-4] < 0.1 * near[0.01], "from the hard path it goes on steadily"
+    assert torch.equal(drawn(blended(0.5, start_percent=1.0)), hard), "outside its window the hard path runs alone"
+
+
+@pytest.mark.supports("DualPath")
+def test_two_paths_of_one_word_are_one_path(run_graph, loader, words):
+    """Without a LoRA, and with the nearest word's own vectors, nothing depends on alpha."""
+    trained = graph(loader, train=WORD_AND_LORA, weight_rate=0.1, vectors=1)
+    nodes = {**trained, **words(False), **blended(0.3)}
+    nodes["paths"]["inputs"]["concept"] = ["hard", 0]
+    nodes["paths"]["inputs"]["prompt"] = "a <same> in a jar"
+    both = run_graph(nodes, keep={"latent": ("sampler", 0)})
+    assert both.status == "success", both.error
+    plain = run_graph({**trained, **words(False), **plainly("hard")}, keep={"latent": ("sampler", 0)})
+    ours, theirs = (run.kept["latent"]["samples"] for run in (both, plain))
+    assert torch.allclose(ours, theirs, atol=1e-4 * theirs.abs().max().item())
+
+
+@pytest.mark.supports("DualPath")
+def test_two_paths_are_recorded_without_changing_them(run_graph, loader, words):
+    nodes = {**graph(loader, train=WORD_AND_LORA, weight_rate=0.1, vectors=1), **words(True), **blended(0.5)}
+    plain = run_graph(nodes, keep={"latent": ("sampler", 0)})
+    nodes["record"] = call("RecordAttention", model=["paths", 0], step_bins=1, cells=8)
+    nodes |= sampler(["record", 0], ["paths", 1])
+    watched = run_graph(nodes, keep={"latent": ("sampler", 0), "attention": ("record", 1)})
+    assert watched.status == "success", watched.error
+    assert torch.equal(plain.kept["latent"]["samples"], watched.kept["latent"]["samples"])
+    assert all(bool((one.sum(dim=2) < 1).all()) for one in watched.kept["attention"].recorder.maps().values)

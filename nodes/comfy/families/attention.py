@@ -40,6 +40,14 @@ def joint_names(count: int) -> list[str]:
     return [f"{JOINT}.{index * MOST_GROUPS // count}.{index}" for index in range(count)]
 
 
+def in_attention(name: str) -> bool:
+    """Whether a layer of a block, by ComfyUI's name, is one of its attention's projections."""
+    parts = name.split(".")
+    if parts[-1] in ("linear1", "linear2"):  # of Flux, which are projections of the attention and the MLP in one
+        return True
+    return any("attn" in part.lower() or "attention" in part.lower() for part in parts[2:])
+
+
 def tokens_of(denoiser: Any, height: int, width: int) -> Tokens:
     """The tokens of latents (height, width)."""
     size = getattr(denoiser, "patch_size", 2)
