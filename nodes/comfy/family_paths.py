@@ -54,13 +54,15 @@ class JointPath(DualPath):
 
 def joint_count(model: Any) -> int:
     """The blocks with joint attention. Raises ValueError where it is not known what comes behind an attention."""
-    family = family_of(model)
-    if type(model.model).__name__ not in OUTPUTS:
+    family, denoiser, kind = family_of(model), model.model.diffusion_model, type(model.model).__name__
+    count = len(joint_blocks(denoiser, family.blocks, family.apart))
+    known = {block for _, (block, _) in _outputs(denoiser, kind, family)}
+    if not known.issuperset(range(count)):
         raise ValueError(
             f"Dual Path does not know what comes behind each attention of {family.title}. Use Apply Concept, with "
             "strength_model for how much of the LoRA acts."
         )
-    return len(joint_blocks(model.model.diffusion_model, family.blocks, family.apart))
+    return count
 
 
 def nearest_token(clip: Any, concept: Concept) -> tuple[Concept, str]:
@@ -260,7 +262,7 @@ def _outputs(denoiser: torch.nn.Module, kind: str, family: Family) -> Iterator[t
     place = {id(every[number]): at for at, number in enumerate(sorted(joint))}
     names = {name: id(part) for name, part in denoiser.named_modules()}
     for name in names:
-        for pattern, tokens in OUTPUTS[kind].items():
+        for pattern, tokens in OUTPUTS.get(kind, {}).items():
             if fnmatchcase(name, pattern):
                 yield name, (place.get(names[".".join(name.split(".")[:2])]), tokens)
 

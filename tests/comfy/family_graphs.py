@@ -69,6 +69,11 @@ def stock(name: str, /, **inputs: object) -> dict[str, Any]:
     return {"class_type": name, "inputs": inputs}
 
 
+def said(run: Any) -> str:
+    """What ComfyUI says of a run that failed."""
+    return str((run.error or {}).get("exception_message", run.error))
+
+
 def graph(loader: dict[str, Any], regularized: bool = False, **changes: object) -> dict[str, Any]:
     """The family's model, one picture and a short training."""
     sockets = {**SOCKETS, "images": ["images", 0]} | ({"regularizer": ["core", 0]} if regularized else {})

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from family_graphs import KEEP, SHOWN, SOCKETS, call, graph, stock
+from family_graphs import KEEP, SHOWN, SOCKETS, call, graph, said, stock
 
 KINDS = ("sd35_t5",)
 PROMPT = "a purple castle"
@@ -18,7 +18,7 @@ def test_maps_are_of_the_words_of_the_text_encoder_that_is_chosen(run_graph, loa
         nodes[name] = call("ShowAttention", attention=["attend", 0], prompt=PROMPT, clip=["model", 1], **show)
     keep = {name: (name, 0) for name in ("auto", "t5xxl", "clip_g")}
     run = run_graph(nodes, keep={**keep, "attention": ("attend", 0)})
-    assert run.status == "success", run.error
+    assert run.status == "success", said(run)
     drawn = run.kept
     assert len(drawn["t5xxl"]) == len(drawn["clip_g"]) == len(PROMPT.split())
     assert torch.equal(drawn["auto"], drawn["t5xxl"]), "the largest"
@@ -28,7 +28,7 @@ def test_maps_are_of_the_words_of_the_text_encoder_that_is_chosen(run_graph, loa
 
 def test_a_word_learns_in_the_text_encoders_that_are_chosen(run_graph, loader):
     run = run_graph(graph(loader, encoders="t5xxl"), keep=KEEP)
-    assert run.status == "success", run.error
+    assert run.status == "success", said(run)
     from contextual_inversion.core.models.words import starting_vectors
     from contextual_inversion.nodes.comfy.clip_session import encoders_of
 

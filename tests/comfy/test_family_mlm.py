@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from family_graphs import KEEP, KINDS, WORD_AND_LORA, call, graph
+from family_graphs import KEEP, KINDS, WORD_AND_LORA, call, graph, said
 
 __all__ = ["KINDS"]
 ENCODERS = {"sd35": "clip_g", "flux": "t5xxl", "qwen_image": "qwen25_7b", "z_image": "qwen3_4b"}
@@ -70,10 +70,10 @@ def test_a_contextualizer_is_pretrained_saved_loaded_and_trained_with(run_graph,
     save = call("SaveContextualizer", contextualizer=["psi", 0], name="psi", if_taken="replace", half_precision=False)
     nodes = {**pretraining(loader), "save": save, **with_mlm(loader, ["psi", 0], train=WORD_AND_LORA)}
     run = run_graph(nodes, keep={**KEEP, "psi": ("psi", 0), "report": ("psi", 2)})
-    assert run.status == "success", run.error
+    assert run.status == "success", said(run)
     psi, losses = run.kept["psi"], run.kept["loss"]
     weights = run.kept["clip"].patcher.model.state_dict()
-    rows, width = next(value.shape for key, value in weights.items() if name in key and value.shape[0] > 10_000)
+    rows, width = next(value.shape for key, value in weights.items() if name in key and value.numel() > 10**6)
     assert (psi.encoder.name, psi.encoder.vocabulary, psi.encoder.width) == (name, rows, width)
     assert psi.mask.shape == (width,)
     assert 10 < psi.classes < 500, "the words of 200 captions, and [MASK]"
@@ -83,7 +83,7 @@ def test_a_contextualizer_is_pretrained_saved_loaded_and_trained_with(run_graph,
     load = call("LoadContextualizer", file="psi.safetensors", clip=["model", 1])
     again = {"load": load, **with_mlm(loader, ["load", 0], train=WORD_AND_LORA)}
     loaded = run_graph(again, keep={**KEEP, "psi": ("load", 0)})
-    assert loaded.status == "success", loaded.error
+    assert loaded.status == "success", said(loaded)
     assert loaded.kept["loss"][f"mlm/{name}"] == losses[f"mlm/{name}"]
     plain = run_graph(graph(loader, vectors=1, train=WORD_AND_LORA), keep=KEEP)
     words = [one.kept["concept"].vectors[name] for one in (run, loaded, plain)]
@@ -115,7 +115,7 @@ def test_logits_are_made_for_the_tokens_that_are_asked_for_alone(run_graph, load
     hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
     try:
         run = run_graph(pretraining(loader, loss_mode=mode, steps=1, held_out=10), keep={"psi": ("psi", 0)})
-        assert run.status == "success", run.error
+        assert run.status == "success", said(run)
         psi = run.kept["psi"]
         assert psi.classes == psi.encoder.vocabulary + 1
         hidden, there, places = asked[-1]
@@ -125,7 +125,7 @@ def test_logits_are_made_for_the_tokens_that_are_asked_for_alone(run_graph, load
         asked.clear()
         run = run_graph({**pretraining(loader, loss_mode=mode, steps=1, held_out=10),
                          **with_mlm(loader, ["psi", 0], steps=2)}, keep=KEEP)  # fmt: skip
-        assert run.status == "success", run.error
+        assert run.status == "success", said(run)
         assert reached == [hidden for hidden, *_ in asked]
     finally:
         hook.remove()

@@ -14,6 +14,7 @@ from family_graphs import (
     call,
     graph,
     prompt,
+    said,
     sampler,
     stock,
 )
@@ -123,7 +124,7 @@ def test_all_text_tokens_and_the_image_together_are_1_while_sampling(run_graph, 
         one["sampler"]["inputs"]["cfg"] = 1.0  # the prompt alone
     before = run_graph(plain, keep={"latent": ("sampler", 0)})
     after = run_graph(nodes, keep={"latent": ("sampler", 0), "attention": ("record", 1)})
-    assert after.status == "success", after.error
+    assert after.status == "success", said(after)
     assert torch.equal(before.kept["latent"]["samples"], after.kept["latent"]["samples"])
     require_whole(after.kept["attention"].recorder.maps(), watch)
 
@@ -136,7 +137,7 @@ def test_attend_image_sees_a_picture_that_exists(run_graph, loader, watched):
     show = call("ShowAttention", attention=["attend", 0], prompt=PROMPT, clip=["model", 1], **SHOWN)
     nodes = {"model": loader, **castle(), "watch": node, "attend": attend, "show": show}
     run = run_graph(nodes, keep={"attention": ("attend", 0), "images": ("show", 0)})
-    assert run.status == "success", run.error
+    assert run.status == "success", said(run)
     require_whole(run.kept["attention"].recorder.maps(), watch)
     assert len(run.kept["images"]) == len(PROMPT.split())
     nodes["attend"]["inputs"]["timesteps"] = "300"
@@ -158,7 +159,7 @@ def test_the_words_are_those_of_a_text_encoder_that_the_denoiser_reads(run_graph
         show = call("ShowAttention", attention=["attend", 0], prompt=PROMPT, clip=["model", 1], **SHOWN)
         nodes[name] = {**show, "inputs": {**show["inputs"], "text_encoder": name}}
     run = run_graph(nodes, keep={name: (name, 0) for name in ("auto", *names)})
-    assert run.status == "success", run.error
+    assert run.status == "success", said(run)
     for name in names:
         assert torch.equal(run.kept[name], run.kept["auto"])
     nodes["auto"]["inputs"]["text_encoder"] = "pile_t5xl"
@@ -176,7 +177,7 @@ def test_a_prompt_is_repaired(run_graph, loader, latents):
     nodes = {**graph(loader, train=WORD_AND_LORA, weight_rate=0.02, learning_rate=0.2, keep_latents=True)}
     run = run_graph({**nodes, "repair": repair}, keep={**KEEP, "mended": ("repair", 0), "pictures": ("repair", 1),
                                                        "losses": ("repair", 2)})  # fmt: skip
-    assert run.status == "success", run.error
+    assert run.status == "success", said(run)
     before, after, losses = run.kept["concept"], run.kept["mended"], run.kept["losses"]
     assert losses["loss"][-1] < losses["loss"][0]
     assert all(not torch.equal(value, after.vectors[name]) for name, value in before.vectors.items())
@@ -194,7 +195,7 @@ def test_a_concept_is_diagnosed(run_graph, loader, class_word_itself):
     same = {"same": class_word_itself, "of_same": call("DiagnoseConcept", **asked, concept=["same", 0])}
     nodes = {**graph(loader, train=WORD_AND_LORA, weight_rate=0.1, vectors=1), "learned": learned, **same}
     run = run_graph(nodes, keep={"learned": ("learned", 2), "same": ("of_same", 2)})
-    assert run.status == "success", run.error
+    assert run.status == "success", said(run)
     word, house = json.loads(run.kept["learned"])["subjects"]
     assert word["means"].keys() == {"sim1", "sim2", "skl", "skl_normalised"}
     assert all(abs(word["means"][name] - house["means"][name]) > 1e-6 for name in word["means"])
@@ -213,7 +214,7 @@ def test_a_word_is_refined(run_graph, loader, least_rank):
     )  # fmt: skip
     nodes = {**graph(loader), "refine": refine}
     run = run_graph(nodes, keep={**KEEP, "refined": ("refine", 0)})
-    assert run.status == "success", run.error
+    assert run.status == "success", said(run)
     word, refined = run.kept["concept"], run.kept["refined"]
     assert all(torch.equal(value, refined.vectors[name]) for name, value in word.vectors.items())
     ups = [value for name, value in refined.lora.items() if name.endswith("lora_up.weight")]
@@ -233,7 +234,7 @@ def test_dreambooth_as_a_lora_learns_the_denoiser_alone(run_graph, loader, prior
     nodes |= {"typed": prompt("a photo of a sks house"), "word": prompt("a photo of a <keep>", ("apply", 1))}
     keep = {**KEEP, "latent": ("sampler", 0), "word": ("word", 0), "typed": ("typed", 0)}
     run = run_graph(nodes, keep=keep)
-    assert run.status == "success", run.error
+    assert run.status == "success", said(run)
     concept = run.kept["concept"]
     assert concept.lora
     assert all(name.startswith("lora_unet") for name in concept.lora)
@@ -338,7 +339,7 @@ def test_two_paths_are_the_plain_path_at_either_end_and_between_them_otherwise(r
     def drawn(nodes, lora=True, cfg=4.0):
         nodes["sampler"]["inputs"]["cfg"] = cfg
         run = run_graph({**trained, **words(lora), **nodes}, keep={"latent": ("sampler", 0)})
-        assert run.status == "success", run.error
+        assert run.status == "success", said(run)
         return run.kept["latent"]["samples"]
 
     hard, soft = drawn(plainly("hard")), drawn(plainly("word"), lora=False)
@@ -363,7 +364,7 @@ def test_two_paths_of_one_word_are_one_path(run_graph, loader, words):
     nodes["paths"]["inputs"]["concept"] = ["hard", 0]
     nodes["paths"]["inputs"]["prompt"] = "a <same> in a jar"
     both = run_graph(nodes, keep={"latent": ("sampler", 0)})
-    assert both.status == "success", both.error
+    assert both.status == "success", said(both)
     plain = run_graph({**trained, **words(False), **plainly("hard")}, keep={"latent": ("sampler", 0)})
     ours, theirs = (run.kept["latent"]["samples"] for run in (both, plain))
     assert torch.allclose(ours, theirs, atol=1e-4 * theirs.abs().max().item())
@@ -376,6 +377,6 @@ def test_two_paths_are_recorded_without_changing_them(run_graph, loader, words):
     nodes["record"] = call("RecordAttention", model=["paths", 0], step_bins=1, cells=8)
     nodes |= sampler(["record", 0], ["paths", 1])
     watched = run_graph(nodes, keep={"latent": ("sampler", 0), "attention": ("record", 1)})
-    assert watched.status == "success", watched.error
+    assert watched.status == "success", said(watched)
     assert torch.equal(plain.kept["latent"]["samples"], watched.kept["latent"]["samples"])
     assert all(bool((one.sum(dim=2) < 1).all()) for one in watched.kept["attention"].recorder.maps().values)
