@@ -161,7 +161,7 @@ def text_encoders(
 
 
 def is_stable_diffusion(model: Any) -> bool:
-    """Whether a CLIP's model has CLIP text encoders and no others beside them, as SD3 and Flux have; SD3's without T5 has
+    """Whether a CLIP's model has CLIP text encoders and no others beside them, as SD3 and Flux have. SD3 without T5 has
     SDXL's two, and what they say is read otherwise."""
     if isinstance(model, SD3ClipModel):
         return False
