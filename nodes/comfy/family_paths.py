@@ -149,7 +149,7 @@ class _JointPaths:
                 conditions["y"] = route.with_pooled(conditions["y"])
         tokens = tokens_of(denoiser, int(x.shape[-2]), int(x.shape[-1]))
         with _hooks(denoiser, type(run.class_obj).__name__, self.family, routes, tokens.padded):
-            return run(*given, _told(_rows(options, order, batch), routes), **conditions)[:batch]
+            return run(*given, _told(options, order, batch, routes), **conditions)[:batch]
 
 
 @dataclass(frozen=True)
@@ -227,15 +227,17 @@ def _rows(value: Any, order: Sequence[int], batch: int) -> Any:
     return [_rows(one, order, batch) for one in value] if type(value) is list else value
 
 
-def _told(options: dict[str, Any], routes: Sequence[_Route]) -> dict[str, Any]:
-    """Others count the rows of a batch by these marks, one for equally many rows each."""
-    marks, names = options.get("cond_or_uncond"), options.get("uuids")
-    second = sum(route.doubled for route in routes)
-    if marks is not None:
-        options["cond_or_uncond"] = [*marks, *[OF_A_SOFT_PATH] * second]
-    if names is not None:
-        options["uuids"] = [*names, *(uuid.uuid4() for _ in range(second))]
-    return options
+def _told(options: Mapping[str, Any], order: Sequence[int], batch: int, routes: Sequence[_Route]) -> dict[str, Any]:
+    """Others count the rows of a batch by these marks, one for equally many rows each. Of the tensors there the sigmas
+    alone are of the rows."""
+    second, ours = sum(route.doubled for route in routes), {}
+    if options.get("cond_or_uncond") is not None:
+        ours["cond_or_uncond"] = [*options["cond_or_uncond"], *[OF_A_SOFT_PATH] * second]
+    if options.get("uuids") is not None:
+        ours["uuids"] = [*options["uuids"], *(uuid.uuid4() for _ in range(second))]
+    if options.get("sigmas") is not None:
+        ours["sigmas"] = _rows(options["sigmas"], order, batch)
+    return {**options, **ours}
 
 
 @contextmanager
