@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+CLIP = "clip_"
+"""How the names of CLIP's text encoders begin. They cut words alike, and what they say is put side by side."""
 PLACEHOLDER = "{}"
 """Where a concept goes in a prompt template."""
 
@@ -16,7 +18,8 @@ PLACEHOLDER = "{}"
 class Concept:
     """A learned word.
 
-    `vectors` maps a text encoder's name to (n, d) float32 input embeddings on the CPU, the same n for every encoder.
+    `vectors` maps a text encoder's name to (n, d) float32 input embeddings on the CPU, with the same n for every CLIP:
+    others may cut one word into more tokens.
     `layer_vectors` (XTI) maps it to (layers, n, d). `lora` holds what was learned about the model's weights:
     kohya-named tensors with diffusers layer names, low-rank (`lora_unet_<layer>.lora_down.weight`, `.lora_up.weight`,
     `.alpha`) or full-rank (`.diff`, `.diff_b`, which ComfyUI's LoRA loader reads too). `core.models.lora` has both, and
@@ -38,20 +41,19 @@ class Concept:
     def __post_init__(self) -> None:
         if not self.vectors:
             raise ValueError("a concept needs the vectors of at least one text encoder")
-        lengths = set()
         for encoder, value in self.vectors.items():
             if value.ndim != 2 or 0 in value.shape:
                 raise ValueError(f"vectors of {encoder} must be (n, width), got {tuple(value.shape)}")
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"vectors of {encoder} hold values that are not finite")
-            lengths.add(int(value.shape[0]))
-        if len(lengths) != 1:
-            raise ValueError(f"every text encoder needs the same number of vectors, got {sorted(lengths)}")
+        lengths = {int(value.shape[0]) for encoder, value in self.vectors.items() if encoder.startswith(CLIP)}
+        if len(lengths) > 1:
+            raise ValueError(f"every CLIP text encoder needs the same number of vectors, got {sorted(lengths)}")
 
     @property
     def length(self) -> int:
-        """n, the number of token positions that the word takes."""
-        return int(next(iter(self.vectors.values())).shape[0])
+        """n, the number of token positions that the word takes: the most, where text encoders differ."""
+        return max(int(value.shape[0]) for value in self.vectors.values())
 
     def require_class_word(self) -> str:
         """The class word. Raises ValueError where it is not known, as in a file of another program."""

@@ -101,7 +101,7 @@ class AttendImage(io.ComfyNode):
             description="Where each word of a prompt looks in a picture that exists. The picture is noised to a few "
             "timesteps and the model looks at each once; nothing is sampled.",
             inputs=[
-                io.Model.Input("model", tooltip="A Stable Diffusion model (SD 1.x, 2.x, SDXL), with any patches."),
+                io.Model.Input("model", tooltip="A text-to-image model, with any patches."),
                 io.Clip.Input("clip", tooltip="Its text encoder, behind Apply Concept where the prompt has its word."),
                 io.Vae.Input("vae", tooltip="Its autoencoder."),
                 io.Image.Input("image", tooltip="One picture or more; sides in whole multiples of 8 pixels are used."),

@@ -18,7 +18,7 @@ from ..core.networks.contextualizer import PRESETS, Contextualizer
 from ..core.prompt_sets import synthetic_captions
 from ..core.prompts.captions import REAL_SHARE, captions_from
 from ..core.training.contextualizer.pretraining import Pretrained, PretrainSettings, pretrain_contextualizer
-from ..core.training.contextualizer.recipes import pretraining_for
+from ..core.training.contextualizer.recipes import pretraining_for, vocabulary_for
 from .comfy.cancelling import hear_cancel
 from .comfy.clip_session import content_of, encoder_session, encoders_of
 from .comfy.folders import CONTEXTUALIZERS, NONE, first_folder, input_files, input_path, name_in, path_of, told, version
@@ -211,6 +211,7 @@ class PretrainContextualizer(io.ComfyNode):
             )
             settings = replace(
                 numbers,
+                **vocabulary_for(encoder),
                 preset=numbers.preset if size == inputs.AUTO else size,
                 rho=mask_rate,
                 mode=loss_mode,

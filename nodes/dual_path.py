@@ -25,6 +25,7 @@ from .comfy.attention import cross_attention_layers, diffusers_names
 from .comfy.concept_lora import stem_of
 from .comfy.concept_tokenizer import leading_name, with_concept
 from .comfy.families.facts import family_of
+from .comfy.family_paths import JointPath, joint_count, joint_deltas, nearest_token, with_joint_paths
 from .comfy.text import text_encoders
 from .comfy.two_paths import two_paths, with_two_paths
 from .schema.before_run import why_empty
@@ -118,45 +119,53 @@ class DualPathNode(io.ComfyNode):
         end_percent: float,
         alpha_per_block: str = "",
     ) -> io.NodeOutput:
-        require_cross_attention(model)
+        joint = family_of(model) is not None
+        blocks = joint_count(model) if joint else len(cross_attention_layers(model.model.diffusion_model, {}))
         if concept.layer_vectors:
             raise ValueError(f"{concept.name!r} has a vector for every layer, which two paths cannot blend.")
         if start_percent > end_percent:
             raise ValueError(f"start_percent ({start_percent}) is after end_percent ({end_percent}).")
-        words = concept.hard_token or hard_words(encoders_of(clip), concept.vectors)
-        hard_prompt = with_words(prompt, concept.name, words)
-        lora = known_names(model, concept.lora or {})
-        path = DualPath(
-            Conditioning(torch.empty(0)),
-            unet_deltas(model, lora),
-            blocks_of(alpha_per_block, alpha, model),
-            modulated_path,
-        )
-        soft_clip = with_text_lora(with_concept(clip, concept), lora)
-        hard, soft = (
-            c.encode_from_tokens_scheduled(c.tokenize(p)) for c, p in ((clip, hard_prompt), (soft_clip, prompt))
-        )
+        share = blocks_of(alpha_per_block, alpha, blocks)
         sampling = model.get_model_object("model_sampling")
         window = tuple(float(sampling.percent_to_sigma(percent)) for percent in (start_percent, end_percent))
+        ways = joint_ways if joint else crossed_ways
+        hard, soft, path, said = ways(model, clip, concept, prompt, {"alpha": share, "modulated": modulated_path})
         conditioning = [two_paths(h, s, path, window) for h, s in zip(hard, soft, strict=True)]
-        said = f"Hard path: {hard_prompt!r}."
         if not path.deltas:
             said += (
                 f" {concept.name!r} has no LoRA for the model: both paths have its weights and differ in the prompt."
             )
         logging.info("Dual Path: %s", said)
-        return io.NodeOutput(with_two_paths(model), conditioning, ui=ui.PreviewText(said))
+        with_paths = with_joint_paths if joint else with_two_paths
+        return io.NodeOutput(with_paths(model), conditioning, ui=ui.PreviewText(said))
 
 
-def require_cross_attention(model: Any) -> None:
-    """Raises ValueError for models in which text and image are one sequence: after each attention both paths would have
-    a text of their own, and of other lengths, so that there is nothing to blend them into."""
-    family = family_of(model)
-    if family is not None:
-        raise ValueError(
-            f"Dual Path blends what two prompts give the cross-attention, and {family.title} has none: text and image "
-            "are one sequence there. Use Apply Concept, with strength_model for how much of the LoRA acts."
-        )
+Ways = tuple[list[Any], list[Any], DualPath, str]
+"""The conditionings of the hard and the soft prompt, what is blended how, and what is said of the hard path."""
+
+
+def crossed_ways(model: Any, clip: Any, concept: Concept, prompt: str, choices: Mapping[str, Any]) -> Ways:
+    """Of a UNet with cross-attention: the hard prompt is the prompt with the word's nearest words."""
+    words = concept.hard_token or hard_words(encoders_of(clip), concept.vectors)
+    hard_prompt = with_words(prompt, concept.name, words)
+    lora = known_names(model, concept.lora or {})
+    path = DualPath(Conditioning(torch.empty(0)), unet_deltas(model, lora), **choices)
+    soft_clip = with_text_lora(with_concept(clip, concept), lora)
+    hard, soft = (c.encode_from_tokens_scheduled(c.tokenize(p)) for c, p in ((clip, hard_prompt), (soft_clip, prompt)))
+    return hard, soft, path, f"Hard path: {hard_prompt!r}."
+
+
+def joint_ways(model: Any, clip: Any, concept: Concept, prompt: str, choices: Mapping[str, Any]) -> Ways:
+    """Of a model in which text and image are one sequence: the hard prompt has the nearest token in the place of each
+    vector, so that both are of one length."""
+    with_words(prompt, concept.name, "")
+    nearest, said = nearest_token(clip, concept)
+    path = JointPath(Conditioning(torch.empty(0)), joint_deltas(model, concept.lora or {}), **choices)
+    hard, soft = (
+        c.encode_from_tokens_scheduled(c.tokenize(prompt))
+        for c in (with_concept(clip, nearest), with_concept(clip, concept))
+    )
+    return hard, soft, path, f"Hard path: {prompt!r} with the nearest tokens ({said})."
 
 
 def encoders_of(clip: Any) -> dict[str, Any]:
@@ -181,7 +190,7 @@ def with_words(prompt: str, name: str, words: str) -> str:
     return found
 
 
-def blocks_of(listed: str, alpha: float, model: Any) -> float | tuple[float, ...]:
+def blocks_of(listed: str, alpha: float, blocks: int) -> float | tuple[float, ...]:
     """alpha, or the numbers of `listed`. Raises ValueError where one is none, or there are not as many as blocks."""
     parts = [part for part in re.split(r"[\s,;]+", listed.strip()) if part]
     if not parts:
@@ -192,7 +201,6 @@ def blocks_of(listed: str, alpha: float, model: Any) -> float | tuple[float, ...
         raise ValueError(f"alpha_per_block takes numbers separated by commas, not {quoted(listed)}.") from error
     if not all(0 <= value <= 1 for value in values):  # nor one that is not finite
         raise ValueError(f"alpha_per_block holds numbers from 0 to 1, as alpha does, not {quoted(listed)}.")
-    blocks = len(cross_attention_layers(model.model.diffusion_model, {}))
     if len(values) != blocks:
         raise ValueError(f"This model has {blocks} attention blocks; alpha_per_block has {len(values)} numbers.")
     return values

@@ -48,6 +48,10 @@ class DualPath:
             check_alpha(alpha)
         if self.modulated not in get_args(ModulatedPath):
             raise ValueError(f"the modulated path is soft or hard, not {self.modulated!r}")
+        self.require_projections()
+
+    def require_projections(self) -> None:
+        """Raises ValueError for deltas of layers in which the two paths are one."""
         others = [name for name in self.deltas if not name.endswith(tuple(f".{part}" for part in PROJECTIONS))]
         others += [
             name for name in self.deltas if name not in others and ".attn1." not in name and ".attn2." not in name

@@ -46,6 +46,16 @@ class AttentionObserver(Protocol):
         """
 
 
+@runtime_checkable
+class JointObserver(Protocol):
+    """An `AttentionObserver` of models too in which text and image are one sequence: what a query gives to the text is
+    no softmax over the text alone, so it is told."""
+
+    def observe_shares(self, layer: int, shares: torch.Tensor, size: tuple[int, int]) -> None:
+        """What the N = h w image tokens of `size` (h, w) give to each text token, (B, H, N, L), in one layer. What is
+        missing to 1 they give to the image."""
+
+
 AttentionWatcher = AttentionProbe | AttentionObserver
 """Who may watch a UNet pass. A probe that is an `AttentionObserver` is shown queries and keys, any other is called with
 probabilities."""

@@ -30,10 +30,12 @@ def words_vectors(encoder: TextEncoder, words: str) -> torch.Tensor:
     return starting_vectors(encoder, words, max(1, len(word_tokens(encoder, words))))
 
 
-def vectors_of(concept: Concept, model: TextToImageModel, length: int) -> dict[str, torch.Tensor]:
-    """The vectors of a concept to continue from. Raises ValueError where they do not fit the model or `length`."""
-    wanted = {name: (length, encoder.width) for name, encoder in model.text_encoders.items()}
+def vectors_of(concept: Concept, model: TextToImageModel, length: int | None = None) -> dict[str, torch.Tensor]:
+    """The vectors of a concept to continue from, as many as it has or `length`. Raises ValueError where they do not fit
+    the model or the length."""
     found = {name: tuple(value.shape) for name, value in concept.vectors.items()}
+    own = {name: shape[0] for name, shape in found.items()} if length is None else {}
+    wanted = {name: (own.get(name, length), encoder.width) for name, encoder in model.text_encoders.items()}
     if wanted != found:
         raise ValueError(f"the concept {concept.name!r} has vectors {found}, this training needs {wanted}")
     return {name: concept.vectors[name].detach().float().clone() for name in wanted}

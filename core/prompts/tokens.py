@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 
@@ -14,9 +14,12 @@ from ..maths.context import context_positions
 from ..models.protocol import TextEncoder
 from ..wording import quoted
 
-ConceptRows = int | tuple[range, ...]
+OneEncodersRows = int | tuple[range, ...]
 """What a concept fills the placeholders of a prompt with: its first n vectors, the same in each; or, where several
 concepts lie one after another, the rows of each placeholder's own."""
+
+ConceptRows = OneEncodersRows | Mapping[str, OneEncodersRows]
+"""The same for all text encoders, or by their names, where they cut a word into different numbers of tokens."""
 
 Words = str | tuple[str, ...]
 """What plain words fill them with: the same in each, or one entry for each placeholder."""
@@ -71,6 +74,8 @@ def tokenize_prompt(
     """
     if rows is not None and words is not None:
         raise ValueError("fill a prompt with either the concept's rows or plain words, not both")
+    if isinstance(rows, Mapping):
+        rows = rows[encoder.name]
     pieces = template.split(PLACEHOLDER)
     if len(pieces) > 1 and rows is None and words is None:
         raise ValueError(f"the prompt {quoted(template)} has a {PLACEHOLDER} and nothing was given to fill it with")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -130,16 +131,17 @@ class Repair:
     @property
     def concepts(self) -> tuple[Concept, ...]:
         """The concepts as they are now, in the order in which they were given; for this prompt alone."""
-        together, repaired, start = self.run.concept, [], 0
+        together, repaired = self.run.concept, []
+        begin = dict.fromkeys(together.vectors, 0)
         for concept in self.before:
-            rows = slice(start, start + concept.length)
-            start += concept.length
+            rows = {name: slice(begin[name], begin[name] + len(value)) for name, value in concept.vectors.items()}
+            begin = {name: part.stop for name, part in rows.items()}
             layers = together.layer_vectors if concept.layer_vectors else None
             repaired.append(
                 replace(
                     concept,
-                    vectors={name: value[rows].clone() for name, value in together.vectors.items()},
-                    layer_vectors=layers and {name: value[:, rows].clone() for name, value in layers.items()},
+                    vectors={name: value[rows[name]].clone() for name, value in together.vectors.items()},
+                    layer_vectors=layers and {name: value[:, rows[name]].clone() for name, value in layers.items()},
                     provenance={
                         **concept.provenance,
                         "optimized_for": {
@@ -158,17 +160,28 @@ def words_together(model: TextToImageModel, concepts: Sequence[Concept], placed:
 
     Raises ValueError where a concept does not fit the model, or only some have a vector for every layer.
     """
-    rows = [vectors_of(concept, model, concept.length) for concept in concepts]
+    rows = [vectors_of(concept, model) for concept in concepts]
     layers = [layer_vectors_of(concept, model) for concept in concepts]
     if any(one is None for one in layers) and any(one is not None for one in layers):
         raise ValueError("concepts with and without a vector for every layer cannot be optimised together")
-    starts = [sum(one.length for one in concepts[:index]) for index in range(len(concepts))]
-    parts = [range(starts[index], starts[index] + concepts[index].length) for index in placed]
     names = list(model.text_encoders)
+    parts = _parts(concepts, placed, names)
     if layers[0] is None:
         return Word({name: torch.cat([one[name] for one in rows]) for name in names}, None, None, parts)
     joined = {name: torch.cat([one[name] for one in layers], dim=1) for name in names}
     return Word(joined, None, one_slot_a_layer(model.cross_attention_layers()), parts)
+
+
+def _parts(
+    concepts: Sequence[Concept], placed: Sequence[int], names: Sequence[str]
+) -> tuple[range, ...] | dict[str, tuple[range, ...]]:
+    """Where the rows of each placeholder's concept lie among those of all, by text encoder where these differ."""
+    found = {}
+    for name in names:
+        ends = list(accumulate(len(one.vectors[name]) for one in concepts))
+        found[name] = tuple(range(ends[at] - len(concepts[at].vectors[name]), ends[at]) for at in placed)
+    first = found[names[0]]
+    return first if all(part == first for part in found.values()) else found
 
 
 def _changes(model: TextToImageModel, concepts: Sequence[Concept]) -> dict[str, list[Delta]]:

@@ -23,13 +23,13 @@ from .settings import TrainSettings
 
 
 class Word:
-    """Input embeddings of a word of `length` positions, for each text encoder.
+    """Input embeddings of a word, for each text encoder.
 
     `learned` are the leaves that training moves: the first rows of the word, (k, d), or (S, k, d) where the word has
     one copy of them for each slot of the UNet (XTI). `fixed` (m, d) or (S, m, d) are the rows after them, which stay as
     they are. Either may be empty, not both. `kept` are whole words, (n, d), of text encoders that learn nothing.
-    `parts` are the rows of each placeholder's word where several concepts are trained together; () where every
-    placeholder takes all of them.
+    `parts` are the rows of each placeholder's word where several concepts are trained together, by text encoder where
+    these differ; () where every placeholder takes all of them.
     """
 
     def __init__(
@@ -37,24 +37,25 @@ class Word:
         learned: Mapping[str, torch.Tensor],
         fixed: Mapping[str, torch.Tensor] | None = None,
         slot_of_layer: Sequence[int] | None = None,
-        parts: Sequence[range] = (),
+        parts: Sequence[range] | Mapping[str, tuple[range, ...]] = (),
         kept: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.learned = learned
         self.fixed = fixed or {}
         self.kept = kept or {}
-        self.parts = tuple(parts)
+        self.parts = parts if isinstance(parts, Mapping) else tuple(parts)
         self.slot_of_layer = () if slot_of_layer is None else tuple(slot_of_layer)
-
-    @property
-    def length(self) -> int:
-        """n, the positions that the word takes."""
-        return sum(next(iter(part.values())).shape[-2] for part in (self.learned, self.fixed) if part)
 
     @property
     def rows(self) -> ConceptRows:
         """What it fills the placeholders of a prompt with."""
-        return self.parts or self.length
+        if self.parts:
+            return self.parts
+        rows: dict[str, int] = {}
+        for part in (self.learned, self.fixed, self.kept):
+            for name, value in part.items():
+                rows[name] = rows.get(name, 0) + value.shape[-2]
+        return rows if len(set(rows.values())) > 1 else next(iter(rows.values()))
 
     @property
     def vectors(self) -> Mapping[str, torch.Tensor]:
@@ -140,7 +141,7 @@ def _continued(
             "begin with the concept as it was before that"
         )
     layers = layer_vectors_of(concept, model)
-    rows = vectors_of(concept, model, settings.vectors if settings.trains.learns_word else concept.length)
+    rows = vectors_of(concept, model, settings.vectors if settings.trains.learns_word else None)
     if settings.trains.word == "nothing":
         return Word({}, rows) if layers is None else Word({}, layers, one_slot_a_layer(model.cross_attention_layers()))
     if slots is None:

@@ -17,10 +17,12 @@ from ...core.models.frozen import autograd, frozen
 from ...core.models.kept import kept_for_backward
 from ...core.models.low_rank import is_linear
 from ...core.models.protocol import (
+    AttentionObserver,
     AttentionWatcher,
     Conditioning,
     Encoding,
     ImageSize,
+    JointObserver,
     NoiseSchedule,
     TokenMeans,
     fingerprint,
@@ -28,7 +30,7 @@ from ...core.models.protocol import (
 from ...core.models.tiny.config import IMAGE_SIZE
 from .attention import with_gradients
 from .cancelling import hear_cancel
-from .families.attention import Looking, tokens_of
+from .families.attention import Looking, Tokens, in_attention, joint_names, tokens_of
 from .families.blocks import joint_blocks, lent, lists_of_blocks, numbered
 from .families.encoders import family_encoders
 from .families.facts import Family
@@ -143,8 +145,7 @@ class FamilyModel(ComfyModel):
     ) -> torch.Tensor:
         self._ready()
         hear_cancel()
-        if probe is not None and self.family.attends == "unseen":
-            raise ValueError(f"{self.family.title}: ComfyUI shows nobody what its attention looks at")
+        self._require_shown(probe)
         self._require_room(*latents.shape[-2:])
         timesteps = timesteps.to(self.device)
         seen = _Collected(len(latents)) if probe is not None else None
@@ -156,7 +157,7 @@ class FamilyModel(ComfyModel):
             predicted = self._pass(*given, seen and seen.of(rows, group, isinstance(probe, TokenMeans)))
             out |= dict(zip(rows, predicted, strict=True))
         if seen is not None:
-            seen.tell(probe)
+            seen.tell(probe, tokens_of(self._unet, *latents.shape[-2:]))
         return torch.stack([out[row] for row in range(len(latents))]).float()
 
     def _require_room(self, height: int, width: int) -> None:
@@ -166,6 +167,15 @@ class FamilyModel(ComfyModel):
                 f"{self.family.title} takes pictures of more than {self.family.above} pixels a side, not of {side}: "
                 "ComfyUI divides by zero there; choose a larger resolution"
             )
+
+    def _require_shown(self, probe: AttentionWatcher | None) -> None:
+        """Raises ValueError where a watcher cannot be shown what it wants."""
+        if probe is None:
+            return
+        if self.family.attends == "unseen":
+            raise ValueError(f"{self.family.title}: ComfyUI shows nobody what its attention looks at")
+        if isinstance(probe, AttentionObserver) and not isinstance(probe, JointObserver):
+            raise ValueError(f"in {self.family.title} text and image are one sequence, which this observer cannot see")
 
     def attended(self, conditioning: FamilyConditioning) -> dict[str, int]:
         """The text encoders whose tokens a probe sees, each with the number of its first column."""
@@ -244,21 +254,15 @@ class FamilyModel(ComfyModel):
         raise ValueError(f"a tuning-encoder looks with a UNet of Stable Diffusion, and {self.name} is none")
 
     def cross_attention_layers(self) -> Sequence[str]:
-        """The blocks with attention over the text, by ComfyUI's names."""
-        names = {id(part): name for name, part in self._unet.named_modules()}
-        return [names[id(block)] for block in self._blocks]
+        """The blocks in which the image looks at the text, as recordings call them."""
+        return joint_names(len(self._joint))
 
     def attention_layers(self) -> list[str]:
         """The linear layers of the blocks' attention, by ComfyUI's names: what a LoRA learns."""
         return [name for name in self.linear_layers() if self._in_attention(name)]
 
     def _in_attention(self, name: str) -> bool:
-        if not any(name.startswith(f"{one}.") for one in self.family.blocks):
-            return False
-        parts = name.split(".")
-        if parts[-1] in ("linear1", "linear2"):  # of Flux, which are projections of the attention and the MLP in one
-            return True
-        return any("attn" in part.lower() or "attention" in part.lower() for part in parts[2:])
+        return any(name.startswith(f"{one}.") for one in self.family.blocks) and in_attention(name)
 
     def weight_layers(self) -> Mapping[str, torch.nn.Module]:
         return {
@@ -336,10 +340,14 @@ class _Collected:
 
         return seen
 
-    def tell(self, probe: Any) -> None:
+    def tell(self, probe: Any, tokens: Tokens) -> None:
         for layer, block in enumerate(sorted(self.layers)):
             found = self.layers[block]
-            probe(layer, torch.stack([found[row] for row in range(self.batch)]))
+            every = torch.stack([found[row] for row in range(self.batch)])
+            if isinstance(probe, JointObserver):
+                probe.observe_shares(layer, every, (tokens.height, tokens.width))
+            else:
+                probe(layer, every)
 
 
 def in_columns(probabilities: torch.Tensor, prompt: Prompt) -> torch.Tensor:

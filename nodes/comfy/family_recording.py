@@ -14,13 +14,9 @@ import torch
 from einops import rearrange
 
 from ...core.inspection.attention.recorder import AttentionRecorder, Rows
-from .families.attention import Looking, tokens_of
+from .families.attention import Looking, joint_names, tokens_of
 from .families.blocks import joint_blocks, lent, lists_of_blocks, numbered
 from .families.facts import Family, family_of
-
-MOST_GROUPS = 8
-"""Groups of blocks that are kept apart: each has a map for every token of a text that may have 512."""
-JOINT = "joint"
 
 
 def require_seen(model: Any) -> Family:
@@ -36,10 +32,8 @@ def require_seen(model: Any) -> Family:
 
 
 def block_names(model: Any) -> list[str]:
-    """The blocks of a family's denoiser, in forward order, as a recording begins with them: at most `MOST_GROUPS`
-    groups of neighbours."""
-    blocks = lists_of_blocks(model.model.diffusion_model, require_seen(model).blocks)
-    return [f"{JOINT}.{index * MOST_GROUPS // len(blocks)}.{index}" for index in range(len(blocks))]
+    """The blocks of a family's denoiser, in forward order, as a recording begins with them."""
+    return joint_names(len(lists_of_blocks(model.model.diffusion_model, require_seen(model).blocks)))
 
 
 @dataclass(frozen=True)

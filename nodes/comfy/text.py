@@ -12,6 +12,7 @@ from typing import Any
 import comfy.clip_model
 import comfy.sd1_clip
 import torch
+from comfy.text_encoders.sd3_clip import SD3ClipModel
 
 from ...core.models.low_rank import hooked, is_linear
 from ...core.models.protocol import Encoding, fingerprint
@@ -160,7 +161,10 @@ def text_encoders(
 
 
 def is_stable_diffusion(model: Any) -> bool:
-    """Whether a CLIP's model has CLIP text encoders and no others beside them, as SD3 and Flux have."""
+    """Whether a CLIP's model has CLIP text encoders and no others beside them, as SD3 and Flux have. SD3 without T5 has
+    SDXL's two, and what they say is read otherwise."""
+    if isinstance(model, SD3ClipModel):
+        return False
     names = [name for name in ENCODERS if isinstance(getattr(model, name, None), comfy.sd1_clip.SDClipModel)]
     return bool(names) and all(name in names or not any(part.parameters()) for name, part in model.named_children())
 

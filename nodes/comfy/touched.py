@@ -86,6 +86,7 @@ TOUCHED = (
     Touched(f"{PATCHER}.add_wrapper_with_key", UNETS, takes=("wrapper_type", "key", "wrapper")),
     Touched(f"{PATCHER}.set_model_attn2_patch", APPLYING, takes=("patch",)),
     Touched(f"{WRAPPERS}.DIFFUSION_MODEL", UNETS),
+    Touched(f"{WRAPPERS}.APPLY_MODEL", (*RECORDING, *PATHS)),
     Touched(f"{WRAPPERS}.OUTER_SAMPLE", RECORDING),
     Touched(f"{WRAPPERS}.CALC_COND_BATCH", PATHS),
     Touched("comfy.patcher_extension:WrapperExecutor", UNETS, keeps=("class_obj",)),
@@ -122,6 +123,7 @@ TOUCHED = (
     Touched("comfy.sd:CLIP.clone", APPLYING),
     Touched("comfy.sd:CLIP.encode_from_tokens", APPLYING, takes=("tokens", "return_pooled", "return_dict")),
     Touched("comfy.sd:CLIP.encode_from_tokens_scheduled", (*APPLYING, *RECORDING), takes=("tokens",)),
+    Touched("comfy.text_encoders.sd3_clip:SD3ClipModel", CLIPS),
     Touched("comfy.sd1_clip:SDClipModel", CLIPS, keeps=("transformer", "num_layers", "enable_attention_masks")),
     Touched(
         "comfy.sd1_clip:SDClipModel", CLIPS, keeps=("zero_out_masked", "layer_norm_hidden_state", "options_default")

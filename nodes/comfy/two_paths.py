@@ -81,7 +81,7 @@ def with_two_paths(model: Any) -> Any:
     """A clone of `model` that takes both paths for conditionings that have them."""
     clone = model.clone()
     if KEY not in clone.wrappers.get(WrappersMP.DIFFUSION_MODEL, {}):
-        clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _mark_the_others)
+        clone.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, mark_the_others)
         names = diffusers_names(model.model.model_config.unet_config)
         # Before the others, so that whatever looks on at the projections sees what the paths have made of them.
         others = clone.wrappers.get(WrappersMP.DIFFUSION_MODEL, {})
@@ -89,7 +89,7 @@ def with_two_paths(model: Any) -> Any:
     return clone
 
 
-def _mark_the_others(run: Any, model: Any, conds: Sequence[Any], *rest: Any, **keywords: Any) -> Any:
+def mark_the_others(run: Any, model: Any, conds: Sequence[Any], *rest: Any, **keywords: Any) -> Any:
     """Only conditionings with the same keys share a batch: the others get ours, with nothing in it."""
     everything = [cond for part in conds if part is not None for cond in part]
     if not any(KEY in cond["model_conds"] for cond in everything):
@@ -121,7 +121,7 @@ class _TwoPaths:
         **conditions: Any,
     ) -> Any:
         options = dict(transformer_options or {})
-        chunks = _chunks(conditions.pop(KEY, None) or [], options)
+        chunks = chunks_of(conditions.pop(KEY, None) or [], options)
         if not chunks:
             return run(x, timesteps, context, y, control, options, **conditions)
         linear, layers = self._layers(run.class_obj)
@@ -142,7 +142,7 @@ class _TwoPaths:
         return self.found[unet]
 
 
-def _chunks(
+def chunks_of(
     entries: Sequence[tuple[SoftPrompt | None, int]], options: Mapping[str, Any]
 ) -> list[tuple[slice, SoftPrompt]]:
     """The rows that have two paths now."""

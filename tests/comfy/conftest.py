@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+sys.path.append(str(Path(__file__).parent))  # where models and graphs for several files are made
+
 PACK_FOLDER = "contextual-inversion"
 SINK = "ContextualInversionTestSink"
 Prompt = dict[str, dict[str, Any]]
@@ -191,6 +193,70 @@ class AnyType(str):
         return True
 
     __hash__ = str.__hash__
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        'supports(row, says="yes"): what a test that takes a family shows of a row of docs/models.md; `says` is what '
+        "stands there, for all families or by their kinds (scripts/support_matrix.py)",
+    )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What the marks of the collected tests say, for scripts/support_matrix.py."""
+    place = os.environ.get("SUPPORT_MATRIX")
+    if place:
+        from family_graphs import TITLES
+
+        cells = [cell for item in session.items for cell in supported(item, TITLES)]
+        told = {"families": list(dict.fromkeys(TITLES.values())), "cells": cells}
+        Path(place).write_text(json.dumps(told), encoding="utf-8")
+
+
+def supported(item: pytest.Item, titles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One entry for each mark of a test that is run for a family."""
+    values = getattr(getattr(item, "callspec", None), "params", {}).values()
+    kind = next((value for value in values if isinstance(value, str) and value in titles), None)
+    skipped = any(item.get_closest_marker(name) for name in ("skip", "skipif", "xfail"))
+    found = []
+    for mark in item.iter_markers("supports") if kind is not None else ():
+        says = mark.kwargs.get("says", "yes")
+        said = says if isinstance(says, str) else says.get(kind)
+        cell = {"row": mark.args[0], "family": titles[kind], "says": said, "test": item.nodeid, "skipped": skipped}
+        found += [cell] if said is not None else []
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that take `loader` run once for each of their module's `KINDS` of models."""
+    if "loader" in metafunc.fixturenames:
+        metafunc.parametrize("loader", metafunc.module.KINDS, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def loader(comfyui: ComfyUI, request: pytest.FixtureRequest) -> Any:
+    """The API prompt of a node that gives MODEL, CLIP and VAE of a family beyond Stable Diffusion, always the same
+    ones: those of `random_families.build`."""
+    pytest.importorskip("diffusers")
+    from family_graphs import LOADER
+    from random_families import build
+
+    built = build(request.param)
+
+    class Loader:
+        RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL", "CLIP", "VAE"), "load", "test"
+
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            return {"required": {"kind": ("STRING", {})}}
+
+        def load(self, kind: str) -> tuple[Any, Any, Any]:
+            return built.model, built.clip, built.vae
+
+    comfyui.nodes.NODE_CLASS_MAPPINGS[LOADER] = Loader
+    yield {"class_type": LOADER, "inputs": {"kind": request.param}}
+    del comfyui.nodes.NODE_CLASS_MAPPINGS[LOADER]
 
 
 RunGraph = Callable[..., Run]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -126,6 +126,16 @@ KINDS: Mapping[str, Kind] = {
         ),
         {"clip_l": CLIP, "clip_g": CLIP},
     ),
+    "sd35_t5": Kind(
+        "SD3",
+        {},
+        lambda: (
+            comfy.text_encoders.sd3_clip.SD3Tokenizer,
+            comfy.text_encoders.sd3_clip.sd3_clip(clip_l=True, clip_g=True, t5=True),
+        ),
+        # SD3 pads what the CLIPs say to the width of T5-XXL, whatever their own is.
+        {"clip_l": CLIP, "clip_g": CLIP, "t5xxl": {**T5, "d_model": 4096, "num_layers": 1}},
+    ),
     "flux": Kind(
         "Flux",
         FLUX,
@@ -141,7 +151,7 @@ KINDS: Mapping[str, Kind] = {
             "out_channels": 16,
             "num_layers": 2,
             "attention_head_dim": 32,
-            "num_attention_heads": 2,
+            "num_attention_heads": 4,
             "joint_attention_dim": WIDTH,
             "axes_dims_rope": (8, 12, 12),
         },
@@ -306,6 +316,9 @@ class _HiDreamTokenizer(comfy.text_encoders.hidream.HiDreamTokenizer):
         self.llama.pad_token, self.llama.min_length = 128009, 128
 
 
+KINDS = {**KINDS, "sd35_t5": replace(KINDS["sd35_t5"], denoiser=KINDS["sd35"].denoiser)}
+
+
 def build(kind: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Sockets:
     """MODEL, CLIP and VAE of a family, made in inference mode, as loader nodes make them; `changes` are of the
     denoiser's numbers."""
@@ -336,8 +349,18 @@ def _model(kind: Kind, dtype: torch.dtype, changes: Mapping[str, Any]) -> Any:
     description.set_inference_dtype(dtype, torch.bfloat16 if dtype.itemsize == 1 else None)
     cpu = torch.device("cpu")
     model = description.get_model({}, device=cpu)
-    filled(model.diffusion_model)
+    _steady(filled(model.diffusion_model))
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def _steady(denoiser: torch.nn.Module) -> None:
+    """The noise level sways what the blocks do, as in models that were trained, and does not turn it round, which it
+    does with random weights: then nothing could be learned for all noise levels at once."""
+    for name, value in denoiser.named_parameters():
+        if name.endswith(".bias") and any(part in name for part in ("mod", "adaLN", "norm_out.linear")):
+            torch.nn.init.normal_(value)
+        elif any(part in name for part in ("t_embedder", "time_in", "timestep_embedder", "guidance_in")):
+            value.mul_(0.3)
 
 
 def _clip(kind: Kind) -> Any:
@@ -365,7 +388,8 @@ def _vae(kind: Kind) -> Any:
         tower = comfy.ldm.wan.vae.WanVAE(
             dim=8, z_dim=16, num_res_blocks=2, temperal_downsample=[False, True, True], conv_out_channels=3
         )
-        return comfy.sd.VAE(sd=filled(tower).state_dict(), dtype=torch.float32)
+        vae = comfy.sd.VAE(sd=filled(tower).state_dict(), dtype=torch.float32)
+        return _as_wide_as_real(vae, vae.first_stage_model.conv1, kind)
     halvings = kind.factor.bit_length() - 1
     levels = {"ch": 32, "ch_mult": [1] * (1 + halvings), "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
     pixels = {"double_z": True, "z_channels": kind.channels, "resolution": 64, "in_channels": 3, "out_ch": 3}
@@ -376,4 +400,16 @@ def _vae(kind: Kind) -> Any:
     filled(vae.first_stage_model)
     vae.latent_channels = kind.channels
     vae.downscale_ratio = vae.upscale_ratio = kind.factor
+    return _as_wide_as_real(vae, vae.first_stage_model.quant_conv, kind)
+
+
+def _as_wide_as_real(vae: Any, last: torch.nn.Module, kind: Kind) -> Any:
+    """The autoencoder with latents that vary as those of real ones do, by about 1, where random weights make them so
+    small that there is nothing in a picture to learn. `last` is the encoder's last layer."""
+    shades = torch.linspace(0, 1, 64)
+    down, right = shades[:, None].expand(64, 64), shades.expand(64, 64)
+    picture = torch.stack([down, right, 1 - right], dim=-1)
+    latents = getattr(comfy.supported_models, kind.description).latent_format().process_in(vae.encode(picture[None]))
+    last.bias.zero_()
+    last.weight.div_((latents - latents.mean(dim=(-2, -1), keepdim=True)).std())
     return vae

@@ -18,6 +18,7 @@ from contextual_inversion.core.models.words import starting_vectors
 
 KINDS = ("sd35", "flux", "qwen_image", "z_image", "lumina2", "chroma", "aura_flow", "pixart")
 KINDS += ("hunyuan_dit", "flux2", "hidream", "omnigen2", "kandinsky5", "hunyuan_image", "wan", "krea2")
+PROTOCOL = "behind the protocol"
 PROMPT, PLAIN = "a photo of a {} in the snow", "a red castle in the snow"
 SIZE = ImageSize(64, 64)
 
@@ -58,6 +59,16 @@ def test_a_prompt_is_what_comfyui_makes_of_it(model, sockets):
     require_same(said(model, PLAIN), sockets.clip, PLAIN)
 
 
+TYPED = {
+    **dict.fromkeys(KINDS, PROTOCOL),
+    "sd35": "yes, without T5",
+    "flux": "yes",
+    "qwen_image": "**ComfyUI stops with an error**",
+    "z_image": "template changed",
+}
+
+
+@pytest.mark.supports("stock `embedding:name`", says=TYPED)
 def test_a_word_stands_where_a_typed_one_stands(model, sockets, comfyui):
     """As Apply Concept has it in memory, and as ComfyUI's own `embedding:` reads it from a file."""
     from contextual_inversion.core.concept import Concept
@@ -135,6 +146,8 @@ def test_prompts_of_different_lengths_go_in_one_batch(model):
         assert torch.allclose(both[row : row + 1], alone, atol=1e-4)
 
 
+@pytest.mark.supports("TrainConcept: textual inversion", says=PROTOCOL)
+@pytest.mark.supports("TrainConcept: word and LoRA together", says=PROTOCOL)
 def test_the_gradient_at_the_word_is_the_finite_difference(model):
     _, noise, z_t, timesteps = noised(model)
     weights = torch.randn(512, generator=torch.Generator().manual_seed(1))
@@ -197,6 +210,8 @@ def test_all_is_as_it_was_after_an_error(model, sockets):
     assert not any({"forward", "encode_token_weights"} & set(vars(part)) for part in parts)
 
 
+@pytest.mark.supports("CoReRegularizer: embedding loss", says=PROTOCOL)
+@pytest.mark.supports("CoReRegularizer: attention loss", says=PROTOCOL)
 def test_core_is_exactly_nothing_where_the_word_is_the_class_word(model):
     """In passes of their own: in one batch with the instance prompt the last digits are others."""
     from contextual_inversion.core.training.regularizers.context import CoReRegularizer

@@ -179,10 +179,18 @@ class Pass:
     ) -> None:
         if self.recorder.trouble:
             return
-        height, width = size or map_size(query.shape[2], *self.latent_size)
+        size = size or map_size(query.shape[2], *self.latent_size)
+        self._add(layer, lambda rows: head_means(query[rows], key[rows], scale), size)
+
+    @torch.no_grad()
+    def observe_shares(self, layer: int, shares: torch.Tensor, size: tuple[int, int]) -> None:
+        if not self.recorder.trouble:
+            self._add(layer, lambda rows: shares[rows].mean(dim=1), size)
+
+    def _add(self, layer: int, seen: Callable[[slice], torch.Tensor], size: tuple[int, int]) -> None:
         for conditioning, slices in self.rows.items():
             for rows in slices:
-                maps = rearrange(head_means(query[rows], key[rows], scale), "b (h w) l -> b l h w", h=height, w=width)
+                maps = rearrange(seen(rows), "b (h w) l -> b l h w", h=size[0], w=size[1])
                 self.recorder.add(conditioning, layer, self.stretch, maps)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ...maths.similarity import sim1, sim2
 from ...models.protocol import TextEncoder, TextToImageModel
-from ...prompts.tokens import TokenizedPrompt, input_embeddings, tokenize_prompt
+from ...prompts.tokens import TokenizedPrompt, input_embeddings, tokenize_prompt, word_tokens
 
 NO_PROBES = "no probes: give at least one prompt with a context word"
 
@@ -73,11 +73,18 @@ def seen_vectors(
 
 def word_position(encoder: TextEncoder, prompt: TokenizedPrompt, word: str) -> int:
     """The position of the first sub-token of `word` (METHODS.md 2.7) outside the filled slot. ValueError if absent."""
-    tokens = encoder.tokenize(word)
-    for start in range(1, prompt.eot - len(tokens) + 1):
-        stretch = range(start, start + len(tokens))
-        if list(prompt.ids[start : start + len(tokens)]) == tokens and not set(stretch) & set(prompt.fill):
-            return start
+    return word_stretch(encoder, prompt, word).start
+
+
+def word_stretch(encoder: TextEncoder, prompt: TokenizedPrompt, word: str) -> range:
+    """The positions of `word`, where it first stands outside the filled slot, as it is cut at the beginning of a text
+    or behind a space. Raises ValueError if absent."""
+    spellings = [list(encoder.tokenize(word)), word_tokens(encoder, word)]
+    for start in range(1, prompt.eot):
+        for tokens in spellings:
+            stretch = range(start, start + len(tokens))
+            if list(prompt.ids[start : stretch.stop]) == tokens and not set(stretch) & set(prompt.fill):
+                return stretch
     raise ValueError(f"the word {word!r} is not in the prompt {prompt.text!r}")
 
 

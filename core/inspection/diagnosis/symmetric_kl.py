@@ -16,10 +16,14 @@ from ...models.text import encode_prompts
 from ...prompts.tokens import tokenize_prompt
 from ..attention.maps import AttentionMaps, word_maps
 from ..attention.recorder import AttentionRecorder
-from .context_similarity import ContextProbe, word_position
+from .context_similarity import ContextProbe, word_stretch
 
 SIDE = 16
 """The MLM paper's layers are those with maps of 16 x 16."""
+
+
+Read = tuple[str, int]
+"""The text encoder that attention maps are looked at with, and the number of its first token in them."""
 
 
 class SymmetricKL(NamedTuple):
@@ -82,8 +86,10 @@ def skl_of_each(
         for start in range(0, len(asked), sampling.batch):
             part = asked[start : start + sampling.batch]
             seeds = [sampling.seed + start + index for index in range(len(part))]
-            maps = _maps_of(model, part, filling, sampling, seeds)
-            found += [_divergences(model, maps, index, probe, filling) for index, probe in enumerate(part)]
+            maps, read = _maps_of(model, part, filling, sampling, seeds)
+            for index, probe in enumerate(part):
+                pair = word_pair(model, probe, filling.vectors, filling.words, read)
+                found.append(_divergences(maps, index, pair))
     return torch.stack(found)
 
 
@@ -93,23 +99,20 @@ def _maps_of(
     filling: Filling,
     sampling: Sampling,
     seeds: Sequence[int],
-) -> AttentionMaps:
-    """The last step's maps of one picture of each probe's prompt."""
+) -> tuple[AttentionMaps, Read]:
+    """The last step's maps of one picture of each probe's prompt, and by whom their tokens are read."""
     size = sampling.size or ImageSize(128, 128)
     templates = [probe.template for probe in probes]
     encodings = encode_prompts(model, templates, vectors=filling.vectors, words=filling.words, layers=filling.layers)
     positive = model.conditioning(encodings, size)
     negative = model.conditioning(encode_prompts(model, [""]), size)
-    return last_step_maps(
-        model, positive, negative, size, steps=sampling.steps, guidance=sampling.guidance, seeds=seeds
-    )
+    options = {"steps": sampling.steps, "guidance": sampling.guidance, "seeds": seeds}
+    return last_step_maps(model, positive, negative, size, **options), read_by(model, positive)
 
 
-def _divergences(
-    model: TextToImageModel, maps: AttentionMaps, picture: int, probe: ContextProbe, filling: Filling
-) -> torch.Tensor:
-    """Of one picture, (2,): raw and normalised."""
-    concept, context = word_pair(model, probe, filling.vectors, filling.words)
+def _divergences(maps: AttentionMaps, picture: int, pair: tuple[list[int], list[int]]) -> torch.Tensor:
+    """Of one picture, (2,), raw and normalised, between a concept and a context word at these tokens."""
+    concept, context = pair
     words = [concept, *([at] for at in context)]
     own = rearrange(word_maps(maps, words, layers=maps.layers_of(side=SIDE))[picture], "words h w -> words (h w)")
     one, others = own[:1].expand(len(context), -1), own[1:]
@@ -141,10 +144,20 @@ def word_pair(
     probe: ContextProbe,
     vectors: Mapping[str, torch.Tensor] | None,
     words: str | None,
+    read: Read | None = None,
 ) -> tuple[list[int], list[int]]:
-    """Positions of the concept and of the probe's context word, as the first text encoder counts them."""
-    name, encoder = next(iter(model.text_encoders.items()))
+    """The tokens of the concept and of the probe's context word in attention maps that are of what `read` reads: of the
+    first text encoder, where nothing else is said."""
+    name, first = read or (next(iter(model.text_encoders)), 0)
+    encoder = model.text_encoders[name]
     rows = None if vectors is None else int(vectors[name].shape[0])
     prompt = tokenize_prompt(encoder, probe.template, rows=rows, words=words)
-    at = word_position(encoder, prompt, probe.word)
-    return list(prompt.fill), list(range(at, at + len(encoder.tokenize(probe.word))))
+    context = word_stretch(encoder, prompt, probe.word)
+    return [first + place for place in prompt.fill], [first + place for place in context]
+
+
+def read_by(model: TextToImageModel, conditioning: Conditioning) -> Read | None:
+    """Of a model with several text encoders whose tokens follow one another, the last, which is the largest; None for
+    others."""
+    attended = getattr(model, "attended", None)
+    return None if attended is None else list(attended(conditioning).items())[-1]

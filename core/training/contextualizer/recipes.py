@@ -19,10 +19,23 @@ NARROW: dict[str, Any] = {
 }
 """The bundled tiny model: a narrow encoder, few words, minutes on a CPU."""
 
+LARGE_VOCABULARY = 65_536
+"""Tokens; more than CLIP's 49,408 and T5's 32,128, fewer than those of language models of many languages."""
+NAMED_CAPTIONS = 20_000
+"""Captions whose tokens get a row of such a vocabulary: with all 152,000 of Qwen2.5 the output layer alone is half a
+billion numbers, of which captions never use most."""
+
 
 def recommended_pretraining(encoder: TextEncoder) -> dict[str, Any]:
     """Values for `PretrainSettings`: the paper's for encoders of Stable Diffusion's width, else those of `NARROW`."""
-    return pretraining_for(encoder.width < NARROWEST)
+    return {**pretraining_for(encoder.width < NARROWEST), **vocabulary_for(encoder)}
+
+
+def vocabulary_for(encoder: TextEncoder) -> dict[str, Any]:
+    """Which tokens can be guessed, where that follows from the text encoder: those of `NAMED_CAPTIONS` where it knows
+    more than `LARGE_VOCABULARY`. Of a narrow one its own recipe says it."""
+    large = encoder.width >= NARROWEST and len(encoder.table()) > LARGE_VOCABULARY
+    return {"vocabulary_captions": NAMED_CAPTIONS} if large else {}
 
 
 def pretraining_for(narrow: bool) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .facts import Family
 
 SECOND = 2
 """In a block with cross-attention the image attends to itself first."""
+JOINT = "joint"
 Seen = Callable[[int, torch.Tensor, bool], None]
 """Receives the number of a block, the probabilities (B, H, N, T) of N image tokens on T text tokens, and whether this
 is the block's second run in a backward pass, which has to compute what the first did. What is missing to 1 in a row is
@@ -32,6 +33,23 @@ class Tokens:
     @property
     def count(self) -> int:
         return self.height * self.width
+
+
+MOST_GROUPS = 8
+"""Groups of blocks that are kept apart: each has a map for every token of a text that may have 512."""
+
+
+def joint_names(count: int) -> list[str]:
+    """What a recording calls `count` blocks, in forward order: at most `MOST_GROUPS` groups of neighbours."""
+    return [f"{JOINT}.{index * MOST_GROUPS // count}.{index}" for index in range(count)]
+
+
+def in_attention(name: str) -> bool:
+    """Whether a layer of a block, by ComfyUI's name, is one of its attention's projections."""
+    parts = name.split(".")
+    if parts[-1] in ("linear1", "linear2"):  # of Flux, which are projections of the attention and the MLP in one
+        return True
+    return any("attn" in part.lower() or "attention" in part.lower() for part in parts[2:])
 
 
 def tokens_of(denoiser: Any, height: int, width: int) -> Tokens:
