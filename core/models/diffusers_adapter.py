@@ -13,7 +13,7 @@ import torch
 from .checkpointed_layers import checkpointed_layers
 from .diffusers_attention import checkpoint_probed, cross_attention_modules, layered
 from .diffusers_features import encoder_features
-from .diffusers_flexible import flexible
+from .diffusers_flexible import attention_modules, flexible
 from .diffusers_observing import watched
 from .diffusers_text import DiffusersTextEncoder
 from .frozen import autograd, frozen, on_device
@@ -65,6 +65,7 @@ class DiffusersModel:
         self.latent_channels = int(vae.config.latent_channels)
         self.latent_factor = 2 ** (len(_vae_levels(vae)) - 1)
         self._cross_attention = cross_attention_modules(unet)
+        self._dtype: torch.dtype | None = None
         require_trainable(_facts(self, text_encoders))
 
     @classmethod
@@ -129,7 +130,8 @@ class DiffusersModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        # Known within a session: diffusers looks through all modules for it, which costs as much as a layer.
+        return self.unet.dtype if self._dtype is None else self._dtype
 
     @property
     def vae(self) -> Any:
@@ -203,7 +205,7 @@ class DiffusersModel:
         return [one.float() for one in maps]
 
     def flexible_attention(self) -> AbstractContextManager[None]:
-        return flexible(self.unet)
+        return flexible(self.unet, self._attentions)
 
     def cross_attention_layers(self) -> Sequence[str]:
         return list(self._cross_attention)
@@ -222,9 +224,11 @@ class DiffusersModel:
         products = small_as_products([self.unet])
         with on_device(modules, self.device), frozen(modules), products, checkpoints, autograd():
             self._vae.begin(self.device)
+            before, self._dtype = self._dtype, self.unet.dtype
             try:
                 yield
             finally:
+                self._dtype = before
                 self._vae.end()
 
     @contextmanager
@@ -261,6 +265,10 @@ class DiffusersModel:
         finally:
             if upcast:
                 torch.nn.Module.to(vae, dtype)  # diffusers would warn, of what was so before
+
+    @cached_property
+    def _attentions(self) -> list[Any]:
+        return attention_modules(self.unet)
 
     @cached_property
     def _moments(self) -> tuple[torch.Tensor, torch.Tensor]:
