@@ -34,6 +34,7 @@ def main(
     device: str | None = None,
     true_size: bool = False,
     peer: Path | None = None,
+    growth: bool = False,
 ) -> dict[str, Any]:
     """Measure the time and memory of a training step, with and without CoRe.
 
@@ -54,6 +55,8 @@ def main(
             an hour on a CPU.
         peer: textual_inversion.py of diffusers' examples: only compare plain textual inversion with it, on the
             pipeline's folder of --model at its size, each run a process of its own.
+        growth: Only find out whether steps and memory grow with pictures, prompts, steps and trainings: small ones on
+            64 pixels, 3,000 steps of one of them. Minutes on the bundled model.
     """
 
     import torch
@@ -74,6 +77,8 @@ def main(
         return beside_peer(model, peer, batch, repetitions, steps)
     place = chosen_device(device)
     subject = _model(model, place)
+    if growth:
+        return growing(subject)
     turns = repetitions + 1  # the first warms up and is not counted
     settings = TrainSettings(
         class_word="dog",
@@ -126,6 +131,17 @@ def comfy_line(figures: Mapping[str, Any]) -> str:
         f"Train Concept in ComfyUI {figures['comfy_over_cli']:.2f} times train, the words "
         f"{figures['comfy_words_apart']:.1e} of their way apart; its start {figures['start_up_s']:.2f} s longer"
     )
+
+
+def growing(model: TextToImageModel) -> dict[str, Any]:
+    """What `growth_figures` finds, shown."""
+    from .growth import growth_figures
+
+    figures = growth_figures(model)
+    for name, value in figures.items():
+        parts = value.items() if isinstance(value, dict) else enumerate(value, 1)
+        print(f"{name:26}" + "".join(f"{key:>8}: {number:<10.4g}" for key, number in parts))
+    return figures
 
 
 def beside_peer(model: str | Path, peer: Path, batch: int, repetitions: int, steps: int) -> dict[str, Any]:
