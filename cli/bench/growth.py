@@ -36,7 +36,7 @@ def growth_figures(
 
     "growth_pictures" and "growth_prompts" by how many there are (prompts both to train on and to compare on), measured
     in turns in one process, and "growth_start_s", the processor seconds from asking for that training to its first
-    step, by how many prompts; "growth_steps" around step 10 and at the end of `steps`; "growth_memory_mb" what the
+    step, by how many prompts; "growth_steps" from step 10 on and at the end of `steps`; "growth_memory_mb" what the
     process holds then and "growth_tensors" how many tensors live; "growth_trainings_mb" and "growth_trainings_tensors"
     the same after each of so many more `trainings`.
     """
@@ -96,7 +96,7 @@ def _in_turns(runs: dict[int, TrainingRun], window: int) -> tuple[dict[int, floa
 def _long(model: TextToImageModel, steps: int, window: int) -> dict[str, Any]:
     """One training of so many steps, at its beginning and at its end."""
     with _run(model, 4, 4, steps, attention=0) as run:  # half the time, and every cache is used
-        _steps(run, EARLY - window // 2 if window < 2 * EARLY else 1)
+        _steps(run, EARLY - 1)
         early, held, alive = statistics.median(_steps(run, window)), resident_mb(), tensors()
         _steps(run, steps - run.learner.done - window - 1)
         late = statistics.median(_steps(run, window))

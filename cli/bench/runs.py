@@ -16,8 +16,9 @@ from typing import Any
 from ...core.training.run.noted import STARTED
 
 PACK = __package__.rsplit(".", 2)[0]
-LEAST = 3
-"""Steps of a run: the first is for starting, and two are counted."""
+LEAST = 6
+"""Steps of a run: the first is for starting. Of the five others the second and the fourth also wait for pictures that
+later ones will see, so the median is that of a step alone."""
 LEARNING_RATE = 5e-4
 WORD = "own/embeddings/pictures.safetensors"
 """Where `own_run` leaves the word, beside its pictures."""
