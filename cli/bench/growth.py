@@ -67,7 +67,7 @@ def _run(
         batch=1,
         resolution=SIDE,
         templates=written(prompts),
-        log_every=10**6,
+        log_every=10,
         checkpoint_every=10**6,
     )
     images = torch.rand(pictures, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(0))
