@@ -34,6 +34,7 @@ def main(
     device: str | None = None,
     true_size: bool = False,
     peer: Path | None = None,
+    growth: bool = False,
 ) -> dict[str, Any]:
     """Measure the time and memory of a training step, with and without CoRe.
 
@@ -54,13 +55,17 @@ def main(
             an hour on a CPU.
         peer: textual_inversion.py of diffusers' examples: only compare plain textual inversion with it, on the
             pipeline's folder of --model at its size, each run a process of its own.
+        growth: Only find out whether steps and memory grow with pictures, prompts, steps and trainings: small ones on
+            64 pixels, 3,000 steps of one of them. Minutes on the bundled model.
     """
 
     import torch
 
+    from ...core.models.words import starting_vectors
     from ...core.training.regularizers.context import CoReRegularizer
     from ...core.training.settings import TrainSettings
     from .attention import attention_cost
+    from .comfy import comfy_figures
     from .dual_path import dual_path_cost, sd15_dual_path
     from .interleaved import step_figures
     from .mlm import mlm_figures
@@ -72,6 +77,8 @@ def main(
         return beside_peer(model, peer, batch, repetitions, steps)
     place = chosen_device(device)
     subject = _model(model, place)
+    if growth:
+        return growing(subject)
     turns = repetitions + 1  # the first warms up and is not counted
     settings = TrainSettings(
         class_word="dog",
@@ -103,14 +110,37 @@ def main(
         **sd15_dual_path(),
         **tuning_memory_figures(),
     }
+    start = {name: starting_vectors(encoder, "dog", 1) for name, encoder in subject.text_encoders.items()}
+    figures |= comfy_figures(model, start, side=settings.resolution, batch=batch, repetitions=repetitions, steps=steps)
     if true_size:
         figures |= true_size_costs(_wide(place, 320))
     print(
         f"TI {figures['ti_step_s'] * 1e3:.1f} ms a step, CoRe {figures['core_step_s'] * 1e3:.1f} ms: "
         f"{figures['core_over_ti']:.2f} times; peak {figures['peak_mb']:.0f} MB\n"
         f"MLM {figures['mlm_step_s'] * 1e3:.1f} ms: {figures['mlm_over_ti']:.2f} times\n"
-        f"recording attention: {figures['attention_over_plain']:.2f} times plain sampling"
+        f"recording attention: {figures['attention_over_plain']:.2f} times plain sampling\n{comfy_line(figures)}"
     )
+    return figures
+
+
+def comfy_line(figures: Mapping[str, Any]) -> str:
+    """What ComfyUI's side cost, or why nobody knows."""
+    if figures["comfy_why"] is not None:
+        return f"ComfyUI: {figures['comfy_why']}"
+    return (
+        f"Train Concept in ComfyUI {figures['comfy_over_cli']:.2f} times train, the words "
+        f"{figures['comfy_words_apart']:.1e} of their way apart; its start {figures['start_up_s']:.2f} s longer"
+    )
+
+
+def growing(model: TextToImageModel) -> dict[str, Any]:
+    """What `growth_figures` finds, shown."""
+    from .growth import growth_figures
+
+    figures = growth_figures(model)
+    for name, value in figures.items():
+        parts = value.items() if isinstance(value, dict) else enumerate(value, 1)
+        print(f"{name:26}" + "".join(f"{key:>8}: {number:<10.4g}" for key, number in parts))
     return figures
 
 
@@ -131,7 +161,7 @@ def beside_peer(model: str | Path, peer: Path, batch: int, repetitions: int, ste
 
 def peer_table(figures: Mapping[str, Any]) -> str:
     """A line for each of the compared, and how it stands to the peer."""
-    kinds = [kind for kind in ("peer", "ti") if f"{kind}_step" in figures]
+    kinds = [kind for kind in ("peer", "ti", "comfy") if f"{kind}_step" in figures]
     lines = [f"{'':6}{'step, s':>10}{'first step, s':>16}{'memory over the weights, MiB':>32}"]
     for kind in kinds:
         step, first, memory = (figures[f"{kind}_{key}"] for key in ("step", "first_step", "memory"))

@@ -1,27 +1,22 @@
 """A training in a process of its own, whose steps are noted from outside: `python -m ... REPORT KIND WHAT ...`.
 
-KIND is "script" (a trainer's file and its options) or "command" (this pack's `train`). Every optimiser tells that it
-has made a step, so that nobody's loop has to be changed.
+KIND is "script" (a trainer's file and its options) or "command" (this pack's `train`). What trains inside ComfyUI is
+noted by `nodes.bench` instead.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import resource
 import runpy
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-STARTED = "CONTEXTUAL_INVERSION_BENCH_STARTED"
-"""When the process was asked for, in seconds since the epoch."""
+from ...core.training.run.noted import note_steps
 
 
 def main(report: str, kind: str, *arguments: str) -> None:
-    """Runs it and writes what was noted: the seconds, on the clock and of the processor, from the start to the end of
-    each step, and the most memory until then."""
+    """Runs it and writes what was noted."""
     notes: dict[str, Any] = {"steps": []}
     note_steps(notes["steps"])
     if kind == "script":
@@ -34,29 +29,6 @@ def main(report: str, kind: str, *arguments: str) -> None:
         if command(["train", *arguments]):
             raise SystemExit("the pack's own training failed")
     Path(report).write_text(json.dumps(notes), encoding="utf-8")
-
-
-def note_steps(steps: list[dict[str, float]]) -> Any:
-    """Have every optimiser's steps added to `steps`. The handle that is returned ends it."""
-    import torch
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
-    started = float(os.environ.get(STARTED, time.time()))
-    cuda = torch.cuda.is_available()
-
-    def note(*_: Any) -> None:
-        if cuda:
-            torch.cuda.synchronize()
-        memory = torch.cuda.max_memory_allocated() if cuda else peak_bytes()
-        steps.append({"clock": time.time() - started, "processor": time.process_time(), "bytes": memory})
-
-    return register_optimizer_step_post_hook(note)
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 2**10
 
 
 if __name__ == "__main__":

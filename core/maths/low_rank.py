@@ -18,10 +18,14 @@ def low_rank(x: Array, a: Array, b: Array, scale: float = 1.0) -> Array:
     if not fits:
         raise ValueError(f"shapes differ: x {tuple(x.shape)}, a {tuple(a.shape)}")
     if a.ndim == 2:
-        return scale * (x @ a) @ b
+        return _scaled(x @ a, scale) @ b
     xp = array_namespace(x, a, b)
     flat = xp.reshape(x, (x.shape[0], -1, x.shape[-1]))
-    return xp.reshape(scale * (flat @ a) @ b, (*x.shape[:-1], b.shape[-1]))
+    return xp.reshape(_scaled(flat @ a, scale) @ b, (*x.shape[:-1], b.shape[-1]))
+
+
+def _scaled(inner: Array, scale: float) -> Array:
+    return inner if isinstance(scale, float) and scale == 1 else scale * inner
 
 
 def low_rank_weight(a: Array, b: Array, scale: float = 1.0) -> Array:

@@ -13,12 +13,12 @@ import torch
 from .checkpointed_layers import checkpointed_layers
 from .diffusers_attention import checkpoint_probed, cross_attention_modules, layered
 from .diffusers_features import encoder_features
-from .diffusers_flexible import flexible
+from .diffusers_flexible import attention_modules, flexible
 from .diffusers_observing import watched
 from .diffusers_text import DiffusersTextEncoder
 from .frozen import autograd, frozen, on_device
 from .gaussian import draw
-from .pipeline_folder import pipeline_options
+from .pipeline_folder import pipeline_options, variants_in
 from .protocol import AttentionWatcher, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
 from .requirements import (
     PREDICTIONS,
@@ -28,6 +28,7 @@ from .requirements import (
     require_discrete,
     require_trainable,
 )
+from .resting import Again, Resting
 from .small_convolutions import small_as_products
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class DiffusersModel:
     """`TextToImageModel` on a `UNet2DConditionModel`, an autoencoder and CLIP text encoders.
 
     `y` of a `Conditioning` holds the pooled prompt and the six size numbers, which the UNet itself expands.
+    With `vae_again`, which loads the autoencoder anew, that takes no memory while steps are learned.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class DiffusersModel:
         *,
         name: str = "model",
         device: torch.device | str | None = None,
+        vae_again: Again | None = None,
     ) -> None:
         self.unet = unet
-        self.vae = vae
+        self._vae = Resting(vae, vae_again)
         self.text_encoders = {encoder.name: encoder for encoder in text_encoders}
         self.schedule = schedule
         self.name = name
@@ -62,6 +65,7 @@ class DiffusersModel:
         self.latent_channels = int(vae.config.latent_channels)
         self.latent_factor = 2 ** (len(_vae_levels(vae)) - 1)
         self._cross_attention = cross_attention_modules(unet)
+        self._dtype: torch.dtype | None = None
         require_trainable(_facts(self, text_encoders))
 
     @classmethod
@@ -79,16 +83,16 @@ class DiffusersModel:
             FileNotFoundError: the folder does not exist.
             ValueError: the pipeline lacks a part that these models have, or has it as a pickle alone.
         """
-        diffusers = _diffusers()
+        diffusers, vae_again = _diffusers(), None
         if isinstance(pipeline, str | Path):
-            if not Path(pipeline).is_dir():
+            folder = Path(pipeline)
+            if not folder.is_dir():
                 raise FileNotFoundError(f"no folder of a diffusers pipeline at {str(pipeline)!r}")
+            options = pipeline_options(folder)
             pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                str(pipeline),
-                torch_dtype=dtype or torch.float32,
-                local_files_only=True,
-                **pipeline_options(Path(pipeline)),
+                str(folder), torch_dtype=dtype or torch.float32, local_files_only=True, **options
             )
+            vae_again = _loads_again(pipeline.vae, folder / "vae", options["variant"])
         if getattr(pipeline, "text_encoder_2", None) is not None and getattr(pipeline, "text_encoder", None) is None:
             refuse_refiner(type(pipeline).__name__)
         missing = [
@@ -104,6 +108,7 @@ class DiffusersModel:
             noise_schedule({**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}),
             name=Path(str(getattr(pipeline, "name_or_path", "") or type(pipeline).__name__)).name,
             device=device,
+            vae_again=vae_again,
         )
 
     @classmethod
@@ -125,7 +130,13 @@ class DiffusersModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.unet.dtype
+        # Known within a session: diffusers looks through all modules for it, which costs as much as a layer.
+        return self.unet.dtype if self._dtype is None else self._dtype
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder, loaded again where it had left."""
+        return self._vae.get()
 
     @torch.no_grad()
     def to_latents(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -165,6 +176,8 @@ class DiffusersModel:
         conditioning: Conditioning,
         probe: AttentionWatcher | None = None,
     ) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            self._vae.leave()
         added = None
         if conditioning.y is not None:
             pooled, sizes = conditioning.y.split([conditioning.y.shape[1] - SIZE_NUMBERS, SIZE_NUMBERS], dim=1)
@@ -192,7 +205,7 @@ class DiffusersModel:
         return [one.float() for one in maps]
 
     def flexible_attention(self) -> AbstractContextManager[None]:
-        return flexible(self.unet)
+        return flexible(self.unet, self._attentions)
 
     def cross_attention_layers(self) -> Sequence[str]:
         return list(self._cross_attention)
@@ -206,11 +219,17 @@ class DiffusersModel:
 
     @contextmanager
     def session(self, *, gradient_checkpointing: bool = False) -> Iterator[None]:
-        modules = [self.unet, self.vae, *(encoder.module for encoder in self.text_encoders.values())]
+        modules = [self.unet, *(encoder.module for encoder in self.text_encoders.values())]
         checkpoints = self._checkpointing() if gradient_checkpointing else nullcontext()
         products = small_as_products([self.unet])
         with on_device(modules, self.device), frozen(modules), products, checkpoints, autograd():
-            yield
+            self._vae.begin(self.device)
+            before, self._dtype = self._dtype, self.unet.dtype
+            try:
+                yield
+            finally:
+                self._dtype = before
+                self._vae.end()
 
     @contextmanager
     def _checkpointing(self) -> Iterator[None]:
@@ -238,13 +257,18 @@ class DiffusersModel:
     @contextmanager
     def _exact_vae(self) -> Iterator[Any]:
         # SDXL's autoencoder overflows in half precision and says so in its configuration.
-        dtype = self.vae.dtype
-        upcast = dtype == torch.float16 and getattr(self.vae.config, "force_upcast", False)
+        vae = self.vae
+        dtype = vae.dtype
+        upcast = dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
         try:
-            yield self.vae.float() if upcast else self.vae
+            yield vae.float() if upcast else vae
         finally:
             if upcast:
-                torch.nn.Module.to(self.vae, dtype)  # diffusers would warn, of what was so before
+                torch.nn.Module.to(vae, dtype)  # diffusers would warn, of what was so before
+
+    @cached_property
+    def _attentions(self) -> list[Any]:
+        return attention_modules(self.unet)
 
     @cached_property
     def _moments(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -298,6 +322,18 @@ def _facts(model: DiffusersModel, text_encoders: Sequence[DiffusersTextEncoder])
         vae_channels=model.latent_channels,
         purpose="" if usual else "takes another condition beside text",
     )
+
+
+def _loads_again(vae: Any, folder: Path, variant: str | None) -> Again:
+    """Loads the autoencoder of a pipeline's folder as it was loaded with the pipeline in that `variant`."""
+    kind, chosen = type(vae), variant if variant in variants_in(folder) else None
+
+    def again(dtype: torch.dtype) -> Any:
+        with torch.inference_mode(False):
+            module = kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, variant=chosen)
+            return torch.nn.Module.to(module, dtype)
+
+    return again
 
 
 def _text_encoders(pipeline: Any) -> list[DiffusersTextEncoder]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,14 +39,20 @@ class FlexibleProcessor(Replayable):
         return attn.to_out[1](attn.to_out[0](out.to(query.dtype))) / attn.rescale_output_factor
 
 
+def attention_modules(unet: torch.nn.Module) -> list[Any]:
+    """Every attention of `unet`."""
+    return [part for part in unet.modules() if hasattr(part, "set_processor") and hasattr(part, "to_q")]
+
+
 @contextmanager
-def flexible(unet: torch.nn.Module) -> Iterator[None]:
-    """Every attention of `unet` with a `FlexibleProcessor` inside, its own on exit.
+def flexible(unet: torch.nn.Module, parts: Sequence[Any] | None = None) -> Iterator[None]:
+    """Every attention of `unet` with a `FlexibleProcessor` inside, its own on exit. `parts` are its attentions, for a
+    caller that knows them: looking for them takes as long as a layer.
 
     Raises:
         RuntimeError: an attention has a processor of somebody else; standing in for it would change the picture.
     """
-    parts: list[Any] = [part for part in unet.modules() if hasattr(part, "set_processor") and hasattr(part, "to_q")]
+    parts = attention_modules(unet) if parts is None else parts
     before = [part.processor for part in parts]
     foreign = {type(one).__name__ for one in before} - {*PLAIN_PROCESSORS, FlexibleProcessor.__name__}
     if foreign:

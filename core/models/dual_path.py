@@ -221,15 +221,13 @@ class _Projection(Replayable):
         output_scale(keywords, output)
         layer.batch = len(output)
         start, stop, _ = layer.rows.indices(layer.batch)
-        hard = output[start:stop]
+        x, own = x[start:stop], output[start:stop]
+        soft = None if layer.alpha == 0 else self._soft(module, x, own)
+        if soft is not None and not layer.doubled:
+            return _replaced(output, start, stop, soft)
         if not layer.soft and self.delta is not None:
-            hard = hard + self.delta(module, x[start:stop])
-        if layer.alpha == 0:
-            return torch.cat([output[:start], hard, output[stop:]])
-        soft = self._soft(module, x[start:stop], output[start:stop])
-        if not layer.doubled:
-            return torch.cat([output[:start], soft, output[stop:]])
-        return torch.cat([output[:start], hard, output[stop:], soft])
+            output = _replaced(output, start, stop, own + self.delta(module, x))
+        return output if soft is None else torch.cat([output, soft])
 
     def _soft(self, module: torch.nn.Module, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         if self.context is not None:
@@ -254,7 +252,7 @@ class _Blend(Replayable):
         hard, soft = both[start:stop], both[layer.batch :]
         layer.modulated = soft if layer.soft else hard
         mixed = blend(soft, hard, layer.alpha)
-        return (torch.cat([both[:start], mixed, both[stop : layer.batch]]), *inputs[1:]), keywords
+        return (_replaced(both[: layer.batch], start, stop, mixed), *inputs[1:]), keywords
 
 
 @dataclass(eq=False)
@@ -280,7 +278,14 @@ class _Output(Replayable):
             return None
         scale = scale[start:stop] if isinstance(scale, torch.Tensor) else scale
         changed = output[start:stop] + share * scale * self.delta(module, x)
-        return torch.cat([output[:start], changed, output[stop:]])
+        return _replaced(output, start, stop, changed)
+
+
+def _replaced(batch: torch.Tensor, start: int, stop: int, rows: torch.Tensor) -> torch.Tensor:
+    """`batch` with `rows` from `start` to `stop`. On small models every piece costs as much as a layer."""
+    before = [batch[:start]] if start else []
+    behind = [batch[stop:]] if stop < len(batch) else []
+    return torch.cat([*before, rows, *behind]) if before or behind else rows
 
 
 def _soft_context(context: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:

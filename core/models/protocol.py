@@ -110,6 +110,20 @@ class Conditioning:
         layers = None if self.layers is None else self.layers.expand(-1, batch, -1, -1)
         return Conditioning(self.context.expand(batch, -1, -1), y, layers)
 
+    def row(self, index: int) -> Conditioning:
+        """A batch of one."""
+        y = None if self.y is None else self.y[index : index + 1]
+        layers = None if self.layers is None else self.layers[:, index : index + 1]
+        return Conditioning(self.context[index : index + 1], y, layers)
+
+    def rows(self, chosen: Sequence[int]) -> Conditioning:
+        """These rows in this order, some of them several times: what was encoded once, and its gradients add up."""
+        if len(set(chosen)) == 1:
+            return self.row(chosen[0]).expand(len(chosen))
+        if list(chosen) == list(range(len(self.context))):
+            return self
+        return self.cat([self.row(index) for index in chosen])
+
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Join along the batch axis. Where only some have `layers`, the others' layers all see their context."""

@@ -101,10 +101,10 @@ class Objective:
         return error / self.settings.gradient_accumulation, seen
 
     def _instance_conditioning(self, templates: Sequence[int]) -> Conditioning:
-        """The instance prompts of one batch; a prompt that all samples share is encoded once."""
-        chosen = templates[:1] if len(set(templates)) == 1 else templates
-        encodings = self.prompts.with_concept([self.settings.prompts[index] for index in chosen])
-        return self.prompts.conditioning(encodings).expand(len(templates))
+        """The instance prompts of one batch, each of them encoded once."""
+        distinct = list(dict.fromkeys(templates))
+        encodings = self.prompts.with_concept([self.settings.prompts[index] for index in distinct])
+        return self.prompts.conditioning(encodings).rows([distinct.index(index) for index in templates])
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.settings.precision, self.model.device)

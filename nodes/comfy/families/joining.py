@@ -125,6 +125,9 @@ class FamilyConditioning(Conditioning):
             return self
         return FamilyConditioning.of(self.prompts * batch, self.sizes * batch)
 
+    def row(self, index: int) -> FamilyConditioning:
+        return FamilyConditioning.of([self.prompts[index]], [self.sizes[index]])
+
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> FamilyConditioning:
         return FamilyConditioning.of(

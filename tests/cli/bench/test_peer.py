@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from contextual_inversion.cli.bench import peer, watched
+from contextual_inversion.cli.bench import peer, runs
 from contextual_inversion.cli.bench.command import peer_table
+from contextual_inversion.core.training.run import noted
 
 
 def run(step, first, weights, beyond, count=4):
@@ -46,7 +47,7 @@ def test_every_optimisers_steps_are_noted():
     leaf = torch.zeros(1, requires_grad=True)
     leaf.grad = torch.ones(1)
     optimizer = torch.optim.SGD([leaf], 0.1)
-    handle = watched.note_steps(steps)
+    handle = noted.note_steps(steps)
     try:
         optimizer.step()
         optimizer.step()
@@ -68,11 +69,11 @@ def test_a_script_is_run_as_it_is_and_its_failure_told(tmp_path):
         "    optimizer = torch.optim.AdamW([leaf])\n"
         "    for _ in range(int(sys.argv[1])): optimizer.step()\n"
     )
-    noted = peer.watched(("script", str(script), "3"), tmp_path / "report.json")
+    noted = runs.watched(("script", str(script), "3"), tmp_path / "report.json")
     assert len(noted["steps"]) == 3
     assert noted == json.loads((tmp_path / "report.json").read_text())
     with pytest.raises(RuntimeError, match="no such picture"):
-        peer.watched(("script", str(script), "--fail"), tmp_path / "other.json")
+        runs.watched(("script", str(script), "--fail"), tmp_path / "other.json")
 
 
 def test_what_is_missing_is_named(tmp_path):
@@ -86,7 +87,7 @@ def test_what_is_missing_is_named(tmp_path):
 
 def test_both_are_asked_for_the_same(tmp_path):
     theirs = dict(part[2:].split("=", 1) for part in peer.peer_run(tmp_path, tmp_path, tmp_path / "p", 64, 3, 5)[2:])
-    own = peer.own_run(tmp_path, tmp_path / "p", 64, 3, 5)
+    own = runs.own_run(tmp_path, tmp_path / "p", 64, 3, 5)
     ours = dict(zip(own[2::2], own[3::2], strict=True))
     for one, other in (("resolution", "resolution"), ("train_batch_size", "batch"), ("max_train_steps", "steps")):
         assert theirs[one] == ours[f"--{other}"]
