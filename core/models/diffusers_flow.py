@@ -15,6 +15,7 @@ from .diffusers_adapter import DiffusersModel
 from .diffusers_joint import joint_attentions, jointly_probed
 from .diffusers_text import DiffusersTextEncoder
 from .protocol import AttentionObserver, AttentionWatcher, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
+from .resting import Resting
 from .tiny import config
 from .tiny.flow import patches, places, shifted, unpatched
 
@@ -48,7 +49,7 @@ class FlowModel(DiffusersModel):
 
     def __init__(self, tiny: TinyFlow, *, device: torch.device | str | None = None) -> None:
         encoder = FlowTextEncoder(tiny.text_encoder, tiny.tokenizer)
-        self.unet, self.vae = tiny.transformer, tiny.vae
+        self.unet, self._vae, self._dtype = tiny.transformer, Resting(tiny.vae), None
         self.text_encoders = {encoder.name: encoder}
         self.name = "tiny flow"
         self.device = torch.device(device) if device is not None else next(self.unet.parameters()).device
@@ -57,7 +58,7 @@ class FlowModel(DiffusersModel):
         steps = torch.arange(1, config.FLOW_STEPS + 1, dtype=torch.float64) / config.FLOW_STEPS
         self._sigmas = shifted(steps)
         self.schedule = NoiseSchedule(alpha_bar_of_sigma(self._sigmas), "flow")
-        self._attentions = joint_attentions(self.unet)
+        self._joint = joint_attentions(self.unet)
 
     native_resolution = config.IMAGE_SIZE
 
@@ -85,7 +86,7 @@ class FlowModel(DiffusersModel):
         x = flow_latents(latents.float(), self._on_device(self.schedule.alpha_bar)[at])
         height, width = latents.shape[-2:]
         text = conditioning.context
-        with jointly_probed(self._attentions, text.shape[1], probe) if probe is not None else nullcontext():
+        with jointly_probed(self._joint, text.shape[1], probe) if probe is not None else nullcontext():
             (tokens,) = self.unet(
                 patches(x).to(self.dtype),
                 text.to(self.dtype),
@@ -108,7 +109,7 @@ class FlowModel(DiffusersModel):
 
     def cross_attention_layers(self) -> Sequence[str]:
         """The blocks, all of which attend to text and image together."""
-        return [name.removesuffix(".attn") for name in self._attentions]
+        return [name.removesuffix(".attn") for name in self._joint]
 
     def attention_layers(self) -> list[str]:
         """The linear layers of joint attention: what a LoRA learns."""
@@ -116,6 +117,6 @@ class FlowModel(DiffusersModel):
 
     @contextmanager
     def _checkpointing_unet(self) -> Iterator[None]:
-        if self._attentions:
+        if self._joint:
             raise ValueError(f"{self.name} is small enough to keep what it computes: leave gradient_checkpointing off")
         yield
