@@ -49,8 +49,8 @@ def _require_text_alone(family: Family, base: Any) -> None:
                          "draws from text alone")  # fmt: skip
     frames = getattr(denoiser, "patch_embedding", None)
     if type(base).__name__ == "WAN21" and frames.in_channels > base.latent_format.latent_channels:
-        raise ValueError(f"this {family.title} makes videos of a picture, or is steered by one; use one that draws from "
-                         "text alone (T2V)")  # fmt: skip
+        raise ValueError(f"this {family.title} makes videos of a picture, or is steered by one; use one that draws "
+                         "from text alone (T2V)")  # fmt: skip
 
 
 def require_method(family: Family, name: str) -> None:
