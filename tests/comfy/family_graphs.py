@@ -156,10 +156,13 @@ def diffusion_loss(model: Any, condition: dict[str, Any], latents: torch.Tensor,
     return total / draws
 
 
-def silent_loss(latents: torch.Tensor, draws: int = 16) -> float:
-    """`diffusion_loss` of a model that says 0, whatever it sees."""
+def silent_loss(model: Any, latents: torch.Tensor, draws: int = 16) -> float:
+    """`diffusion_loss` of a MODEL that says 0, whatever it sees: of noise - latents, or of the noise alone."""
+    import comfy.model_sampling
+
+    flow = isinstance(model.get_model_object("model_sampling"), comfy.model_sampling.CONST)
     generator = torch.Generator().manual_seed(11)
-    every = [torch.randn(latents.shape, generator=generator) - latents for _ in range(draws)]
+    every = [torch.randn(latents.shape, generator=generator) - flow * latents for _ in range(draws)]
     return float(torch.stack(every).square().mean())
 
 
