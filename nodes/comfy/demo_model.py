@@ -46,11 +46,18 @@ class TinyStableDiffusion(comfy.supported_models_base.BASE):
         return comfy.model_base.ModelType.V_PREDICTION
 
 
+class SixteenChannels(comfy.latent_formats.LatentFormat):
+    """The latents of the tiny flow matching model."""
+
+    latent_channels = config.VAE_CANDIDATE["latent_channels"]
+
+
 class TinyFlow(comfy.supported_models_base.BASE):
     """ComfyUI's description of the tiny flow matching model: Flux.1's shape, latents of unit variance."""
 
     unet_extra_config: ClassVar = {}
     sampling_settings: ClassVar = {"shift": config.FLOW_SHIFT}
+    latent_format = SixteenChannels
     supported_inference_dtypes: ClassVar = [torch.float32]
     memory_usage_factor = 1.0
 
@@ -58,15 +65,6 @@ class TinyFlow(comfy.supported_models_base.BASE):
         self, state_dict: Mapping[str, torch.Tensor], prefix: str = "", device: Any = None
     ) -> comfy.model_base.BaseModel:
         return comfy.model_base.Flux(self, device=device)
-
-
-class SixteenChannels(comfy.latent_formats.LatentFormat):
-    """The latents of the tiny flow matching model."""
-
-    latent_channels = config.VAE_CANDIDATE["latent_channels"]
-
-
-TinyFlow.latent_format = SixteenChannels
 
 
 class TinyFlowClip(comfy.sd1_clip.SD1ClipModel):
