@@ -57,6 +57,8 @@ class _KnowsConcepts:
 
     def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> Any:
         for lost in lost_words(text, self.concepts):
+            if lost in self.inv_vocab.values():  # a sign of the template, as <think>
+                continue
             log.warning(
                 "Contextual Inversion: %s is read by letters, not as a word of %s, which knows %s",
                 lost,
@@ -66,12 +68,22 @@ class _KnowsConcepts:
         chunks = super().tokenize_with_weights(bare_words(text, self.concepts), *args, **kwargs)
         if self.embedding_key in ENCODERS:
             return chunks
-        # ComfyUI drops the line break that ends a prompt's last piece where a word stands in it; a template ends so.
-        line_break = self.tokenizer("\n")["input_ids"] if text.endswith("\n") else []
+        # ComfyUI drops the line breaks that end a prompt's last piece where a word stands in it; a template ends so.
+        breaks = text[len(text.rstrip("\n")) :]
+        line_break = self.tokenizer(breaks)["input_ids"] if breaks else []
         last = chunks[-1]
-        if line_break and any(isinstance(token[0], torch.Tensor) for token in last) and last[-1][0] != line_break[-1]:
-            last.extend((token, 1.0, *last[-1][2:]) for token in line_break)
+        if line_break and any(isinstance(token[0], torch.Tensor) for token in last):
+            self._end_with(last, line_break)
         return [[_comparable(token) for token in row] for row in chunks]
+
+    def _end_with(self, row: list[tuple[Any, ...]], ids: list[int]) -> None:
+        """Puts `ids` behind a row's last token, in the place of as much padding behind it, unless it ends so."""
+        end = len(row)
+        while end > 0 and isinstance(row[end - 1][0], int) and row[end - 1][0] == self.pad_token:
+            end -= 1
+        if not isinstance(row[end - 1][0], torch.Tensor) and row[end - 1][0] == ids[-1]:
+            return
+        row[end : end + len(ids)] = [(token, 1.0, *row[end - 1][2:]) for token in ids]
 
     def _try_get_embedding(self, embedding_name: str) -> tuple[torch.Tensor | None, str, str]:
         name = leading_name(embedding_name, self.concepts)

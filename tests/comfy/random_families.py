@@ -355,12 +355,15 @@ def _model(kind: Kind, dtype: torch.dtype, changes: Mapping[str, Any]) -> Any:
 
 def _steady(denoiser: torch.nn.Module) -> None:
     """The noise level sways what the blocks do, as in models that were trained, and does not turn it round, which it
-    does with random weights: then nothing could be learned for all noise levels at once."""
-    for name, value in denoiser.named_parameters():
-        if name.endswith(".bias") and any(part in name for part in ("mod", "adaLN", "norm_out.linear")):
-            torch.nn.init.normal_(value)
-        elif any(part in name for part in ("t_embedder", "time_in", "timestep_embedder", "guidance_in")):
-            value.mul_(0.3)
+    does with random weights: then nothing could be learned for all noise levels at once. Where the modulation has no
+    biases (AuraFlow) it stays as it is, or it would fall silent."""
+    named = dict(denoiser.named_parameters())
+    biases = [n for n in named if n.endswith(".bias") and any(p in n for p in ("mod", "adaLN", "norm_out.linear"))]
+    for name in biases:
+        named[name].copy_(torch.randn(named[name].shape))
+    for name, value in named.items() if biases else ():
+        if any(part in name for part in ("t_embedder", "time_in", "timestep_embedder", "guidance_in")):
+            value.copy_(value.float() * 0.3)
 
 
 def _clip(kind: Kind) -> Any:

@@ -11,6 +11,7 @@ from stub_model import StubModel
 
 from contextual_inversion.cli import optimize
 from contextual_inversion.cli import train as command
+from contextual_inversion.cli.bench import comfy as bench_comfy
 from contextual_inversion.cli.bench import command as bench
 from contextual_inversion.cli.bench import mlm as bench_mlm
 from contextual_inversion.core.files import load_concept
@@ -178,6 +179,8 @@ def test_pictures_are_turned_as_the_camera_says_and_transparency_is_white(tmp_pa
 
 
 def test_bench_reports_its_figures(monkeypatch):
+    # The stub is in no ComfyUI; tests/cli/bench has that path.
+    monkeypatch.setattr(bench_comfy, "comfy_figures", lambda *_, **__: {})
     monkeypatch.setattr(bench, "_model", lambda name, device: StubModel())
     # The stub has no room for rich prompts; with more room it would weigh more in what is counted below.
     monkeypatch.setattr(bench_mlm, "prompts", lambda subject: ListedPrompts(("a red {} in the snow", "my {} at sea")))
