@@ -180,7 +180,7 @@ def test_pictures_are_turned_as_the_camera_says_and_transparency_is_white(tmp_pa
 
 def test_bench_reports_its_figures(monkeypatch):
     # The stub is in no ComfyUI; tests/cli/bench has that path.
-    monkeypatch.setattr(bench_comfy, "comfy_figures", lambda *_, **__: {})
+    monkeypatch.setattr(bench_comfy, "find_comfyui", lambda: None)
     monkeypatch.setattr(bench, "_model", lambda name, device: StubModel())
     # The stub has no room for rich prompts; with more room it would weigh more in what is counted below.
     monkeypatch.setattr(bench_mlm, "prompts", lambda subject: ListedPrompts(("a red {} in the snow", "my {} at sea")))
