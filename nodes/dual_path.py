@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.lora
@@ -25,7 +24,7 @@ from .comfy.attention import cross_attention_layers, diffusers_names
 from .comfy.concept_lora import stem_of
 from .comfy.concept_tokenizer import leading_name, with_concept
 from .comfy.families.facts import family_of
-from .comfy.family_paths import JointPath, joint_count, joint_deltas, nearest_token, with_joint_paths
+from .comfy.family_paths import Denoiser, JointPath, joint_count, joint_deltas, nearest_token, with_joint_paths
 from .comfy.text import text_encoders
 from .comfy.two_paths import two_paths, with_two_paths
 from .schema.before_run import why_empty
@@ -228,20 +227,8 @@ def unet_deltas(model: Any, lora: Mapping[str, torch.Tensor]) -> dict[str, Delta
     return from_lora(_Unet(model), mine)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
-class _Unet:
-    """As much of a model as `from_lora` asks for."""
-
-    patcher: Any
-    text_encoders: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return type(self.patcher.model.model_config).__name__
-
-    @property
-    def device(self) -> torch.device:
-        return self.patcher.load_device
+class _Unet(Denoiser):
+    """A UNet, by diffusers' names of its layers."""
 
     def weight_layers(self) -> Mapping[str, torch.nn.Module]:
         unet = self.patcher.model.diffusion_model

@@ -82,11 +82,11 @@ def nearest_token(clip: Any, concept: Concept) -> tuple[Concept, str]:
 
 def joint_deltas(model: Any, lora: Mapping[str, torch.Tensor]) -> dict[str, Delta]:
     """The deltas of a LoRA by ComfyUI's names of layers. Raises ValueError where it is for another model."""
-    return from_lora(_Denoiser(model), lora)  # type: ignore[arg-type]
+    return from_lora(Denoiser(model), lora)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
-class _Denoiser:
+class Denoiser:
     """As much of a model as `from_lora` asks for."""
 
     patcher: Any
