@@ -93,7 +93,11 @@ def loaded(patchers: Sequence[Any]) -> Iterator[None]:
 
 def unload(patcher: Any) -> None:
     """Unpatched and off its device, it and every clone."""
-    others = [entry for entry in management.current_loaded_models if entry.model.model is not patcher.model]
+    others = [
+        entry
+        for entry in management.current_loaded_models
+        if entry.model is not None and entry.model.model is not patcher.model
+    ]
     management.free_memory(EVERYTHING, patcher.load_device, keep_loaded=others)
 
 
