@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from typing import get_args
 
 from ...core.maths.norms import NormMode
@@ -19,7 +18,7 @@ from .fast_trials import equal_seconds_table, fast_arms, run_fast_trial, sweep_a
 from .flow_trials import beyond_part
 from .pipeline_parts import pipelines_part
 from .quality_trials import reached_table, run_quality_trial
-from .trials import Arm, Comparison, combined, core_inversion, mlm_inversion, plain_inversion
+from .trials import CHOICES, Arm, Comparison, combined, core_inversion, mlm_inversion, plain_inversion
 
 LAMBDAS = (1e-5, 1e-4, 5e-4, 1e-3)
 """The manuscript's range (METHODS.md 2.6), for an encoder of width 768."""
@@ -36,8 +35,6 @@ CLASS_PICTURES = 20
 
 KINDS = {"ti": "TI", "xti": "XTI", "custom-diffusion": "CD", "dreambooth-lora": "DB-LoRA"}
 """What the papers combine, by the name in `METHODS`."""
-CHOICES = tuple(product((False, True), repeat=2))
-"""Without and with MLM, without and with CoRe."""
 COSINE = {"schedule": "cosine", "warmup": 5}
 FAST = (
     ("fast", "CoRe, 100 steps, 2e-2, cosine", {"steps": 100, "learning_rate": 2e-2, **COSINE}),

@@ -16,10 +16,8 @@ from ...core.models.tiny.load import load_flow
 from ...core.models.tiny.weights import tiny_weights_path
 from ...core.world import concepts as world
 from ...core.world.render import concept_images
-from .trials import PICTURES, PLAIN, Arm, Comparison, Trial, combined, held_out_prompts, judge, learn
+from .trials import CHOICES, PICTURES, PLAIN, Arm, Comparison, Trial, combined, held_out_prompts, judge, learn
 
-CHOICES = ((False, False), (True, False), (False, True), (True, True))
-"""Without and with CoRe, without and with MLM."""
 LEARNED = {"ti": "TI", "word-lora": "word + LoRA"}
 """What is trained, by the name in `METHODS`."""
 RECIPES: dict[str, dict[str, Any]] = {
@@ -62,7 +60,7 @@ def flow_judge() -> Judge:
 def beyond_part(model: DiffusersModel) -> Comparison:
     """Textual inversion, and word and LoRA together, each without and with CoRe, MLM and both."""
     arms: dict[str, list[FlowArm]] = {
-        kind: [_arm(combined(model, kind, title, core=core, mlm=mlm), RECIPES[kind]) for core, mlm in CHOICES]
+        kind: [_arm(combined(model, kind, title, core=core, mlm=mlm), RECIPES[kind]) for mlm, core in CHOICES]
         for kind, title in LEARNED.items()
     }
     pairs = [(arm.name, plain.name) for plain, *others in arms.values() for arm in others]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ PICTURES = 4
 """Training pictures of a concept, as a user would have."""
 PLAIN = 6
 """Pictures of the prompt that was trained on, to see whether the word was learned at all."""
+CHOICES = tuple(product((False, True), repeat=2))
+"""Without and with MLM, without and with CoRe."""
 CLASS_SEED = 0
 """Of prior preservation's class pictures: the same for every training seed, as docs/claims.md measured them."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,9 @@ class FlowModel(DiffusersModel):
         self.latent_channels = int(self.vae.config.latent_channels)
         self.latent_factor = config.IMAGE_SIZE // config.LATENT_SIZE
         steps = torch.arange(1, config.FLOW_STEPS + 1, dtype=torch.float64) / config.FLOW_STEPS
-        self._sigmas = shifted(steps)
-        self.schedule = NoiseSchedule(alpha_bar_of_sigma(self._sigmas), "flow")
+        sigmas = shifted(steps)
+        self.schedule = NoiseSchedule(alpha_bar_of_sigma(sigmas), "flow")
+        self._sigmas, self._alpha_bars = (x.to(self.device, torch.float32) for x in (sigmas, self.schedule.alpha_bar))
         self._joint = joint_attentions(self.unet)
 
     native_resolution = config.IMAGE_SIZE
@@ -83,7 +84,7 @@ class FlowModel(DiffusersModel):
         if isinstance(probe, AttentionObserver):
             raise ValueError(f"{self.name}: its attention is seen by probes that take part in it, and by no others")
         at = timesteps.to(self.device)
-        x = flow_latents(latents.float(), self._on_device(self.schedule.alpha_bar)[at])
+        x = flow_latents(latents.float(), self._alpha_bars[at])
         height, width = latents.shape[-2:]
         text = conditioning.context
         with jointly_probed(self._joint, text.shape[1], probe) if probe is not None else nullcontext():
@@ -91,15 +92,12 @@ class FlowModel(DiffusersModel):
                 patches(x).to(self.dtype),
                 text.to(self.dtype),
                 conditioning.y.to(self.dtype),
-                self._on_device(self._sigmas)[at].to(self.dtype),
+                self._sigmas[at].to(self.dtype),
                 img_ids=places(height, width).to(self.device),
                 txt_ids=torch.zeros(text.shape[1], 3, device=self.device),
                 return_dict=False,
             )
         return unpatched(tokens.float(), height, width)
-
-    def _on_device(self, values: torch.Tensor) -> torch.Tensor:
-        return values.to(self.device, torch.float32)
 
     def features(self, *_: Any) -> list[torch.Tensor]:
         raise ValueError(f"a tuning-encoder looks with a UNet of Stable Diffusion, and {self.name} is none")
@@ -115,8 +113,5 @@ class FlowModel(DiffusersModel):
         """The linear layers of joint attention: what a LoRA learns."""
         return [name for name in self.linear_layers() if ".attn." in name]
 
-    @contextmanager
-    def _checkpointing_unet(self) -> Iterator[None]:
-        if self._joint:
-            raise ValueError(f"{self.name} is small enough to keep what it computes: leave gradient_checkpointing off")
-        yield
+    def _checkpointing(self) -> AbstractContextManager[None]:
+        raise ValueError(f"{self.name} is small enough to keep what it computes: leave gradient_checkpointing off")
