@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..core.models.tiny.weights import read_tensors
 from .captions import Words, sample_captions, token_batch
@@ -58,15 +59,38 @@ class Told(NamedTuple):
     pooled: torch.Tensor
 
 
+class Lesson(NamedTuple):
+    """A batch: latents (B, channels, 16, 16), what is told of them, and how much of each latent's place is the subject
+    and the second object (B, 2, 16, 16), 0 to 1."""
+
+    x0: torch.Tensor
+    told: Told
+    objects: torch.Tensor
+
+
+def object_shares(masks: np.ndarray, side: int) -> torch.Tensor:
+    """Share of each of `side` x `side` places that subject and second object cover, (n, 2, side, side) fp16.
+
+    `masks` (n, height, width) has bit 1 for the subject and bit 2 for the second object; `side` divides its sides.
+    """
+    out = torch.empty(len(masks), 2, side, side, dtype=torch.float16)
+    for first in range(0, len(masks), 1024):
+        part = torch.from_numpy(np.array(masks[first : first + 1024]))
+        both = torch.stack([part & 1, (part >> 1) & 1], 1).float()
+        out[first : first + len(part)] = F.adaptive_avg_pool2d(both, side).half()
+    return out
+
+
 class Lessons:
     """Scenes of the world as latents with their captions; one batch after another, on the device of `processes`."""
 
     def __init__(self, folder: Path, processes: Processes, form: Form, scenes: int, share: int, tokens: int) -> None:
         self.device, self.share, self.tokens = processes.device, share, tokens
-        self.world, _, _ = pictures(folder / "pictures", "train", scenes)
+        self.world, _, masks = pictures(folder / "pictures", "train", scenes)
         self.test_world, _, _ = pictures(folder / "pictures", "test", 256)
         self.latents = latents(folder, "train", scenes, processes, form)
         self.test_latents = latents(folder, "test", 256, processes, form)
+        self.objects = object_shares(masks, self.latents.shape[-1])
         self.words = Words()
         self.text = form.load("text_encoder", self.device)
         self.text.config._attn_implementation = "eager"
@@ -80,13 +104,14 @@ class Lessons:
             out = self.text(input_ids=ids)
         return Told(out.last_hidden_state.float(), out.text_embeds.float())
 
-    def batch(self, run: Run, rng: np.random.Generator) -> tuple[torch.Tensor, Told]:
-        """Latents (B, channels, 16, 16) of drawn scenes and their captions, a tenth of which is empty."""
+    def batch(self, run: Run, rng: np.random.Generator) -> Lesson:
+        """Drawn scenes and their captions, a tenth of which is empty."""
         index = torch.multinomial(self.chance, self.share, replacement=True, generator=run.generator)
         captions = sample_captions(self.world, index.tolist(), rng)
         dropped = torch.rand(self.share, generator=run.generator) < CAPTION_DROPOUT
         captions = ["" if drop else c for drop, c in zip(dropped.tolist(), captions, strict=True)]
-        return self.latents[index].float().to(self.device), self.encode(captions)
+        x0, objects = (kept[index].float().to(self.device) for kept in (self.latents, self.objects))
+        return Lesson(x0, self.encode(captions), objects)
 
     def held_out(self) -> tuple[torch.Tensor, torch.Tensor, Told, Told]:
         """Latents of held-out scenes, noise, their captions, and empty ones; the same at every call."""

@@ -68,7 +68,7 @@ def train_transformer(
         return (v.float() - patches(noise - x0)).square().mean((1, 2))
 
     def loss() -> torch.Tensor:
-        x0, told = lessons.batch(run, rng)
+        x0, told, _ = lessons.batch(run, rng)
         sigma = shifted(torch.rand(len(x0), generator=run.generator)).to(device)
         noise = torch.randn(x0.shape, generator=run.generator).to(device)
         return errors(compiled, x0, told, sigma, noise).mean()
