@@ -18,7 +18,7 @@ from .processes import Processes
 from .run import Run
 
 CAPTION_DROPOUT = 0.1
-SHARE_OF_PAIRS = 0.4
+SHARE_OF_PAIRS = 0.6
 """Share of visits that go to scenes with a second object (a quarter of all scenes): they are the harder ones."""
 VALIDATED = 128
 

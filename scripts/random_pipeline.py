@@ -50,7 +50,9 @@ def write(folder: Path, quarter: bool, side: int | None) -> None:
         text_encoder=text_encoder,
         tokenizer=tiny_tokenizer(),
         unet=UNet2DConditionModel(sample_size=pixels // 8, block_out_channels=size["unet"], **UNET),
-        scheduler=DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
+        scheduler=DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

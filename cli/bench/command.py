@@ -166,6 +166,8 @@ def peer_table(figures: Mapping[str, Any]) -> str:
     for kind in kinds:
         step, first, memory = (figures[f"{kind}_{key}"] for key in ("step", "first_step", "memory"))
         lines.append(f"{kind:6}{step:>10.2f}{first:>16.1f}{memory / 2**20:>32.0f}")
+    if figures.get("comfy_why"):
+        lines.append(f"ComfyUI: {figures['comfy_why']}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .comfy import comfy_run, find_comfyui
+from .comfy import NO_COMFYUI, comfy_run, find_comfyui
 from .runs import LEARNING_RATE, LEAST, cost, in_turns, on_gpu, own_run, write_pictures
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
@@ -18,20 +18,23 @@ PARTS = ("unet", "text_encoder", "text_encoder_2")
 def peer_figures(model: Path, peer: Path, *, side: int, batch: int, repetitions: int, steps: int) -> dict[str, Any]:
     """`peer` is textual_inversion.py of diffusers' examples. Keys "ti_over_peer", "first_step_over_peer" and
     "memory_over_peer": this pack's cost over the peer's, medians over the repetitions; where there is a ComfyUI, the
-    same of Train Concept in it, with "comfy_" before them.
+    same of Train Concept in it, with "comfy_" before them. "comfy_why" says why those are missing, and is else None:
+    ComfyUI takes a pipeline's UNet for a model that it knows or not at all.
 
     Raises ValueError where a place is missing, RuntimeError with a run's last words where it fails.
     """
     require(model, peer)
-    steps = max(steps, LEAST)
+    steps, unable = max(steps, LEAST), {}
     with tempfile.TemporaryDirectory() as folder:
         pictures = write_pictures(Path(folder) / "pictures", side)
         runs = {"peer": peer_run(model, peer, pictures, side, batch, steps)}
         runs["ti"] = own_run(model, pictures, side, batch, steps)
         if (comfyui := find_comfyui()) is not None:
             runs["comfy"] = comfy_run(comfyui, model, pictures, side, batch, steps, loads=1)
-        found = in_turns(runs, repetitions, Path(folder))
-    return compared(found, weight_bytes(model), processor=not on_gpu())
+        else:
+            unable["comfy"] = NO_COMFYUI
+        found = in_turns(runs, repetitions, Path(folder), unable)
+    return {**compared(found, weight_bytes(model), processor=not on_gpu()), "comfy_why": unable.get("comfy")}
 
 
 def require(model: Path, peer: Path) -> None:

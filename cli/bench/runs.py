@@ -55,12 +55,24 @@ def write_pictures(folder: Path, side: int, count: int = 4) -> Path:
     return folder
 
 
-def in_turns(runs: Mapping[str, Sequence[str]], turns: int, folder: Path) -> dict[str, list[Mapping[str, Any]]]:
-    """What was noted of each run in every turn; they change places from turn to turn. Reports go into `folder`."""
+def in_turns(
+    runs: Mapping[str, Sequence[str]], turns: int, folder: Path, unable: dict[str, str] | None = None
+) -> dict[str, list[Mapping[str, Any]]]:
+    """What was noted of each run in every turn; they change places from turn to turn. Reports go into `folder`.
+
+    With `unable`, a run in ComfyUI that fails is left out from then on, and its last word is there under its name;
+    without, and for every other run, RuntimeError with its last words.
+    """
     found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in runs}
     for turn in range(turns):
-        for name in reversed(runs) if turn % 2 else runs:
-            found[name].append(watched(runs[name], folder / f"{name}{turn}"))
+        for name in list(reversed(found) if turn % 2 else found):
+            try:
+                found[name].append(watched(runs[name], folder / f"{name}{turn}"))
+            except RuntimeError as error:
+                if unable is None or runs[name][0] != "comfy":
+                    raise
+                unable[name] = str(error).splitlines()[-1]
+                del found[name]
     return found
 
 

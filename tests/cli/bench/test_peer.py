@@ -76,6 +76,25 @@ def test_a_script_is_run_as_it_is_and_its_failure_told(tmp_path):
         runs.watched(("script", str(script), "--fail"), tmp_path / "other.json")
 
 
+def test_a_comfyui_that_cannot_is_left_out_with_its_reason_and_the_others_go_on(tmp_path, monkeypatch):
+    asked = []
+
+    def watched(run, report):
+        asked.append(run[0])
+        if run[0] == "comfy":
+            raise RuntimeError("a run in ComfyUI failed:\nCould not detect model type")
+        return {"steps": []}
+
+    monkeypatch.setattr(runs, "watched", watched)
+    three, unable = {"peer": ("script",), "ti": ("command",), "comfy": ("comfy",)}, {}
+    found = runs.in_turns(three, 3, tmp_path, unable)
+    assert {name: len(notes) for name, notes in found.items()} == {"peer": 3, "ti": 3}
+    assert unable == {"comfy": "Could not detect model type"}
+    assert asked == ["script", "command", "comfy", "command", "script", "script", "command"]
+    with pytest.raises(RuntimeError, match="Could not detect"):
+        runs.in_turns(three, 1, tmp_path)
+
+
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(ValueError, match="--model: there is no"):
         peer.require(tmp_path, tmp_path / "trainer.py")
