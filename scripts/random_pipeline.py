@@ -28,8 +28,9 @@ def write(folder: Path, quarter: bool, side: int | None) -> None:
     """The pipeline, float32, at its number of pixels or `side`."""
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    from contextual_inversion.cli.bench.mlm import sd15_text_encoder
+    from contextual_inversion.cli.bench.mlm import SD15_TEXT
     from contextual_inversion.core.models.tiny.tokenizer import tiny_tokenizer
 
     torch.manual_seed(0)
@@ -44,10 +45,9 @@ def write(folder: Path, quarter: bool, side: int | None) -> None:
         latent_channels=4,
         sample_size=pixels,
     )
-    text_encoder = sd15_text_encoder()
     pipeline = StableDiffusionPipeline(
         vae=vae,
-        text_encoder=text_encoder,
+        text_encoder=CLIPTextModel(CLIPTextConfig(**SD15_TEXT)),
         tokenizer=tiny_tokenizer(),
         unet=UNet2DConditionModel(sample_size=pixels // 8, block_out_channels=size["unet"], **UNET),
         scheduler=DDPMScheduler(
