@@ -17,6 +17,7 @@ from .diffusers_flexible import attention_modules, flexible
 from .diffusers_observing import watched
 from .diffusers_text import DiffusersTextEncoder
 from .frozen import autograd, frozen, on_device
+from .gated import gates_computed_again
 from .gaussian import draw
 from .pipeline_folder import pipeline_options, variants_in
 from .protocol import AttentionWatcher, Conditioning, Encoding, ImageSize, NoiseSchedule, fingerprint
@@ -219,10 +220,12 @@ class DiffusersModel:
 
     @contextmanager
     def session(self, *, gradient_checkpointing: bool = False) -> Iterator[None]:
+        from diffusers.models.activations import GEGLU
+
         modules = [self.unet, *(encoder.module for encoder in self.text_encoders.values())]
         checkpoints = self._checkpointing() if gradient_checkpointing else nullcontext()
-        products = small_as_products([self.unet])
-        with on_device(modules, self.device), frozen(modules), products, checkpoints, autograd():
+        products, gates = small_as_products([self.unet]), gates_computed_again([self.unet], GEGLU)
+        with on_device(modules, self.device), frozen(modules), products, gates, checkpoints, autograd():
             self._vae.begin(self.device)
             before, self._dtype = self._dtype, self.unet.dtype
             try:

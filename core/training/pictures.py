@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ..files.shrinking import require_enough, resized, unit_range
 from ..maths.masks import shows_something
+from ..models.heap import give_back_freed_memory
 from ..models.protocol import TextToImageModel
 from .latent_bank import LatentBank
 from .run.draws import generator_for, send
@@ -67,6 +68,9 @@ class PictureBank(LatentBank):
     @torch.no_grad()
     def need(self, rows: Sequence[int]) -> None:
         missing = sorted(self._missing.intersection(rows))
+        if not missing:
+            return
+        give_back_freed_memory()  # what a step needed and what an encoding needs are not held at once
         # Piece by piece: a bank of large pictures would be gigabytes before it is latents.
         for start in range(0, len(missing), ENCODE_BATCH):
             piece = missing[start : start + ENCODE_BATCH]
@@ -78,6 +82,7 @@ class PictureBank(LatentBank):
                 self._weights[at] = send(self._share(covered), self.model.device)
             self._missing.difference_update(piece)
             self._let_go(piece)
+        give_back_freed_memory()
 
     def _prepared(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A version (3, S, S) and its mask (1, S, S)."""

@@ -12,9 +12,11 @@ import comfy.model_base
 import comfy.model_sampling as sampling
 import torch
 from comfy.ldm.models.autoencoder import DiagonalGaussianRegularizer
+from comfy.ldm.modules.attention import GEGLU
 
 from ...core.models.checkpointed_layers import checkpointed_layers
 from ...core.models.frozen import autograd, frozen
+from ...core.models.gated import gates_computed_again
 from ...core.models.gaussian import draw
 from ...core.models.low_rank import is_linear
 from ...core.models.protocol import (
@@ -209,6 +211,7 @@ class ComfyModel:
             loaded(patchers),
             differentiable_layers(modules[1:]),
             small_as_products([self._unet]),
+            gates_computed_again([self._unet], GEGLU),
             checkpointed_layers(self._text_layers() if gradient_checkpointing else ()),
             autograd(),
         ):
