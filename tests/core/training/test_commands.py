@@ -64,6 +64,20 @@ def test_a_folder_of_pictures_becomes_files_that_hold_the_word(folder, tmp_path)
     assert torch.equal(load_concept(again["embedding"], widths=widths).vectors["clip_l"], embedding.vectors["clip_l"])
 
 
+def test_core_in_every_second_step(folder, tmp_path):
+    prompts, events = tmp_path / "prompts.txt", tmp_path / "events.jsonl"
+    prompts.write_text("a {} in the snow\n")
+    result = command.main(
+        folder, class_word="dog", out=tmp_path / "out", steps=4, batch=2, prompts=str(prompts), core=True,
+        resolution=64, events=events, regularize_every=2,
+    )  # fmt: skip
+    assert result["provenance"]["settings"]["regularize_every"] == 2
+    *_, last = (line for line in map(json.loads, events.read_text().splitlines()) if line.get("losses"))
+    assert [value is None for value in last["losses"]["core/embedding"]] == [False, True] * 2
+    assert None not in last["losses"]["diffusion"]
+    assert all(np.isfinite(value) for value in result["losses"].values())
+
+
 @pytest.mark.parametrize(
     ("preset", "core", "rule"),
     [
