@@ -76,6 +76,7 @@ def main(
     also: tuple[str, ...] = (),
     if_taken: IfTaken = "number",
     captions: bool = True,
+    regularize_every: int | None = None,
 ) -> dict[str, Any]:
     """Train a word on your own pictures: an embedding file, a bundle, previews and checkpoints.
 
@@ -131,6 +132,8 @@ def main(
         if_taken: Where the output folder has a word of this name: train name_2 beside it, with checkpoints of its own,
             replace both, or refuse before the training.
         captions: Train each picture on the lines of the text file beside it that hold {} or the class word.
+        regularize_every: Ask CoRe, MLM and others only in every so many steps, with so many times their weight: less
+            time, the same on average.
     """
 
     from ..core.files import nameable, safe_name
@@ -179,6 +182,7 @@ def main(
         "preview_every": preview_every,
         "checkpoint_every": checkpoint_every,
         "checkpoint_dir": checkpoints,
+        "regularize_every": regularize_every,
     }
     prior = Prior(prior_weight, prior_pictures, folder=out / "class_pictures", progress=class_picture_lines())
     choices = Choices(recipe, class_word, settings, [*added, *further], prior=prior, start=start)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .places import going_on, require_file, write_picture
 
 if TYPE_CHECKING:
+    import torch
+
     from ..core.training.run.events import Event, Finished, Preview
     from ..core.training.trainer import TrainingRun
 
@@ -23,6 +25,7 @@ def follow(run: TrainingRun, out: Path, events: Path | None) -> Finished:
 
     if events is not None:
         require_file(events, "--events")
+    shown: dict[str, str] = {}
     with tqdm(total=run.settings.steps, unit="step", dynamic_ncols=True) as bar:
         for event in run:
             if events is not None:
@@ -33,13 +36,19 @@ def follow(run: TrainingRun, out: Path, events: Path | None) -> Finished:
             elif isinstance(event, Step):
                 bar.update(event.step - bar.n)
                 if event.losses:
-                    bar.set_postfix({key: f"{float(value.nanmean()):.4g}" for key, value in event.losses.items()})
+                    shown |= means(event.losses)
+                    bar.set_postfix(shown)
             elif isinstance(event, Preview):
                 with going_on("preview"):
                     write_preview(event, out / "previews")
             elif isinstance(event, Finished):
                 return event
     raise RuntimeError("the training ended without a result")
+
+
+def means(losses: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """The mean of each loss over those of the last steps that it is in, as text; none of one that is in none."""
+    return {name: f"{float(values.nanmean()):.4g}" for name, values in losses.items() if not bool(values.isnan().all())}
 
 
 def class_picture_lines() -> Callable[[int, int], None]:
@@ -58,7 +67,7 @@ def class_picture_lines() -> Callable[[int, int], None]:
 
 
 def as_line(event: Event) -> dict[str, Any]:
-    """An event as JSON data, without pictures and vectors."""
+    """An event as JSON data, without pictures and vectors. Where a step has none of a loss, that is None."""
 
     import torch
 
@@ -68,7 +77,7 @@ def as_line(event: Event) -> dict[str, Any]:
     line: dict[str, Any] = {"event": type(event).__name__.lower()}
     for key, value in vars(event).items():
         if key == "losses":
-            line[key] = value and {name: losses.tolist() for name, losses in value.items()}
+            line[key] = value and {name: [_number(one) for one in losses] for name, losses in value.items()}
         elif not isinstance(value, torch.Tensor | Concept):
             line[key] = str(value) if isinstance(value, Path) else value
     if isinstance(event, CheckpointSaved):
@@ -76,6 +85,10 @@ def as_line(event: Event) -> dict[str, Any]:
     if isinstance(event, Finished):
         del line["losses"]
     return line
+
+
+def _number(value: torch.Tensor) -> float | None:
+    return None if value.isnan() else float(value)
 
 
 def write_preview(preview: Preview, folder: Path) -> Sequence[Path]:

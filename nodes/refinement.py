@@ -86,6 +86,7 @@ class RefineConcept(io.ComfyNode):
                 *inputs.memory_savers(),
                 inputs.masks_mean(),
                 inputs.captions(),
+                inputs.regularize_every(),
             ],
             outputs=[
                 ConceptSocket.Output(
@@ -111,6 +112,7 @@ class RefineConcept(io.ComfyNode):
         preview_every: int,
         resolution: int,
         gradient_checkpointing: bool,
+        regularize_every: int,
     ) -> Outlook:
         """What `execute` will train, with a model as `narrow` as the bundled one, or not. Raises ValueError."""
         given = {name: value for name, value in locals().items() if name not in ("cls", "narrow")}
@@ -142,6 +144,7 @@ class RefineConcept(io.ComfyNode):
         gradient_checkpointing: bool = False,
         masks_mean: str = inputs.WHERE_IT_COUNTS,
         captions: str | list[str] = "",
+        regularize_every: int = 1,
     ) -> io.NodeOutput:
         require_place(preview_every, preview_prompt, "the word")
         subject = adapted(model, clip, vae, method=second_stages()[train])
@@ -158,6 +161,7 @@ class RefineConcept(io.ComfyNode):
             preview_every=preview_every,
             resolution=resolution,
             gradient_checkpointing=gradient_checkpointing,
+            regularize_every=regularize_every,
         )
         others = {
             "name": concept.name.rpartition("/")[2],
@@ -196,6 +200,7 @@ def chosen_numbers(
     preview_every: int,
     resolution: int,
     gradient_checkpointing: bool,
+    regularize_every: int,
 ) -> Choices:
     """The recipe, and the numbers of the widgets that replace its own. Raises ValueError where the recipe is for
     another method."""
@@ -206,6 +211,7 @@ def chosen_numbers(
         "rank": rank if METHODS[method].rank else 0,
         "preview_every": preview_every,
         "gradient_checkpointing": gradient_checkpointing,
+        "regularize_every": regularize_every,
     }
     return Choices(
         inputs.chosen_recipe(recipe, narrow, method),

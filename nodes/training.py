@@ -179,6 +179,7 @@ class TrainConcept(io.ComfyNode):
                     "them: clip_l, clip_g, t5xxl, qwen25_7b, qwen3_4b. In others it stays the class word. Empty: as it "
                     "suits.",
                 ),
+                inputs.regularize_every(),
             ],
             outputs=[
                 ConceptSocket.Output(display_name="concept", tooltip="For ApplyConcept and SaveConcept."),
@@ -211,6 +212,7 @@ class TrainConcept(io.ComfyNode):
         prior_pictures: int,
         resolution: int,
         gradient_checkpointing: bool,
+        regularize_every: int,
     ) -> Outlook:
         """What `execute` will train, with a model as `narrow` as the bundled one, or not. Raises ValueError."""
         given = {name: value for name, value in locals().items() if name not in ("cls", "narrow")}
@@ -249,6 +251,7 @@ class TrainConcept(io.ComfyNode):
         masks_mean: str = inputs.WHERE_IT_COUNTS,
         captions: str | list[str] = "",
         encoders: str = "",
+        regularize_every: int = 1,
     ) -> io.NodeOutput:
         if not class_word.strip():
             raise ValueError(
@@ -274,6 +277,7 @@ class TrainConcept(io.ComfyNode):
             prior_pictures=prior_pictures,
             resolution=resolution,
             gradient_checkpointing=gradient_checkpointing,
+            regularize_every=regularize_every,
         )
         others = {
             "name": safe_name(name.strip()),
@@ -324,6 +328,7 @@ def chosen_numbers(
     prior_pictures: int,
     resolution: int,
     gradient_checkpointing: bool,
+    regularize_every: int,
 ) -> Choices:
     """The recipe, and the numbers of the widgets that replace its own; with a `concept` that one's length counts.
     Raises ValueError where the recipe is for another method."""
@@ -333,6 +338,7 @@ def chosen_numbers(
         "rank": None if rank < 0 else rank,
         "preview_every": preview_every,
         "gradient_checkpointing": gradient_checkpointing,
+        "regularize_every": regularize_every,
     }
     return Choices(
         inputs.chosen_recipe(recipe, narrow, first_stages()[train]),

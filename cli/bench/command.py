@@ -35,6 +35,7 @@ def main(
     true_size: bool = False,
     peer: Path | None = None,
     growth: bool = False,
+    regularize_every: int = 1,
 ) -> dict[str, Any]:
     """Measure the time and memory of a training step, with and without CoRe.
 
@@ -57,6 +58,8 @@ def main(
             pipeline's folder of --model at its size, each run a process of its own.
         growth: Only find out whether steps and memory grow with pictures, prompts, steps and trainings: small ones on
             64 pixels, 3,000 steps of one of them. Minutes on the bundled model.
+        regularize_every: CoRe and MLM in every so many steps, with so many times their weight; the steps of a turn are
+            rounded up to a multiple of it. Figures are means over all steps.
     """
 
     import torch
@@ -66,13 +69,17 @@ def main(
     from ...core.training.settings import TrainSettings
     from .attention import attention_cost
     from .comfy import comfy_figures
+    from .core import core_operations
     from .dual_path import dual_path_cost, sd15_dual_path
     from .interleaved import step_figures
     from .mlm import mlm_figures
     from .tuning_encoder import tuning_memory_figures
 
-    if steps < 1 or repetitions < 1:
-        raise ValueError(f"--steps and --repetitions are at least 1, not {steps} and {repetitions}")
+    if steps < 1 or repetitions < 1 or regularize_every < 1:
+        raise ValueError(
+            f"--steps, --repetitions and --regularize-every are at least 1, not {steps}, {repetitions} and "
+            f"{regularize_every}"
+        )
     if peer is not None:
         return beside_peer(model, peer, batch, repetitions, steps)
     place = chosen_device(device)
@@ -80,14 +87,16 @@ def main(
     if growth:
         return growing(subject)
     turns = repetitions + 1  # the first warms up and is not counted
+    steps = regularize_every * -(-steps // regularize_every)
     settings = TrainSettings(
         class_word="dog",
-        steps=steps * turns + 1,  # and one to count operations in
+        steps=steps * turns + regularize_every,  # and some to count operations in
         batch=batch,
         passes=passes,
         precision=precision,
         log_every=steps,
         resolution=_side(subject),
+        regularize_every=regularize_every,
     )
     pictures = torch.rand(4, settings.resolution, settings.resolution, 3, generator=torch.Generator().manual_seed(0))
     core = CoReRegularizer(PROMPTS, embedding_weight=1.0, attention_weight=1.0, attention_batch=attention_batch)
@@ -95,6 +104,10 @@ def main(
     figures = {
         "ti_step_s": ti_step,
         **core_figures,
+        "core_over_ti_operations_sd15": {
+            f"batch {size}": core_operations(size, attention_batch, regularize_every) for size in (4, 6)
+        },
+        "regularize_every": regularize_every,
         "peak_mb": _peak_mb(place),
         "batch": batch,
         "attention_batch": attention_batch or -(-batch // 3),
@@ -113,7 +126,7 @@ def main(
     start = {name: starting_vectors(encoder, "dog", 1) for name, encoder in subject.text_encoders.items()}
     figures |= comfy_figures(model, start, side=settings.resolution, batch=batch, repetitions=repetitions, steps=steps)
     if true_size:
-        figures |= true_size_costs(_wide(place, 320))
+        figures |= true_size_costs(_wide(place, 320), regularize_every)
     print(
         f"TI {figures['ti_step_s'] * 1e3:.1f} ms a step, CoRe {figures['core_step_s'] * 1e3:.1f} ms: "
         f"{figures['core_over_ti']:.2f} times; peak {figures['peak_mb']:.0f} MB\n"
@@ -171,15 +184,15 @@ def peer_table(figures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def true_size_costs(model: TextToImageModel) -> dict[str, Any]:
+def true_size_costs(model: TextToImageModel, every: int = 1) -> dict[str, Any]:
     """Keys "sd15_...", of a model of Stable Diffusion 1.5's true size: two paths against one on latents of 32 x 32, and
-    steps with MLM at 512 pixels."""
+    steps with MLM at 512 pixels, in `every` so many of them."""
 
     from .dual_path import dual_path_cost
     from .mlm import true_mlm_cost
 
     dual = dual_path_cost(model, side=_side(model), steps=1, repetitions=2, prefix="sd15_")
-    return dual | true_mlm_cost(model)
+    return dual | true_mlm_cost(model, every=every)
 
 
 def _model(name: str | Path, device: torch.device) -> TextToImageModel:

@@ -62,11 +62,13 @@ def step_figures(
     """Steps with `regularizer` and plain ones in turns, the first of which warms up; and a plain step's seconds.
 
     `<name>_over_ti_operations` counts multiplications and additions, which no other program on the machine can change.
+    A turn has `steps`, a multiple of `settings.regularize_every`, and as many as that are counted after the last turn.
     """
+    every = settings.regularize_every
     plain, treated = train(subject, pictures, settings), train(subject, pictures, settings, regularizers=[regularizer])
     with plain, treated:
         pairs = [(_step_cost(plain, steps), _step_cost(treated, steps)) for _ in range(turns)][1:]
-        operations = _operations_of_a_step(plain), _operations_of_a_step(treated)
+        operations = _operations(plain, every), _operations(treated, every)
     figures = {
         f"{name}_step_s": statistics.median(other.seconds for _, other in pairs),
         **ratios(f"{name}_over_ti", pairs),
@@ -108,7 +110,8 @@ def _step_cost(run: TrainingRun, steps: int) -> Cost:
     return watch.cost(steps)
 
 
-def _operations_of_a_step(run: TrainingRun) -> int:
+def _operations(run: TrainingRun, steps: int) -> int:
+    """Those of the next `steps` steps."""
     with FlopCounterMode(display=False) as counter:
-        next(run)
+        _step_cost(run, steps)
     return counter.get_total_flops()

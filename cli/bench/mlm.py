@@ -51,7 +51,8 @@ def mlm_figures(
 ) -> dict[str, Any]:
     """Plain steps and steps with MLM in turns; the first turn warms up. `mlm_over_ti` is the median of the ratios.
 
-    The contextualizers have random weights, which cost what trained ones cost.
+    The contextualizers have random weights, which cost what trained ones cost. `settings.regularize_every` is that of
+    what is counted at true size, too.
     """
     mlm = MLMRegularizer(random_contextualizers(subject), prompts(subject), weight=1.0, batch=batch, beside_class=False)
     figures, _ = step_figures("mlm", subject, settings, pictures, mlm, turns=turns, steps=steps)
@@ -59,7 +60,7 @@ def mlm_figures(
         **figures,
         "mlm_batch": batch,
         "mlm_over_ti_operations_sd15": {
-            f"batch {size}, {preset}": sd15_operations(size, batch, preset)
+            f"batch {size}, {preset}": sd15_operations(size, batch, preset, settings.regularize_every)
             for size in (4, 6)
             for preset in ("paper", "short")
         },
@@ -67,11 +68,15 @@ def mlm_figures(
 
 
 def true_mlm_cost(
-    subject: TextToImageModel, *, side: int = 512, batch: int = 4, turns: int = 3, steps: int = 1
+    subject: TextToImageModel, *, side: int = 512, batch: int = 4, turns: int = 3, every: int = 1
 ) -> dict[str, Any]:
     """Keys "sd15_mlm_paper_over_ti" and "sd15_mlm_short_over_ti": as `mlm_figures`, for a model of Stable Diffusion
-    1.5's true size, which needs 16 GB in single precision, and pictures of `side` pixels."""
-    settings = TrainSettings("dog", steps=steps * turns + 1, batch=batch, log_every=steps, resolution=side)
+    1.5's true size, which needs 16 GB in single precision, and pictures of `side` pixels; MLM in `every` so many
+    steps, which are a turn."""
+    steps = every
+    settings = TrainSettings(
+        "dog", steps=steps * (turns + 1), batch=batch, log_every=steps, resolution=side, regularize_every=every
+    )
     pictures = torch.rand(batch, side, side, 3, generator=torch.Generator().manual_seed(0))
     figures: dict[str, Any] = {}
     for preset in ("paper", "short"):
@@ -104,18 +109,19 @@ def random_contextualizers(subject: TextToImageModel, preset: str | None = None)
     return made
 
 
-def sd15_operations(batch: int, mlm_batch: int, preset: str = "paper") -> float:
-    """Operations of a step with MLM over those of a plain one, for Stable Diffusion 1.5 at 512 pixels.
+def sd15_operations(batch: int, mlm_batch: int, preset: str = "paper", every: int = 1) -> float:
+    """Operations of a step with MLM over those of a plain one, for Stable Diffusion 1.5 at 512 pixels; where MLM is in
+    `every` so many steps, the mean of these.
 
     Counted on tensors without memory, so no machine is too small for it. Both directions of the pass count; gradients
     go to the word alone.
     """
-    text, sample = _sd15_plain()
-    return 1 + _sd15_mlm(mlm_batch, preset) / (text + batch * sample)
+    text, sample = sd15_plain()
+    return 1 + _sd15_mlm(mlm_batch, preset) / (text + batch * sample) / every
 
 
 @cache
-def _sd15_plain() -> tuple[int, int]:
+def sd15_plain() -> tuple[int, int]:
     """Operations of the text encoder for one prompt, and of the UNet for each sample."""
     from diffusers import UNet2DConditionModel
 

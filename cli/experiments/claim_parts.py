@@ -151,6 +151,27 @@ def ablation_part(model: DiffusersModel) -> Comparison:
     return Comparison("ablation", arms, tuple((one.name, "core") for one in arms[1:]))
 
 
+def seldom_part(model: DiffusersModel) -> Comparison:
+    """CoRe and MLM in every k-th step, with k times the weight, against none and against every step."""
+    core, mlm = core_inversion(model), mlm_inversion(model)
+    arms = (
+        plain_inversion(model),
+        core,
+        *(_seldom(core, every) for every in (2, 3)),
+        mlm,
+        _seldom(mlm, 3),
+    )
+    pairs = [(one.name, "ti") for one in arms[1:]]
+    pairs += [("core_2", "core"), ("core_3", "core"), ("mlm_3", "mlm")]
+    return Comparison("seldom", arms, tuple(pairs))
+
+
+def _seldom(arm: Arm, every: int) -> Arm:
+    ordinal = {2: "second", 3: "third"}[every]
+    changes = {**arm.changes, "regularize_every": every}
+    return replace(arm, name=f"{arm.name}_{every}", label=f"{arm.label}, in every {ordinal} step", changes=changes)
+
+
 def quality_part(model: DiffusersModel) -> Comparison:
     """How many steps and seconds each method needs to be as good as plain textual inversion ever is."""
     arms = [combined(model, kind, label, core=False, mlm=False) for kind, label in KINDS.items()]
@@ -184,6 +205,7 @@ PARTS: dict[str, Callable[[DiffusersModel], Comparison]] = {
     "prior": prior_part,
     "norm-modes": norm_modes_part,
     "ablation": ablation_part,
+    "seldom": seldom_part,
     "time-to-quality": quality_part,
     "equal-seconds-sweep": equal_seconds_sweep,
     "equal-seconds": equal_seconds_part,

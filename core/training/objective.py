@@ -76,7 +76,8 @@ class Objective:
         return values, total
 
     def terms(self, step: int, latents: torch.Tensor, timesteps: torch.Tensor) -> list[Terms]:
-        """What every regularizer answers at `step`, each with random numbers of its own."""
+        """What every regularizer that is asked at `step` answers, as heavy as it is there. Each has random numbers of
+        its own, a function of the step: the same ones however seldom it is asked."""
         seed = self.settings.seed
         return [
             regularizer(
@@ -88,9 +89,15 @@ class Objective:
                     generator=generator_for(seed, stream, step),
                     prompts=self.prompts,
                 )
-            )
+            ).times(weight)
             for regularizer, stream in zip(self.regularizers, self.streams, strict=True)
+            if (weight := self._times(regularizer, step))
         ]
+
+    def _times(self, regularizer: Regularizer, step: int) -> int:
+        """How many times its own weight a regularizer has at `step`; 0 where it is not asked."""
+        every = 1 if getattr(regularizer, "every_step", False) else self.settings.regularize_every
+        return every * (step % every == 0)
 
     def _diffusion(self, batch: InstanceBatch, watched: Sequence[AttentionPass]) -> tuple[torch.Tensor, Seen]:
         """METHODS.md C1: the share of L_diff that is this batch's; and what the `watched` passes see beside it."""

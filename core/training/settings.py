@@ -80,6 +80,10 @@ class TrainSettings:
     alone learn whose names hold one of these ("attn1": self-attention).
     `encoders` are the text encoders that the word learns in; in the others it stays the class word. () leaves that to
     the model, whose own choice is all of them unless it says otherwise.
+
+    With `regularize_every` k the regularizers are asked in steps 0, k, 2k, ... alone, and their terms weigh k times as
+    much there: the same on average, more variance, and the steps between are plain ones. A regularizer that is a part
+    of the batch (`Regularizer.every_step`) is asked in each step all the same.
     """
 
     class_word: Words
@@ -125,11 +129,13 @@ class TrainSettings:
     kappa: float = KAPPA
     only_layers: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ()
+    regularize_every: int = 1
 
     def __post_init__(self) -> None:
         require_at_least_one(
             self, ("vectors", "steps", "batch", "gradient_accumulation", "log_every", "checkpoint_every")
         )
+        require_at_least_one(self, ("regularize_every",))
         require_not_negative(self, ("warmup", "preview_every", "seed"))
         require_finite_fields(self)
         words = [self.class_word] if isinstance(self.class_word, str) else self.class_word
@@ -165,6 +171,15 @@ class TrainSettings:
             raise ValueError("norm mode 'dti' pulls to one class word, and several concepts are trained together")
         if not 0 <= self.kappa < float("inf"):
             raise ValueError(f"kappa, the pull to the class word, is 0 or more, not {self.kappa}")
+        if self.regularize_every > self.steps:
+            raise ValueError(
+                f"regularize_every is {self.regularize_every} and there are {self.steps} steps: in one step the "
+                f"regularizers would weigh more than in all of them; {self.steps} is the most"
+            )
+        if self.regularize_every > 1 and self.diffusion_weight == 0:
+            raise ValueError(
+                "without a diffusion loss a step without a regularizer teaches nothing: regularize_every has to be 1"
+            )
         optimizer_class(self.optimizer)
 
     @property
@@ -214,6 +229,8 @@ class TrainSettings:
             values.pop("only_layers")
         if not self.encoders:
             values.pop("encoders")
+        if self.regularize_every == 1:
+            values.pop("regularize_every")
         augmentation = values.pop("augmentation")
         values |= {f"augmentation.{key}": value for key, value in (augmentation or {"bank": None}).items()}
         values["optimizer_options"] = dict(self.optimizer_options)

@@ -312,9 +312,7 @@ class TrainingRun(EventStream[Event]):
 
     def _provenance(self) -> dict[str, Any]:
         losses = {name: value for name, value in self.history.tensors().items() if name not in FLAGS}
-        tail = {
-            name: value[-max(1, len(value) // 10) :].nanmean().item() for name, value in losses.items() if len(value)
-        }
+        tail = {name: _late(value) for name, value in losses.items() if len(value)}
         before = getattr(self._initial, "provenance", None)
         return {
             **({"began_with": dict(before)} if before else {}),
@@ -327,3 +325,10 @@ class TrainingRun(EventStream[Event]):
             "losses": tail,
             "seconds": round(self._seconds(), 3),
         }
+
+
+def _late(values: torch.Tensor) -> float:
+    """The mean of a loss over its last tenth of the steps (steps,), or its last value where it is in none of those."""
+    tail = values[-max(1, len(values) // 10) :]
+    seen = values[~values.isnan()]
+    return (seen[-1:] if tail.isnan().all() else tail).nanmean().item()

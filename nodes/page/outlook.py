@@ -47,6 +47,8 @@ class Outlook:
 def of_training(outline: Outline, settings: TrainSettings) -> Outlook:
     """What a training with these `settings` does, which may know more than the outline's."""
     method, weight_rate = settings.trains, settings.weight_rate or settings.learning_rate
+    # Left out where it is 1, so that what earlier trainings took is still known.
+    seldom = (settings.regularize_every,) if settings.regularize_every > 1 else ()
     both = method.learns_word and method.trains_weights
     return Outlook(
         steps=settings.steps,
@@ -59,7 +61,7 @@ def of_training(outline: Outline, settings: TrainSettings) -> Outlook:
         rank=settings.low_rank if method.trains_weights else None,
         class_pictures=outline.class_pictures,
         pictures=pictures_of(settings),
-        like=(settings.method, settings.batch, settings.resolution, settings.gradient_checkpointing),
+        like=(settings.method, settings.batch, settings.resolution, settings.gradient_checkpointing, *seldom),
     )
 
 

@@ -161,6 +161,20 @@ def memory_savers() -> list[Any]:
     ]
 
 
+def regularize_every() -> Any:
+    """How seldom regularizers are asked."""
+    return io.Int.Input(
+        "regularize_every",
+        default=1,
+        optional=True,
+        min=1,
+        max=100,
+        advanced=True,
+        tooltip="1: regularizers are asked in every step. 2: in every second one, with twice the weight: the same on "
+        "average, in less time. And so on.",
+    )
+
+
 def pretraining_rate(tooltip: str) -> Any:
     return io.Float.Input("learning_rate", default=0.0, min=0.0, max=1.0, step=FINE, round=FINE, tooltip=tooltip)
 

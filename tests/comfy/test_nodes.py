@@ -102,6 +102,7 @@ NAMES = {
             "masks_mean",
             "captions",
             "encoders",
+            "regularize_every",
         ],
     ),
     "ApplyConcept": (

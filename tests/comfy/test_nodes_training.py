@@ -441,3 +441,20 @@ def test_each_picture_has_its_own_line_of_captions(run_graph, caplog):
     failed = run_graph(graph(regularized=False, captions="a {}"), keep=KEEP)
     assert failed.status == "error"
     assert "2 pictures have captions for 1" in failed.error["exception_message"]
+
+
+def test_a_regularizer_in_every_third_step(run_graph):
+    """What the page shows has no number where there is none, never 0; and where nothing is changed nothing is."""
+    always, one = (run_graph(graph(**changes), keep=KEEP) for changes in ({}, {"regularize_every": 1}))
+    assert torch.equal(vectors(always), vectors(one))
+    run = run_graph(graph(regularize_every=3), keep=KEEP)
+    assert run.status == "success", run.error
+    assert run.kept["concept"].provenance["settings"]["regularize_every"] == 3
+    assert not torch.equal(vectors(run), vectors(always))
+    curves = run.ui["train"]["contextual_inversion_training"][0]["losses"]
+    assert [value is None for value in curves["core/attention"]] == [False, True, True] * 2
+    assert None not in curves["diffusion"]
+    assert len(run.kept["loss"]["loss"]) == STEPS
+    refused = run_graph(graph(regularize_every=STEPS + 1), keep=KEEP)
+    assert refused.status == "error"
+    assert f"{STEPS} is the most" in refused.error["exception_message"]

@@ -28,7 +28,7 @@ from .seam import AttentionPass, LossTerm, Terms, TrainingStep
 
 ATTENTION_SHARE = 3
 """The attention loss looks at every third latent of the batch by default: CoRe then costs half a plain step more. A
-batch of one has no third: there it is looked at in every third step."""
+batch of one has no third: there it is looked at in every third step, or in a third of those that CoRe is asked in."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class CoReRegularizer:
     `axis` and `attention_mode` choose between what the paper writes and what the official code computes, `bos` and
     `padding` which tokens are context (METHODS.md 1.10 nos. 1-3; defaults as decided there). `attention_batch` is how
     many of the step's latents the attention loss looks at, None a third of them, of a single one in a third of the
-    steps, drawn by chance, with three times the weight; the official code takes all. The loss is scaled to the full
-    batch, so its expectation, and the meaning of lambda, stay the same. A weight of 0 costs
-    nothing and changes nothing. Of several text encoders, L_emb is averaged. `places` is how many placeholders a prompt
-    has, where several concepts are trained together.
+    steps, drawn by chance, with three times the weight (where CoRe is asked in every k-th step: in a third of those,
+    with 3k times the weight); the official code takes all. The loss is scaled to the full batch, so its expectation,
+    and the meaning of lambda, stay the same. A weight of 0 costs nothing and changes nothing. Of several text encoders,
+    L_emb is averaged. `places` is how many placeholders a prompt has, where several concepts are trained together.
     """
 
     name = "core"

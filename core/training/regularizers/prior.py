@@ -49,11 +49,15 @@ class PriorPreservation:
 
     They are drawn once, by the model as it came, and kept in `folder` under a name that says which model, words and
     numbers they belong to; where an interrupted run has left some, the rest is drawn. `batch` of them are looked at in
-    a step. `resolution` is that of the training pictures, in pixels a side. `applied` is whatever else changes what the
-    model draws, such as LoRAs on it. Weight 0 costs nothing and changes nothing.
+    a step, and in each step, whatever `TrainSettings.regularize_every` says: they are the other half of the papers'
+    batch, with as much weight as the first, and no term beside it. Weights would drift for k - 1 steps with nothing to
+    hold them, and be pulled back by a loss k times the pictures' own. `resolution` is that of the training pictures, in
+    pixels a side. `applied` is whatever else changes what the model draws, such as LoRAs on it. Weight 0 costs nothing
+    and changes nothing.
     """
 
     name = "prior"
+    every_step = True
 
     def __init__(
         self,

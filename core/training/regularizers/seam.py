@@ -1,15 +1,15 @@
 """The one signature of everything that is added to the diffusion loss: CoRe, MLM, the nearest-token contrastive loss.
 
-A regularizer is called once a step and answers with `Terms`: losses that are ready, and optionally a UNet pass whose
-cross-attention it wants to see. The trainer runs all wanted passes *together with* the main pass, then calls `finish`.
-Any list of regularizers adds up.
+A regularizer is called once a step, or in every k-th with k times the weight, and answers with `Terms`: losses that are
+ready, and optionally a UNet pass whose cross-attention it wants to see. The trainer runs all wanted passes *together
+with* the main pass, then calls `finish`. Any list of regularizers adds up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +42,19 @@ class Terms:
     finish: Callable[[Sequence[torch.Tensor]], Mapping[str, LossTerm]] | None = None
     """Takes the per-layer (B, L) token means of `attention`."""
 
+    def times(self, factor: int) -> Terms:
+        """The same with each loss weighing `factor` times as much; its value, which is logged, stays."""
+        finish = self.finish
+        if factor == 1:
+            return self
+        if finish is None:
+            return replace(self, losses=_times(self.losses, factor))
+        return replace(self, losses=_times(self.losses, factor), finish=lambda seen: _times(finish(seen), factor))
+
+
+def _times(losses: Mapping[str, LossTerm], factor: int) -> dict[str, LossTerm]:
+    return {name: replace(term, weight=factor * term.weight) for name, term in losses.items()}
+
 
 class TrainingStep(Protocol):
     """What a regularizer may look at."""
@@ -71,6 +84,9 @@ class TrainingStep(Protocol):
 
 
 class Regularizer(Protocol):
+    """One that has an attribute `every_step` that is true is asked in each step, whatever
+    `TrainSettings.regularize_every` says: what it gives is a part of the batch and no term on the word."""
+
     name: str
 
     def prepare(self, model: TextToImageModel, class_word: Words, rows: ConceptRows) -> None:

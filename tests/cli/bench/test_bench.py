@@ -1,15 +1,21 @@
 """What `bench` counts without a machine that is large enough."""
 
+from functools import partial
+
 import pytest
 import torch
 
 pytest.importorskip("diffusers")
 
+from contextual_inversion.cli.bench.core import core_operations
 from contextual_inversion.cli.bench.dual_path import peak_bytes, sd15_dual_path
-from contextual_inversion.cli.bench.mlm import true_mlm_cost
+from contextual_inversion.cli.bench.interleaved import step_figures
+from contextual_inversion.cli.bench.mlm import sd15_operations, true_mlm_cost
 from contextual_inversion.cli.bench.tuning_encoder import LIMIT_GB, tuning_memory
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.tiny import load_tiny
+from contextual_inversion.core.training.regularizers.context import CoReRegularizer
+from contextual_inversion.core.training.settings import TrainSettings
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -40,6 +46,23 @@ def test_mlm_is_measured_with_both_networks():
     assert 1 < found["sd15_mlm_short_over_ti_operations"] < found["sd15_mlm_paper_over_ti_operations"]
     assert found["sd15_mlm_short_over_ti"] > 0
     assert found["sd15_mlm_paper_over_ti_processor_time"] > 0
+
+
+def test_seldom_costs_its_share_of_the_same():
+    """By count, at true size and in the steps that are run: the bundled model's, of pictures that are encoded."""
+    assert 1.7 < core_operations(4) < 1.8
+    assert 1.3 < core_operations(4, 1) < 1.4
+    for counted in (partial(core_operations, 4), partial(sd15_operations, 4, 25)):
+        for every in (2, 3):
+            assert counted(every=every) - 1 == pytest.approx((counted() - 1) / every)
+    model, pictures = DiffusersModel.from_tiny(load_tiny()), torch.rand(4, 64, 64, 3)
+    found = []
+    for every in (1, 2):
+        settings = TrainSettings("dog", steps=4 + every, batch=4, log_every=2, resolution=64, regularize_every=every)
+        one = CoReRegularizer(["a {} in the snow"])
+        found.append(step_figures("core", model, settings, pictures, one, turns=2, steps=2)[0])
+    always, seldom = (one["core_over_ti_operations"] for one in found)
+    assert seldom - 1 == pytest.approx((always - 1) / 2)
 
 
 def test_predicting_and_tuning_stay_under_the_limit_at_true_size():

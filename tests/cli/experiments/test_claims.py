@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -20,7 +21,14 @@ from contextual_inversion.cli.experiments.paper_tables import (
 )
 from contextual_inversion.cli.experiments.quality_trials import first_reaching, reached_table, run_quality_trial
 from contextual_inversion.cli.experiments.tables import END, START
-from contextual_inversion.cli.experiments.trials import Arm, Comparison, arm_key, choices, demo_model
+from contextual_inversion.cli.experiments.trials import (
+    Arm,
+    Comparison,
+    arm_key,
+    choices,
+    demo_model,
+    mlm_inversion,
+)
 from contextual_inversion.core.training.plan import plan
 from contextual_inversion.core.training.presets import DEMO, demo_preset
 
@@ -53,6 +61,9 @@ def test_parts_share_the_trials_that_train_the_same_way():
     assert cells("core") < cells("mlm") < cells("methods")
     assert len(cells("norm-modes") & cells("core")) == len(cells("ablation") & cells("norm-modes")) - 1 == 1
     assert len(cells("prior") & cells("methods")) == 2
+    assert cells("mlm") & cells("seldom") == cells("core") | {
+        cell_name(PARTS["mlm"](NARROW), mlm_inversion(NARROW), "moth", 1)
+    }
     # Judged otherwise, so kept elsewhere.
     assert not cells("time-to-quality") & cells("methods")
 
@@ -64,6 +75,16 @@ def test_the_plain_arm_is_the_recipe_of_the_bundled_model():
         assert {**DEMO.values, **arms[kind].changes} == {**recipe, "norm_mode": "none"}
         assert {**DEMO.values, **arms[f"{kind}_core"].changes} == recipe
     assert len(NORM_MODES) == len(PARTS["norm-modes"](NARROW).arms)
+
+
+def test_a_regularizer_that_is_asked_seldom_is_otherwise_the_same():
+    arms = {arm.name: arm for arm in PARTS["seldom"](NARROW).arms}
+    assert list(arms) == ["ti", "core", "core_2", "core_3", "mlm", "mlm_3"]
+    for name in ("core_2", "core_3", "mlm_3"):
+        kind, every = name.split("_")
+        changes = {**arms[kind].changes, "regularize_every": int(every)}
+        assert arms[name] == replace(arms[kind], name=name, label=arms[name].label, changes=changes)
+        assert plan(demo_model(), choices(arms[name], "moth", "butterfly", 1)).settings.regularize_every == int(every)
 
 
 def test_prior_preservation_is_in_the_training_of_its_arms_alone():
