@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.form import ENTERING
 from .paper_tables import Parts, gathered, methods_table, papers_table, provenance
 from .pipeline_tables import pipelines_table
 from .tables import (
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from ...core.models.diffusers_adapter import DiffusersModel
     from .trials import Arm, Comparison
 
-DEVELOPMENT = ("crested-bird", "goblet")
+DEVELOPMENT = ("crested-bird", "goblet", *ENTERING)
 """Concepts on which rates, steps and weights were chosen; never among those that are judged."""
 MEASURES = {
     "fidelity": "prompt fidelity",
