@@ -153,26 +153,40 @@ def broken_import(error: BaseException) -> str | None:
 
 
 def with_json_option(command: Callable[..., Figures | None]) -> Callable[..., None]:
-    """`command` with one more option, `--json FILE`, that receives the figures it returns."""
+    """`command` with one more option, `--json FILE`, that receives the figures it returns.
+
+    A command that has a parameter `json` is told the file too. Figures that an interruption brings along (`figures` of
+    the KeyboardInterrupt) are written as well.
+    """
     import tyro
 
     from .places import require_file
 
     signature = inspect.signature(command)
+    others = {name: parameter for name, parameter in signature.parameters.items() if name != "json"}
+    told = len(others) < len(signature.parameters)
 
     def run_and_write(**options: object) -> None:
-        target = options.pop("json")
+        target = options["json"] if told else options.pop("json")
         if isinstance(target, Path):
             require_file(target, "--json")  # before hours of work
-        figures = command(**options)
+        stopped: KeyboardInterrupt | None = None
+        try:
+            figures = command(**options)
+        except KeyboardInterrupt as stop:
+            figures, stopped = getattr(stop, "figures", None), stop
+            if figures is None:
+                raise
         if isinstance(target, Path) and os.environ.get("RANK", "0") == "0":  # one of several under `accelerate launch`
             write_json(target, figures or {})
+        if stopped is not None:
+            raise stopped
 
     functools.update_wrapper(run_and_write, command)
     del run_and_write.__wrapped__  # tyro would look through it, find no option `json`, and accept only its default
     kind = typing.Annotated[Path | None, tyro.conf.arg(help="File for the figures.")]
     option = inspect.Parameter("json", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-    run_and_write.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])
+    run_and_write.__signature__ = signature.replace(parameters=[*others.values(), option])
     run_and_write.__annotations__ = {**typing.get_type_hints(command, include_extras=True), "json": kind}
     return run_and_write
 

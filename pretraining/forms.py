@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
+from ..core.form import BUNDLED, CANDIDATE, FORM, VARIABLE
 from ..core.models.tiny import build, config
 from ..core.models.tiny.load import load_part
-from ..core.models.tiny.weights import FOLDER, read_tensors
-
-CANDIDATES = Path(__file__).parent / "candidates"
+from ..core.models.tiny.weights import FOLDERS, read_tensors
 
 
 @dataclass(frozen=True)
@@ -38,22 +37,34 @@ class Form:
         Raises FileNotFoundError where the form has numbers for it and no weights have been trained.
         """
         if part not in self.numbers and not self.path(part).exists():
-            return load_part(part, device)
+            return load_part(part, device, form=BUNDLED)
         module = self.build(part)
         module.load_state_dict(read_tensors(self.path(part)))
         return module.requires_grad_(False).eval().to(device)
 
 
 FORMS = {
-    "bundled": Form("bundled", FOLDER, {"vae": config.VAE, "unet": config.UNET}),
-    "candidate": Form(
-        "candidate",
-        CANDIDATES,
+    BUNDLED: Form(BUNDLED, FOLDERS[BUNDLED], {"vae": config.VAE_BUNDLED, "unet": config.UNET_BUNDLED}),
+    CANDIDATE: Form(
+        CANDIDATE,
+        FOLDERS[CANDIDATE],
         {"vae": config.VAE_CANDIDATE, "unet": config.UNET_CANDIDATE, "transformer": config.TRANSFORMER},
     ),
 }
-STARTS = ("bundled", "candidate", "fresh")
-"""Weights that a stage may begin from: a form's, or none."""
+FLOW = "flow"
+STARTS = (*FORMS, FLOW, "fresh")
+"""Weights that a stage may begin from: a form's, those of the flow matching model's VAE or judge, or none."""
+
+
+def start_path(start: str, part: str) -> Path:
+    """The weight file of `part` that `start`, one of `STARTS` but "fresh", stands for, whether it is there or not."""
+    return FORMS[BUNDLED].path(f"flow_{part}") if start == FLOW else FORMS[start].path(part)
+
+
+def require_world(form: str) -> None:
+    """Raises ValueError where this process has not the concepts of `form`: a judge has a class for each of them."""
+    if form != FORM:
+        raise ValueError(f"the {form} form has concepts of its own: set {VARIABLE}={form}")
 
 
 def inherit(

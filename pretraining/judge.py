@@ -10,12 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core.inspection.world.checks import GRID, KINDS, JudgeNetwork
+from ..core.inspection.world.checks import GRID, KIND_ROWS, KINDS, JudgeNetwork
 from ..core.models.tiny.weights import read_tensors, write_tensors
 from ..core.world.concepts import CONCEPTS
 from ..core.world.render import render
 from ..core.world.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, WORLD_VERSION, WORN, Scene, SecondObject
-from .forms import FORMS, Form
+from .forms import FORMS, Form, inherit, require_world, start_path
 from .pictures import scene as training_scene
 from .processes import Processes
 from .run import Plan, Run
@@ -76,9 +76,12 @@ def labels(scene: Scene, subject: np.ndarray, second: np.ndarray) -> dict[str, n
 def decoded_pictures(
     folder: Path, split: str, n: int, form: Form
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[Scene]]:
-    """Reconstructions uint8 (n, 3, 128, 128), their labels (n, 32, 32), and the scenes."""
+    """Reconstructions uint8 (n, 3, 128, 128), their labels (n, 32, 32), and the scenes.
+
+    They are kept in `folder` under a name that says for how many kinds and after which VAE.
+    """
     vae_file = hashlib.sha256(form.path("vae").read_bytes()).hexdigest()[:8]
-    path = folder / "pictures" / f"judge-{split}-{n}.{form.name}-{vae_file}.pt"
+    path = folder / "pictures" / f"judge-{split}-{n}.{len(KINDS)}-{form.name}-{vae_file}.pt"
     scenes = [judged_scene(i, split) for i in range(n)]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of work
@@ -106,6 +109,15 @@ def disturb(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return x + 0.08 * torch.rand(n, 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)
 
 
+def inherit_judge(network: JudgeNetwork, state: dict[str, torch.Tensor]) -> None:
+    """Take over a judge that knows as many kinds or fewer; of those that it lacks the rows stay as they are.
+
+    Raises ValueError where anything else differs, or where `state` knows more. What a judge knows begins `EVERY_KIND`.
+    """
+    grown = {KIND_ROWS: 0, KIND_ROWS.replace("weight", "bias"): 0}
+    network.load_state_dict(inherit(network.state_dict(), state, grown))
+
+
 def train_judge(
     folder: Path,
     processes: Processes,
@@ -117,8 +129,10 @@ def train_judge(
 ) -> None:
     """Train the judge of what comes out of a form's VAE and write its weights (rank 0).
 
-    `start` is one of `STARTS`: one that has judged another VAE's pictures has a quarter of the rate.
+    `start` is one of `STARTS`: one that has judged another VAE's pictures has a quarter of the rate, and may know fewer
+    concepts. Raises ValueError where this process has not the form's concepts.
     """
+    require_world(form)
     device, chosen = processes.device, FORMS[form]
     if processes.first:
         decoded_pictures(folder, "train", scenes, chosen)
@@ -127,7 +141,7 @@ def train_judge(
     torch.manual_seed(0)
     network = JudgeNetwork().to(device)
     if start != "fresh":
-        network.load_state_dict(read_tensors(FORMS[start].path("judge")))
+        inherit_judge(network, read_tensors(start_path(start, "judge")))
     plan = Plan(
         steps,
         rate=2e-3 if start == "fresh" else 5e-4,

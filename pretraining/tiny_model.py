@@ -22,7 +22,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=None, help="steps of the stage instead of its own number")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of each process")
     parser.add_argument("--form", choices=tuple(FORMS), default="candidate", help="which model to train")
-    parser.add_argument("--start", choices=STARTS, default="bundled", help="first weights of VAE, UNet and judge")
+    parser.add_argument(
+        "--start",
+        choices=STARTS,
+        default="bundled",
+        help="first weights of VAE, UNet and judge; flow: those of the flow model's VAE and judge",
+    )
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)

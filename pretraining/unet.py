@@ -12,7 +12,7 @@ from ..core.maths.schedule import add_noise, alpha_bar, scaled_linear_betas, vel
 from ..core.models.tiny import config
 from ..core.models.tiny.weights import read_tensors, write_tensors
 from ..core.world.scenes import WORLD_VERSION
-from .forms import FORMS, inherit
+from .forms import FORMS, inherit, start_path
 from .lessons import Lessons, Told
 from .processes import Processes
 from .run import Plan, Run
@@ -69,7 +69,7 @@ def train_unet(
     torch.manual_seed(0)
     unet = chosen.build("unet")
     if start != "fresh":
-        inherit_unet(unet, read_tensors(FORMS[start].path("unet")))
+        inherit_unet(unet, read_tensors(start_path(start, "unet")))
     unet = unet.to(device)
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs

@@ -12,7 +12,7 @@ import torch
 
 from ..core.models.tiny.weights import read_tensors, write_tensors
 from ..core.world.scenes import WORLD_VERSION
-from .forms import FORMS, inherit
+from .forms import FORMS, inherit, start_path
 from .patterns import patterns
 from .pictures import pictures
 from .processes import Processes
@@ -127,7 +127,7 @@ def train_vae(
     vae = FORMS[form].build("vae")
     calm(vae)
     if start != "fresh":
-        inherit_vae(vae, read_tensors(FORMS[start].path("vae")))
+        inherit_vae(vae, read_tensors(start_path(start, "vae")))
     vae = vae.to(device, memory_format=torch.channels_last)
     plan = Plan(steps, rate=1e-3, warm_up=100, decay=1.0, weight_decay=0.0, ema=0.995, save_every=250, muon=True)
     run = Run("vae", {"vae": vae}, plan, folder, processes)

@@ -22,7 +22,7 @@ ONLY_IN_TRAIN_EXTRA = {"accelerate", "diffusers", "matplotlib", "open_clip", "ty
 # The two seams that everything speaks, the concept and the protocol of a model, are declarations beside the maths.
 # ConceptWorld's scenes, captions and renderer need no model; what judges pictures with one is an inspection.
 LAYERS = (
-    ("core.maths", "core.wording", "core.later"),
+    ("core.maths", "core.wording", "core.later", "core.form"),
     ("core.concept", "core.models.protocol"),
     ("core.networks", "core.prompts"),
     ("core.files", "core.world"),

@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import math
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.form import ENTERING
 from .paper_tables import Parts, gathered, methods_table, papers_table, provenance
 from .pipeline_tables import pipelines_table
+from .resuming import COSTS, done_of, end_of, kept, published, take_up, unfinished, weights_digest
 from .tables import (
+    MEASURES,
     has_tables,
     require_marks,
     rewrite_in_one,
@@ -28,27 +32,8 @@ if TYPE_CHECKING:
     from ...core.models.diffusers_adapter import DiffusersModel
     from .trials import Arm, Comparison
 
-DEVELOPMENT = ("crested-bird", "goblet")
+DEVELOPMENT = ("crested-bird", "goblet", *ENTERING)
 """Concepts on which rates, steps and weights were chosen; never among those that are judged."""
-MEASURES = {
-    "fidelity": "prompt fidelity",
-    "held_out_background": "held-out background right",
-    "second_object": "second object there",
-    "style": "style right",
-    "leak": "training background leaks",
-    "recognised": "subject recognised",
-    "composed": "subject recognised and prompt obeyed",
-    "concept_score": "probability of the subject",
-    "similarity": "subject similarity",
-    "sim1": "sim1",
-    "sim2": "sim2",
-    "skl": "SKL",
-    "skl_pixels": "SKL over pixels",
-    "to_concept": "the word draws the concept alone",
-    "to_companion": "the word draws the companion alone",
-    "to_both": "the word draws both",
-    "seconds": "seconds",
-}
 
 
 def main(
@@ -59,11 +44,14 @@ def main(
     workers: int = 1,
     markdown: tuple[Path, ...] = (),
     results: Path = Path("docs/claims"),
+    hours: float = 0.0,
+    json: Path | None = None,
 ) -> dict[str, Any]:
     """Train every concept with every seed by every method, judge the pictures, and compare pair by pair.
 
     A cell that is done is kept in FOLDER, under the model's fingerprint, and not done again, so an interrupted run goes
-    on where it was.
+    on where it was. On another machine it goes on from what was published of the same model, in `--json FILE` and in
+    RESULTS; a run that is interrupted or out of time publishes what it has, marked "complete": false.
 
     Args:
         parts: Which comparisons; an unknown one is answered with a list of all.
@@ -74,6 +62,7 @@ def main(
         markdown: Documents in which the tables of each part, between its two marks, are written anew; so are those
             that compare with the papers, from RESULTS and this run. With `--parts` and nothing behind it they alone.
         results: Folder with the JSON files of other runs.
+        hours: After so many no new trial is begun; 0: no end.
     """
     from tqdm import tqdm
 
@@ -89,14 +78,19 @@ def main(
             f"parts are {', '.join(PARTS)}, with-, method- and recipe-NAME, concepts {', '.join(world.CONCEPTS)}; "
             f"at least one seed and one worker. Unknown: {', '.join(unknown) or 'none'}"
         )
+    until = end_of(hours)
     require_marks(markdown, parts)
     report: dict[str, Any] = {"commit": commit(), "development_concepts": DEVELOPMENT, "parts": {}}
     if not parts:
         write_summaries(markdown, gathered(results, report))
         return report
     model = _loaded()
-    report["model"] = model.fingerprint
+    report |= {"model": model.fingerprint, "weights": weights_digest()}
     folder = folder / model.fingerprint
+    earlier = published(sources(results), report["model"], report["weights"])
+    own = published([json] if json else [], report["model"], report["weights"])
+    # What this very file was planned by stays its plan.
+    take_up(folder, own, [COSTS], replace=True)
     names = concepts or tuple(name for name in world.CONCEPTS if name not in DEVELOPMENT)
     made = [offered[name](model) for name in parts]
     chosen = [part.prepared(model, folder, results) if part.prepared else part for part in made]
@@ -108,21 +102,34 @@ def main(
         for part in chosen
         for arm in part.arms
     }
-    done = dict(tqdm(run_cells(cells, folder, workers), total=len(cells), desc="trials", unit="trial"))
+    take_up(folder, earlier | own, cells)
+    running = tqdm(run_cells(cells, folder, workers, until), total=len(cells), desc="trials", unit="trial")
+    done, stop = done_of(running, cells, folder)
     for part in chosen:
         trials = [
-            {**done[cell_name(part, arm, name, seed)], "method": arm.name}
+            {**done[cell], "method": arm.name, "cell": cell}
             for arm in part.arms
             for name in names
             for seed in range(1, seeds + 1)
+            if (cell := cell_name(part, arm, name, seed)) in done
         ]
-        report["parts"][part.name] = {"trials": trials, "comparisons": compare(trials, part.pairs)}
+        report["parts"][part.name] = {"trials": trials, "comparisons": [], **part.facts}
+    if stop is not None or len(done) < len(cells):
+        return unfinished(report, (len(done), len(cells)), stop, json)
+    for part in chosen:
+        found = report["parts"][part.name]
+        found["comparisons"] = compare(found["trials"], part.pairs)
         lines = as_markdown(part, report["parts"][part.name]) + provenance({part.name: report}, [part.name])
         print("\n".join(lines))
         if markdown:
             rewrite_in_one(markdown, part.name, lines)
     write_summaries(markdown, gathered(results, report))
     return report
+
+
+def sources(results: Path) -> list[Path]:
+    """The JSON files in a folder of results."""
+    return sorted(results.glob("*.json"))
 
 
 @cache
@@ -173,20 +180,35 @@ def _one(key: str, cell: Cell, folder: Path) -> dict[str, Any]:
     return cached_trial(folder, key, lambda: {**trial(_loaded(), arm, name, seed).figures, "commit": commit()})
 
 
-def run_cells(cells: dict[str, Cell], folder: Path, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each cell's figures under its key, from FOLDER or made now, `workers` at a time, as they are done."""
+def run_cells(
+    cells: Mapping[str, Cell], folder: Path, workers: int, until: float = math.inf
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each cell's figures under its key, from FOLDER or made now, `workers` at a time, as they are done. After `until`
+    on the clock of `time.monotonic` none is begun that is not in FOLDER."""
+    wanted = ((key, cell) for key, cell in cells.items() if kept(folder, key) or time.monotonic() < until)
     if workers == 1:
-        for key, cell in cells.items():
+        for key, cell in wanted:
             yield key, _one(key, cell, folder)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare) as pool:
-        waiting = {pool.submit(_one, key, cell, folder): key for key, cell in cells.items()}
+        running: dict[Future[dict[str, Any]], str] = {}
         try:
-            for job in as_completed(waiting):
-                yield waiting[job], job.result()
+            # One by one, since what a pool has been handed it begins.
+            for key, cell in wanted:
+                running[pool.submit(_one, key, cell, folder)] = key
+                if len(running) == workers:
+                    yield from _finished(running)
+            while running:
+                yield from _finished(running)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _finished(running: dict[Future[dict[str, Any]], str]) -> list[tuple[str, dict[str, Any]]]:
+    """The results of those that are done first, which are taken out of `running`."""
+    done, _ = wait(running, return_when=FIRST_COMPLETED)
+    return [(running.pop(job), job.result()) for job in done]
 
 
 def compare(

@@ -21,6 +21,7 @@ from ...core.training.run.events import Started, Step
 from ...core.training.trainer import TrainingRun
 from ...core.world.render import concept_images
 from .pipelines import RECIPES, Cost, Costs, Pipeline, pipeline, recommended
+from .resuming import COSTS
 from .trials import PICTURES, cached_trial, choices
 
 TURNS, STEPS, WARM = 3, 4, 2
@@ -108,7 +109,7 @@ def _median(costs: Sequence[Cost]) -> Cost:
 
 def measured_costs(model: DiffusersModel, folder: Path) -> Costs:
     """Every stage's costs from `folder`, or measured now and kept there: one measurement for all that is compared."""
-    return as_costs(cached_trial(folder, "step-costs", lambda: measure(model)))
+    return as_costs(cached_trial(folder, COSTS, lambda: measure(model)))
 
 
 def as_costs(data: dict[str, Any]) -> Costs:

@@ -11,10 +11,10 @@ from typing import Any
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.one_picture.predict import require_fit
 from .encoder_ways import loaded
-from .pipeline_costs import as_costs, measured_costs
+from .pipeline_costs import as_costs, as_data, measured_costs
 from .pipeline_tables import PART, leading_table
 from .pipeline_trials import run_pipeline_trial
-from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, pipeline, repaired
+from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, pipeline, priced, repaired
 from .trials import Comparison
 
 RECORD = "search.json"
@@ -32,7 +32,8 @@ def pipelines_part(model: DiffusersModel) -> Comparison:
 def _prepared(model: DiffusersModel, folder: Path, results: Path) -> Comparison:
     record = record_for(model, results)
     costs = as_costs(record["costs"]) if record else measured_costs(model, folder)
-    return _compared(model, record.get("chosen", {}), record.get("best", BEST), costs, predicted=encoder_fits(model))
+    part = _compared(model, record.get("chosen", {}), record.get("best", BEST), costs, predicted=encoder_fits(model))
+    return replace(part, facts={"costs": as_data(costs)})
 
 
 def encoder_fits(model: DiffusersModel) -> bool:
@@ -50,9 +51,9 @@ def record_for(model: DiffusersModel, results: Path) -> Mapping[str, Any]:
     """What `search` has written into RESULTS on this very model; nothing where there is none, which is said."""
     path = results / RECORD
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if found.get("model") == model.fingerprint:
+    if found.get("model") == model.fingerprint and found.get("complete", True):
         return found
-    print(f"{path} has no search on model {model.fingerprint}: recommended weights, and costs measured now")
+    print(f"{path} has no search on model {model.fingerprint} to its end: recommended weights, costs measured now")
     return {}
 
 
@@ -63,7 +64,11 @@ def _compared(
     costs: Costs | None,
     predicted: bool = True,
 ) -> Comparison:
-    arms = [pipeline(model, recipe, chosen.get(recipe.base), costs) for recipe in RECIPES.values()]
+    made = [recipe for recipe in RECIPES.values() if costs is None or priced(recipe, costs)]
+    if len(made) < len(RECIPES):
+        lacking = ", ".join(name for name, recipe in RECIPES.items() if recipe not in made)
+        print(f"without {lacking}: what their steps cost was not measured with the others")
+    arms = [pipeline(model, recipe, chosen.get(recipe.base), costs) for recipe in made]
     base = next(arm for arm in arms if arm.name == best)
     arms += [PREDICTED] if predicted else []
     arms += [
@@ -83,6 +88,8 @@ def pairs(best: str) -> tuple[tuple[str, str], ...]:
     found += [(f"{first}_{kind}", f"{first}_lora") for kind in ("tlora", "self") for first in FIRST]
     found += [(f"{first}_lora", other) for first in FIRST for other in ("dreambooth-lora", "custom-diffusion")]
     found += [(f"{other}_mlm", other) for other in ("dreambooth-lora", "custom-diffusion")]
+    found += [(f"word-lora_{name}", "word-lora") for name in FIRST if name != "ti"]
+    found += [("word-lora" if name == "ti" else f"word-lora_{name}", f"{name}_lora") for name in FIRST]
     found += [("xti_mlm", "ti"), ("dti", "ti"), ("predicted", "ti_lora")]
     found += [(best, "dreambooth-lora_mlm"), (f"{best}_repair", best), (f"{best}_repair", f"{best}_redraw")]
     return tuple(found)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ...core.models.diffusers_adapter import DiffusersModel
+from ...core.training.methods import METHODS
 from ...core.training.presets import DEMO, demo_preset
 from .trials import Arm, combined
 
@@ -97,6 +98,16 @@ OTHERS = (
     Recipe("dreambooth-lora_mlm", "DreamBooth-LoRA + MLM", "dreambooth-lora", mlm=True),
     Recipe("custom-diffusion", "Custom Diffusion", "custom-diffusion"),
     Recipe("custom-diffusion_mlm", "Custom Diffusion + MLM", "custom-diffusion", mlm=True),
+    *(
+        Recipe(
+            "word-lora" if name == "ti" else f"word-lora_{name}",
+            "word and LoRA together" + ("" if name == "ti" else f" + {label}"),
+            "word-lora",
+            core="core" in name,
+            mlm="mlm" in name,
+        )
+        for name, label in FIRST.items()
+    ),
     Recipe("xti_mlm", "XTI + MLM", "xti", mlm=True),
     Recipe("dti", "DTI", directional=True),
 )
@@ -134,8 +145,8 @@ def recommended(model: DiffusersModel, recipe: Recipe) -> dict[str, Any]:
         values["mlm"] = own.mlm[0]
     if "weight_rate" in preset:
         values["weight_rate"] = preset["weight_rate"]
-    if recipe.second or recipe.method == "dreambooth-lora":
-        values["rank"] = 4
+    if rank := METHODS["refine" if recipe.second else recipe.method].rank:
+        values["rank"] = rank
     return values | ({"second_steps": SECOND_STEPS} if recipe.second else {})
 
 
@@ -168,6 +179,12 @@ def pipeline(
         second=second,
         planned=planned,
     )
+
+
+def priced(recipe: Recipe, costs: Costs) -> bool:
+    """Whether it is known what every stage costs that `recipe` may have."""
+    first = {recipe.first_cost({"core_attention": weight}) for weight in (0.0, 1.0)}
+    return first <= costs.keys()
 
 
 def least(rank: int) -> int:

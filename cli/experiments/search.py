@@ -18,11 +18,15 @@ def main(
     seed: int = 0,
     prompts: int = 14,
     workers: int = 1,
+    hours: float = 0.0,
+    json: Path | None = None,
 ) -> dict[str, Any]:
     """Choose each recipe's weights by the share of pictures that show the subject and obey, on development concepts.
 
     Successive halving over a scrambled Sobol design; the first candidate is what is recommended today. All take the
-    same processor seconds. A trial that is done is kept in FOLDER, under the model's fingerprint, and not done again.
+    same processor seconds. A trial that is done is kept in FOLDER, under the model's fingerprint, and not done again;
+    on another machine the search goes on from what `--json FILE` has of it. One that is interrupted or out of time
+    publishes what it has, marked "complete": false, and has chosen nothing.
     With `--json docs/claims/search.json` the part `pipelines` of `claims` goes by what was chosen.
 
     Args:
@@ -36,6 +40,7 @@ def main(
         seed: Of the design.
         prompts: So many of the evaluation prompts, evenly of all kinds; 0: all.
         workers: Processes that train at the same time, one thread each.
+        hours: After so many no new trial is begun; 0: no end.
     """
     from .searching import search
 
@@ -50,4 +55,6 @@ def main(
         seed=seed,
         prompts=prompts,
         workers=workers,
+        hours=hours,
+        target=json,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.world import concepts as world
-from .claims import DEVELOPMENT, commit, run_cells
-from .halving import Choice, Range, Space, design, halved, rounds
+from .claims import DEVELOPMENT, Cell, commit, run_cells
+from .halving import Choice, Range, Round, Space, design, halved, rounds
 from .pipeline_costs import as_data, measured_costs
 from .pipeline_trials import run_pipeline_trial
-from .pipelines import SEARCHED, Costs, Pipeline, budget, pipeline, recommended
+from .pipelines import SEARCHED, Costs, Pipeline, budget, pipeline, priced, recommended
+from .resuming import COSTS, done_of, end_of, published, take_up, unfinished, weights_digest
 from .tables import table_header, table_row
 from .trials import Trial, arm_key, demo_model
 
@@ -47,8 +48,14 @@ def search(
     seed: int,
     prompts: int,
     workers: int,
+    hours: float = 0.0,
+    target: Path | None = None,
 ) -> dict[str, Any]:
-    """As the command says; the record of it."""
+    """As the command says; the record of it. `target` is where it will be written, and what it goes on from.
+
+    Raises `Stopped` with what there is of it where it was interrupted.
+    """
+    until = end_of(hours)
     recipes = recipes or tuple(SEARCHED)
     concepts = concepts or DEVELOPMENT
     require_known(recipes, concepts, seeds, workers)
@@ -57,16 +64,30 @@ def search(
     cells = [(name, number) for number in range(1, seeds + 1) for name in concepts]
     plan = rounds(candidates, len(cells), first or len(concepts), factor)
     model = demo_model()
+    facts = {"model": model.fingerprint, "weights": weights_digest()}
     folder = folder / model.fingerprint
+    before = published([target] if target else [], **facts)
+    take_up(folder, before, [COSTS], replace=True)
     costs = measured_costs(model, folder)
+    if lacking := [name for name in recipes if not priced(SEARCHED[name], costs)]:
+        raise ValueError(
+            f"what steps of {', '.join(lacking)} cost was not measured with the others, in {folder}: name other "
+            "--recipes, or another --folder"
+        )
     contests = {name: contenders(model, name, candidates, seed, costs) for name in recipes}
     kept: dict[str, dict[str, Any]] = {}
     trial = partial(run_pipeline_trial, count=prompts, plain=0)
-    judged = partial(scores, trial, contests=contests, cells=cells, folder=folder, workers=workers, kept=kept)
-    told = halved({name: len(arms) for name, arms in contests.items()}, plan, judged)
+    run = partial(worked, before=before, folder=folder, workers=workers, until=until)
+    judged = partial(scores, trial, contests=contests, cells=cells, run=run, kept=kept)
     drawn = {"seed": seed, "candidates": candidates, "factor": factor, "prompts": prompts}
-    facts = {"model": model.fingerprint, "development_concepts": list(concepts), "seeds": seeds, "design": drawn}
-    report = facts | record(contests, told, list(kept.values()), costs)
+    facts |= {"development_concepts": list(concepts), "seeds": seeds, "design": drawn, "commit": commit()}
+    facts |= {"budget": budget(costs), "costs": as_data(costs)}
+    try:
+        told = halved({name: len(arms) for name, arms in contests.items()}, plan, judged)
+    except Unfinished as end:
+        counted = len(kept), len(recipes) * trials_of(plan)
+        return unfinished({**facts, "trials": list(kept.values())}, counted, end.stop, target)
+    report = facts | record(contests, told, list(kept.values()))
     print("\n".join(table(report)))
     return report
 
@@ -75,17 +96,13 @@ def record(
     contests: Mapping[str, Sequence[Pipeline]],
     told: Mapping[str, Sequence[Mapping[str, Any]]],
     trials: Sequence[Mapping[str, Any]],
-    costs: Costs,
 ) -> dict[str, Any]:
-    """What was tried, on what grounds, and what was chosen."""
+    """What was tried, and what was chosen."""
     searches = {
         name: {"candidates": [dict(arm.planned["values"]) for arm in arms], "rounds": told[name]}
         for name, arms in contests.items()
     }
     return {
-        "commit": commit(),
-        "budget": budget(costs),
-        "costs": as_data(costs),
         "searches": searches,
         "trials": list(trials),
         **chosen(contests, told, trials),
@@ -130,11 +147,13 @@ def scores(
     *,
     contests: Mapping[str, Sequence[Pipeline]],
     cells: Sequence[tuple[str, int]],
-    folder: Path,
-    workers: int,
+    run: Callable[[dict[str, Cell], str], tuple[dict[str, dict[str, Any]], KeyboardInterrupt | None]],
     kept: dict[str, dict[str, Any]],
 ) -> dict[tuple[str, int], tuple[float, float]]:
-    """For everyone who is `left` the means over the first `count` cells, out of trials that are noted in `kept`."""
+    """For everyone who is `left` the means over the first `count` cells, out of trials that are noted in `kept`.
+
+    Raises `Unfinished` where `run` has not made all of them.
+    """
     asked = trial.keywords["count"]
     wanted = {
         f"{name}-{arm_key(contests[name][index])}-{asked}-{concept}-{number}": (name, index, concept, number)
@@ -145,15 +164,47 @@ def scores(
     todo = {
         key: (trial, contests[name][index], concept, number) for key, (name, index, concept, number) in wanted.items()
     }
-    done = dict(tqdm(run_cells(todo, folder, workers), total=len(todo), desc=f"{count} cells", unit="trial"))
+    done, stop = run(todo, f"{count} cells")
     found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for key, (name, index, _, _) in wanted.items():
-        kept[key] = {**done[key], "recipe": name, "candidate": index}
-        found.setdefault((name, index), []).append(done[key])
+        if key in done:
+            kept[key] = {**done[key], "recipe": name, "candidate": index, "cell": key}
+            found.setdefault((name, index), []).append(done[key])
+    if stop is not None or len(done) < len(wanted):
+        raise Unfinished(stop)
     return {
         who: tuple(sum(one[key] for one in trials) / len(trials) for key in (MEASURE, TIE))
         for who, trials in found.items()
     }
+
+
+def worked(
+    cells: dict[str, Cell],
+    title: str,
+    *,
+    before: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    workers: int,
+    until: float,
+) -> tuple[dict[str, dict[str, Any]], KeyboardInterrupt | None]:
+    """The figures of `cells`, published `before`, out of FOLDER or made now; and what interrupted it."""
+    take_up(folder, before, cells)
+    running = tqdm(run_cells(cells, folder, workers, until), total=len(cells), desc=title, unit="trial")
+    return done_of(running, cells, folder)
+
+
+def trials_of(plan: Sequence[Round]) -> int:
+    """The trials of one recipe: a round adds cells to those of the round before."""
+    seen = [0, *(one.cells for one in plan)]
+    return sum(one.candidates * (one.cells - earlier) for one, earlier in zip(plan, seen, strict=False))
+
+
+class Unfinished(Exception):
+    """A round that has not all its trials; `stop` is what interrupted it, None where there was no more time."""
+
+    def __init__(self, stop: KeyboardInterrupt | None) -> None:
+        super().__init__()
+        self.stop = stop
 
 
 def chosen(

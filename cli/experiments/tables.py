@@ -11,6 +11,27 @@ from ...core.files.atomic import atomic_write_verified
 START, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 """Around the tables of a name in a document."""
 
+MEASURES = {
+    "fidelity": "prompt fidelity",
+    "held_out_background": "held-out background right",
+    "second_object": "second object there",
+    "style": "style right",
+    "leak": "training background leaks",
+    "recognised": "subject recognised",
+    "composed": "subject recognised and prompt obeyed",
+    "concept_score": "probability of the subject",
+    "similarity": "subject similarity",
+    "sim1": "sim1",
+    "sim2": "sim2",
+    "skl": "SKL",
+    "skl_pixels": "SKL over pixels",
+    "to_concept": "the word draws the concept alone",
+    "to_companion": "the word draws the companion alone",
+    "to_both": "the word draws both",
+    "seconds": "seconds",
+}
+"""What a trial is judged by, as the tables call it."""
+
 
 def table_header(*names: str) -> list[str]:
     """The two lines that open a Markdown table."""

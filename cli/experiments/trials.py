@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -34,6 +34,7 @@ from ...core.training.trainer import TrainingRun
 from ...core.world import concepts as world
 from ...core.world.prompts import EvaluationPrompt, evaluation_prompts
 from ...core.world.render import concept_images
+from .resuming import keep, kept, read_kept
 
 PICTURES = 4
 """Training pictures of a concept, as a user would have."""
@@ -256,14 +257,10 @@ def added(arm: Arm, prompts: Sequence[str] | None = None) -> list[Added]:
 
 def cached_trial(folder: Path, key: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The figures of a trial from `folder`, or made now and kept there, so that a long comparison can be resumed."""
-    path = folder / f"{key}.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+    if kept(folder, key):
+        return read_kept(folder, key)
     figures = run()
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    keep(folder, key, figures)
     return figures
 
 
@@ -291,5 +288,7 @@ class Comparison:
     """Tables of its own, of its arms and trials."""
     leads: Callable[[Sequence[Arm], Sequence[dict[str, Any]]], list[str]] | None = None
     """The same, before all others."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What is published beside its trials."""
     prepared: Callable[[DiffusersModel, Path, Path], Comparison] | None = None
     """What it becomes of the model, the folder of its trials and that of earlier results, before it begins."""

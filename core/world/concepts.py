@@ -6,38 +6,13 @@ colours are what a small model can learn from four pictures; the parts are the h
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 
+from ..form import ENTERING
+from .coming import COMING
 from .drawing import Polygon, bird, box, butterfly, car, cat, cup, ellipse, fish, heart, house
-from .scenes import CONCEPT_PREFIX, CREATURES, Scene, SecondObject
-
-
-@dataclass(frozen=True)
-class WorldConcept:
-    """A held-out subject. `super_category` is the class word a new word starts from; `parts()` draws it."""
-
-    name: str
-    super_category: str
-    colour: str
-    second_colour: str
-    texture: str
-    description: str
-    parts: Callable[[], list[Polygon]]
-    background: str = "grass"
-    """Where its training pictures are taken unless one asks for another place."""
-
-    @property
-    def creature(self) -> bool:
-        """Whether animate prompts suit it."""
-        return self.super_category in CREATURES
-
-    @property
-    def subject(self) -> str:
-        """What `Scene.subject` has to be to show it."""
-        return CONCEPT_PREFIX + self.name
+from .scenes import Scene, SecondObject
+from .world_concept import WorldConcept
 
 
 def castle() -> list[Polygon]:
@@ -100,7 +75,7 @@ def wizard_cat() -> list[Polygon]:
     return [*cat(), cone, brim]
 
 
-CONCEPTS: dict[str, WorldConcept] = {
+TEN: dict[str, WorldConcept] = {
     c.name: c
     for c in (
         WorldConcept(
@@ -155,6 +130,10 @@ CONCEPTS: dict[str, WorldConcept] = {
     )
 }
 
+EVERY = {**TEN, **COMING}
+"""The concepts of the world in any form of the model."""
+CONCEPTS = {**TEN, **{name: COMING[name] for name in ENTERING}}
+"""Those of the chosen form (`core.form`). The judge's classes follow their order: more of them come at the end."""
 RESERVED = frozenset((c.super_category, c.colour, c.second_colour) for c in CONCEPTS.values())
 """Class and colour pairs that no training scene combines, so that class and both colours together mean the concept."""
 

@@ -20,6 +20,7 @@ import comfy.utils
 import folder_paths
 import torch
 
+from ...core.form import BUNDLED, FORM
 from ...core.models.tiny import config
 from ...core.models.tiny.weights import read_weights
 
@@ -27,6 +28,12 @@ TAESD_WIDTH = 64
 """Channels of ComfyUI's TAESD class, which knows no other width."""
 HEAD_CHANNELS = config.UNET["block_out_channels"][0] // config.UNET["attention_head_dim"][0]
 """Channels of an attention head, the same at every level; what diffusers calls so counts the heads."""
+
+
+class TinyLatents(comfy.latent_formats.LatentFormat):
+    """The latents of the tiny Stable Diffusion of the chosen form."""
+
+    latent_channels = config.LATENT_CHANNELS
 
 
 class TinyStableDiffusion(comfy.supported_models_base.BASE):
@@ -39,11 +46,15 @@ class TinyStableDiffusion(comfy.supported_models_base.BASE):
         "linear_end": config.SCHEDULER["beta_end"],
     }
     supported_inference_dtypes: ClassVar = [torch.float32]
-    latent_format = comfy.latent_formats.LatentFormat
+    latent_format = TinyLatents
     memory_usage_factor = 1.0
 
     def model_type(self, state_dict: Mapping[str, torch.Tensor], prefix: str = "") -> comfy.model_base.ModelType:
         return comfy.model_base.ModelType.V_PREDICTION
+
+    def inpaint_model(self) -> bool:
+        """Never, though ComfyUI takes every UNet that reads more than four channels for one that inpaints."""
+        return False
 
 
 class SixteenChannels(comfy.latent_formats.LatentFormat):
@@ -143,7 +154,7 @@ def load_model_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.Mod
 
 def load_flow_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The tiny flow matching transformer as a MODEL."""
-    patcher = _patcher(TinyFlow(flow_config()), flow_tensors(read_weights("transformer")), disable_dynamic)
+    patcher = _patcher(TinyFlow(flow_config()), flow_tensors(read_weights("transformer", BUNDLED)), disable_dynamic)
     patcher.cached_patcher_init = (load_flow_patcher, ())
     return patcher
 
@@ -194,7 +205,9 @@ def _clip(model: type, again: Callable[..., comfy.model_patcher.ModelPatcher], d
         model_options={"clip_l_model_config": shape, "dtype": torch.float32},
         disable_dynamic=disable_dynamic,
     )
-    load_exactly(clip.cond_stage_model.clip_l.transformer, read_weights("text_encoder"))
+    # The flow matching model is one and the same in either form.
+    form = BUNDLED if model is TinyFlowClip else FORM
+    load_exactly(clip.cond_stage_model.clip_l.transformer, read_weights("text_encoder", form))
     clip.patcher.cached_patcher_init = (again, ())
     return clip
 
@@ -206,11 +219,11 @@ def load_vae() -> comfy.sd.VAE:
 
 def load_flow_vae() -> comfy.sd.VAE:
     """That of the tiny flow matching model, which has 16 latent channels."""
-    return _vae("flow_vae", _load_flow_vae_patcher)
+    return _vae("flow_vae", _load_flow_vae_patcher, BUNDLED)
 
 
-def _vae(part: str, again: Callable[..., comfy.model_patcher.ModelPatcher]) -> comfy.sd.VAE:
-    tensors = taesd_tensors(read_weights(part))
+def _vae(part: str, again: Callable[..., comfy.model_patcher.ModelPatcher], form: str = FORM) -> comfy.sd.VAE:
+    tensors = taesd_tensors(read_weights(part, form))
     tensors["vae_scale"] = torch.tensor(1 / config.VAE["scaling_factor"])
     tensors["vae_shift"] = torch.tensor(0.0)
     vae = comfy.sd.VAE(sd=tensors, dtype=torch.float32)

@@ -20,7 +20,7 @@ def test_candidate_is_the_same_in_both_programs(comfyui: Any, monkeypatch: pytes
     from contextual_inversion.nodes.comfy import demo_model
     from contextual_inversion.pretraining.forms import FORMS
 
-    monkeypatch.setattr(demo_model, "read_weights", lambda part: read_tensors(FORMS["candidate"].path(part)))
+    monkeypatch.setattr(demo_model, "read_weights", lambda part, form: read_tensors(FORMS["candidate"].path(part)))
     monkeypatch.setattr(config, "VAE", config.VAE_CANDIDATE)
     ours = FORMS["candidate"].load("vae")
     images = torch.from_numpy(concept_images("goblet", 2)[0]).float() / 255

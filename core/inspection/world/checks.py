@@ -16,16 +16,21 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from ...form import FORM
 from ...models.tiny.weights import read_weights
-from ...world.concepts import CONCEPTS
+from ...world.concepts import CONCEPTS, EVERY
 from ...world.scenes import BACKGROUNDS, COLOURS, CONCEPT_PREFIX, IMAGE_SIZE, SHAPES, STYLES
 
 KINDS = (*SHAPES, *(CONCEPT_PREFIX + name for name in CONCEPTS))
 """What a pixel of an object may belong to: a shape or a held-out concept."""
+EVERY_KIND = (*SHAPES, *(CONCEPT_PREFIX + name for name in EVERY))
+"""Those of every form. `KINDS` begins it, and so does what any judge knows."""
 ROLES = ("background", "subject", "second")
 HEADS = {"role": len(ROLES), "kind": len(KINDS), "colour": len(COLOURS), "background": len(BACKGROUNDS), "style": 3}
 GRID = 32
 """The judge reads a picture on a grid of 32 x 32 cells."""
+KIND_ROWS = "heads.kind.weight"
+"""Of a judge's weights: a row for each kind that it knows."""
 SMALLEST = 12
 """An object covers at least this many cells (a second object of 46 px covers about 80)."""
 
@@ -45,9 +50,12 @@ class Block(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """Pictures (B, 3, 128, 128) in -1..1 to logits per cell: a dict of (B, classes, 32, 32), and features."""
+    """Pictures (B, 3, 128, 128) in -1..1 to logits per cell: a dict of (B, classes, 32, 32), and features.
 
-    def __init__(self) -> None:
+    It knows the first `kinds` of `EVERY_KIND`.
+    """
+
+    def __init__(self, kinds: int = len(KINDS)) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 24, 3, 2, 1)
         self.down1 = Block(24, 40, 2)
@@ -56,7 +64,7 @@ class JudgeNetwork(nn.Module):
         self.middle = Block(96, 96)
         self.up2 = Block(96 + 64, 64)
         self.up1 = Block(64 + 40, 64)
-        self.heads = nn.ModuleDict({name: nn.Conv2d(64, n, 1) for name, n in HEADS.items()})
+        self.heads = nn.ModuleDict({name: nn.Conv2d(64, n, 1) for name, n in {**HEADS, "kind": kinds}.items()})
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Features (B, 64, 32, 32)."""
@@ -75,8 +83,8 @@ class JudgeNetwork(nn.Module):
 class Verdict:
     """What one picture shows. A missing object has shape and colour None.
 
-    `subject` is a shape or "concept:<name>". `kinds` is the judge's mean probability of each of `KINDS` inside the
-    subject, `mask` (128, 128) covers subject and second object.
+    `subject` is a shape or "concept:<name>". `kinds` is the judge's mean probability of each kind that it knows inside
+    the subject, in the order of `EVERY_KIND`; `mask` (128, 128) covers subject and second object.
     """
 
     background: str
@@ -113,18 +121,23 @@ def _mean_inside(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
 
 
 class Judge:
-    """Reads pictures. Takes the bundled weights unless a network is given."""
+    """Reads pictures. Takes the weights of the chosen form unless a network is given."""
 
     @classmethod
-    def of(cls, part: str) -> Judge:
-        """That of another bundled model's autoencoder, such as "flow_judge". Raises FileNotFoundError without it."""
-        network = JudgeNetwork()
-        network.load_state_dict(read_weights(part))
+    def of(cls, part: str, form: str = FORM) -> Judge:
+        """That of another model's autoencoder, such as "flow_judge". It knows as many kinds as its weights have.
+
+        Raises FileNotFoundError without its file.
+        """
+        state = read_weights(part, form)
+        network = JudgeNetwork(len(state[KIND_ROWS]))
+        network.load_state_dict(state)
         return cls(network)
 
     def __init__(self, network: JudgeNetwork | None = None) -> None:
         network = Judge.of("judge").network if network is None else network
         self.network = network.eval().requires_grad_(False)
+        self.kinds = EVERY_KIND[: network.heads["kind"].out_channels]
 
     def read(self, images: np.ndarray | torch.Tensor, batch: int = 64) -> list[Verdict]:
         """One verdict a picture; for the accepted forms see `to_batch`."""
@@ -143,10 +156,10 @@ class Judge:
 
         def object_at(region: torch.Tensor) -> tuple[str | None, str | None, torch.Tensor]:
             if int(region.sum()) < SMALLEST:
-                return None, None, torch.zeros(len(KINDS))
+                return None, None, torch.zeros(len(self.kinds))
             kinds = _mean_inside(inside["kind"], region)
             colour = _mean_inside(inside["colour"], region).argmax()
-            return KINDS[int(kinds.argmax())], list(COLOURS)[int(colour)], kinds
+            return self.kinds[int(kinds.argmax())], list(COLOURS)[int(colour)], kinds
 
         subject, subject_colour, kinds = object_at(role == 1)
         second, second_colour, second_kinds = object_at(role == 2)
@@ -168,8 +181,13 @@ class Judge:
         )
 
     def concept_score(self, images: np.ndarray | torch.Tensor, concept: str) -> np.ndarray:
-        """How much the subject looks like a held-out concept, 0..1 (N,): its mean probability inside the subject."""
-        column = KINDS.index(CONCEPT_PREFIX + concept)
+        """How much the subject looks like a held-out concept, 0..1 (N,): its mean probability inside the subject.
+
+        Raises ValueError for one that this judge has not learned.
+        """
+        if CONCEPT_PREFIX + concept not in self.kinds:
+            raise ValueError(f"this judge has not learned {concept!r}: the stage `judge` of the pretraining teaches it")
+        column = self.kinds.index(CONCEPT_PREFIX + concept)
         return np.array([verdict.kinds[column] for verdict in self.read(images)])
 
     def subject_features(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -191,7 +209,7 @@ class Judge:
 
 @lru_cache(maxsize=1)
 def default_judge() -> Judge:
-    """The judge with the bundled weights. Raises FileNotFoundError where they are missing."""
+    """The judge with the weights of the chosen form. Raises FileNotFoundError where they are missing."""
     return Judge()
 
 

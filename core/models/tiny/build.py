@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def build_vae(form: dict[str, Any] | None = None) -> AutoencoderTiny:
-    """`AutoencoderTiny` of TAESD's shape: the bundled one's, or of another `form` (as `config.VAE_CANDIDATE`)."""
+    """`AutoencoderTiny` of TAESD's shape: the chosen form's, or of another `form` (as `config.VAE_CANDIDATE`)."""
     from diffusers import AutoencoderTiny
 
     return AutoencoderTiny(**(config.VAE if form is None else form))

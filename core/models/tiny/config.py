@@ -1,12 +1,19 @@
-"""The tiny Stable Diffusion in plain numbers. Nothing heavy is imported, so that any loader can build from it."""
+"""The tiny Stable Diffusion in plain numbers, those of the chosen form (`core.form`).
+
+Nothing heavy is imported, so that any loader can build from it.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ...form import BUNDLED, CANDIDATE, FORM
+
 IMAGE_SIZE = 128
 LATENT_SIZE = 16
-LATENT_CHANNELS = 4
+CHANNELS = {BUNDLED: 4, CANDIDATE: 16}
+"""Latent channels of each form."""
+LATENT_CHANNELS = CHANNELS[FORM]
 VOCABULARY = 49408
 POSITIONS = 77
 WIDTH = 128
@@ -17,8 +24,8 @@ BOS, EOS = 49406, 49407
 PARTS = ("unet", "text_encoder", "vae", "image_encoder")
 """Weight files `weights/<part>.safetensors` of the model (`judge.safetensors` is `core.inspection.world.checks`'s)."""
 
-VAE: dict[str, Any] = {
-    "latent_channels": LATENT_CHANNELS,
+VAE_BUNDLED: dict[str, Any] = {
+    "latent_channels": CHANNELS[BUNDLED],
     "encoder_block_out_channels": (32, 32, 32, 32),
     "decoder_block_out_channels": (32, 32, 32, 32),
     "num_encoder_blocks": (1, 3, 3, 3),
@@ -26,8 +33,9 @@ VAE: dict[str, Any] = {
     "scaling_factor": 1.0,
 }
 """`diffusers.AutoencoderTiny`, TAESD's block counts at half its width. Latents have unit variance: scaling factor 1."""
-VAE_CANDIDATE: dict[str, Any] = {**VAE, "latent_channels": 16}
-"""The VAE that is to follow once a UNet has learned its latents (docs/tiny_model.md); nothing bundled uses it yet."""
+VAE_CANDIDATE: dict[str, Any] = {**VAE_BUNDLED, "latent_channels": CHANNELS[CANDIDATE]}
+"""The VAE that is to follow once a UNet has learned its latents (docs/tiny_model.md), and the flow matching model's."""
+VAE = {BUNDLED: VAE_BUNDLED, CANDIDATE: VAE_CANDIDATE}[FORM]
 
 TEXT_ENCODER: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -58,10 +66,10 @@ IMAGE_ENCODER: dict[str, Any] = {
 }
 """`transformers.CLIPVisionModelWithProjection`; pictures are reduced to 64 x 64 and normalised to mean 0.5, std 0.5."""
 
-UNET: dict[str, Any] = {
+UNET_BUNDLED: dict[str, Any] = {
     "sample_size": LATENT_SIZE,
-    "in_channels": LATENT_CHANNELS,
-    "out_channels": LATENT_CHANNELS,
+    "in_channels": CHANNELS[BUNDLED],
+    "out_channels": CHANNELS[BUNDLED],
     "block_out_channels": (64, 128),
     "layers_per_block": 1,
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -77,11 +85,12 @@ UNET: dict[str, Any] = {
 NUMBER of heads of each level; with 32 channels a head this is `num_head_channels: 32` elsewhere."""
 
 UNET_CANDIDATE: dict[str, Any] = {
-    **UNET,
-    "in_channels": VAE_CANDIDATE["latent_channels"],
-    "out_channels": VAE_CANDIDATE["latent_channels"],
+    **UNET_BUNDLED,
+    "in_channels": CHANNELS[CANDIDATE],
+    "out_channels": CHANNELS[CANDIDATE],
 }
 """The UNet on the latents of `VAE_CANDIDATE`."""
+UNET = {BUNDLED: UNET_BUNDLED, CANDIDATE: UNET_CANDIDATE}[FORM]
 
 FLOW_PATCH = 2
 """Latents a side of one token of the transformer."""

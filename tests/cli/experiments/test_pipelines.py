@@ -99,6 +99,34 @@ def test_a_recipe_trains_what_it_says():
     assert len({arm_key(arm) for arm in arms.values()}) == len(arms)
 
 
+def test_word_and_lora_together_are_searched_without_and_with_each_regularizer():
+    arms = {name: pipeline(NARROW, recipe) for name, recipe in RECIPES.items() if recipe.method == "word-lora"}
+    found = {name: (arm.core is not None, arm.mlm is not None) for name, arm in arms.items()}
+    assert found == {
+        "word-lora": (False, False),
+        "word-lora_core": (True, False),
+        "word-lora_mlm": (False, True),
+        "word-lora_core_mlm": (True, True),
+    }
+    assert found.keys() <= SEARCHED.keys()
+    for name, arm in arms.items():
+        assert (arm.second, arm.changes["rank"], arm.label.count("+")) == (None, 8, sum(found[name]))
+        assert plan(demo_model(), choices(arm, "castle", "house", 1)).settings.method == "word-lora"
+    assert {("word-lora_mlm", "word-lora"), ("word-lora_core_mlm", "core_mlm_lora")} <= set(pairs("mlm_lora"))
+
+
+def test_pipelines_whose_costs_no_record_has_are_left_out_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline_parts, "encoder_fits", lambda model: False)
+    old = record("narrow")
+    old["costs"] = {name: cost for name, cost in old["costs"].items() if not name.startswith("word-lora")}
+    (tmp_path / RECORD).write_text(json.dumps(old))
+    part = pipelines_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
+    left = {name for name in RECIPES if name not in {arm.name for arm in part.arms}}
+    assert left == {name for name in RECIPES if name.startswith("word-lora")}
+    assert f"without {', '.join(name for name in RECIPES if name in left)}: " in capsys.readouterr().out
+    assert part.facts == {"costs": old["costs"]}
+
+
 def test_what_is_chosen_is_what_is_trained():
     values = {"learning_rate": 0.02, "core_embedding": 0.1, "core_attention": 0.0, "mlm": 0.01, "weight_rate": 3e-3,
               "rank": 8, "second_steps": 7}  # fmt: skip
