@@ -140,7 +140,9 @@ def test_its_noise_is_measured_as_that_of_the_training_pictures(monkeypatch):
         model.schedule.alpha_bar[t],
     )
     assert torch.equal(seen[0], add_noise(clean, noise, exact))
-    assert not torch.equal(seen[0], add_noise(clean, noise, exact.float()))
+    # Which of the thousand differ is the processor's affair: that these four do is not to be had everywhere.
+    every, ones = model.schedule.alpha_bar, torch.ones(1000, 1, 1, 1)
+    assert not torch.equal(add_noise(ones, -ones, every), add_noise(ones, -ones, every.float()))
 
 
 OTHERWISE = {"prompt": "the {}", "resolution": 128, "steps": 3, "guidance": 1.0, "seed": 1}
