@@ -109,7 +109,7 @@ def quick_word_lora(model: DiffusersModel, rate: float, steps: int = 28, batch: 
     """A word and a LoRA at once, about a fifth of plain textual inversion's time; `rate` is the LoRA's."""
     changes: dict[str, Any] = {"steps": steps, "weight_rate": rate, "learning_rate": 2e-2}
     changes |= {} if batch == 4 else {"batch": batch}
-    name = f"word_lora_{rate:g}" + ("" if steps == 28 else f"_{steps}")
+    name = f"word_lora_{rate:g}" + ("" if (steps, batch) == (28, 4) else f"_{steps}x{batch}")
     return of_method(model, "word-lora", name, f"word + LoRA, {steps} steps of {batch} at {rate:g}", **changes)
 
 
@@ -133,14 +133,14 @@ def sweep_arms(model: DiffusersModel) -> tuple[Arm, ...]:
         plain_inversion(model),
         *(quick_lora(model, rate) for rate in (5e-3, 3e-3)),
         cd("cd_4e-3", "word, keys and values, 4e-3", steps=35, weight_rate=4e-3),
-        cd("cd_8e-3", "word, keys and values, 8e-3", steps=35, weight_rate=8e-3),
         cd("cd_word", "word at 2e-2, keys and values, 4e-3", steps=35, weight_rate=4e-3, learning_rate=2e-2),
-        cd("cd_small", "word, keys and values, 4e-3, batch 2", steps=58, batch=2, weight_rate=4e-3),
+        cd("cd_4e-3x2", "word, keys and values, 4e-3, batch 2", steps=45, batch=2, weight_rate=4e-3),
+        cd("cd_4e-3x1", "word, keys and values, 4e-3, batch 1", steps=70, batch=1, weight_rate=4e-3),
         cd("cd_lora", "word, LoRA of keys and values, 1e-2", steps=35, weight_rate=1e-2, rank=4),
         *(quick_xti(model, rate) for rate in (2e-2, 4e-2)),
         *(quick_word_lora(model, rate) for rate in (3e-3, 6e-3)),
-        *(quick_word_lora(model, rate, 22) for rate in (8e-3, 1.2e-2)),
-        *(quick_word_lora(model, rate, 40, 2) for rate in (6e-3, 1e-2)),
+        *(quick_word_lora(model, rate, steps, 2) for steps in (30, 40) for rate in (6e-3, 1e-2)),
+        *(quick_word_lora(model, rate, 48, 1) for rate in (3e-3, 6e-3, 1e-2)),
         *(two_stages(model, word, 20, rate) for word, rate in ((12, 5e-3), (12, 1e-2))),
         prediction(model),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,7 +19,8 @@ from contextual_inversion.core.world.render import render
 from contextual_inversion.core.world.scenes import WORN
 from contextual_inversion.pretraining import form_report, judge, transformer, unet
 from contextual_inversion.pretraining.forms import FORMS, Form, inherit
-from contextual_inversion.pretraining.lessons import encoder_digest
+from contextual_inversion.pretraining.lessons import encoder_digest, object_shares
+from contextual_inversion.pretraining.pictures import scene
 from contextual_inversion.pretraining.processes import Processes
 
 SHORT = {
@@ -51,6 +53,29 @@ def test_a_grown_unet_does_what_the_narrow_one_does() -> None:
         after = wide(z, t, encoder_hidden_states=context).sample
     assert torch.allclose(after[:, :4], before, rtol=0, atol=float(before.abs().max()) * 1e-5)
     assert not after[:, 4:].any()
+
+
+def test_shares_of_objects_are_counted_place_by_place() -> None:
+    scenes = [scene("train", index) for index in range(6)]
+    masks = np.stack([drawn.subject + 2 * drawn.second for _, drawn in map(render, scenes)]).astype(np.uint8)
+    shares = object_shares(masks, 16)
+    assert shares.shape == (6, 2, 16, 16)
+    for bit, share in enumerate(shares.double().unbind(1)):
+        exact = np.bitwise_and(masks >> bit, 1).reshape(6, 16, 8, 16, 8).mean((2, 4))
+        assert np.array_equal(share.numpy(), exact)
+    assert [bool(share.any()) for share in shares[:, 1]] == [one.second is not None for one in scenes]
+
+
+def test_objects_weigh_more_until_the_rate_is_gone() -> None:
+    objects = torch.zeros(2, 2, 2, 2)
+    objects[0, 0, 0, 0], objects[1, 1, 1, 1] = 1, 1
+    weights = unet.stressed(objects, 0.5)
+    assert weights.shape == (2, 1, 2, 2)
+    assert float(weights.double().mean()) == pytest.approx(1)
+    ratios = weights / weights[0, 0, 1, 1]
+    assert ratios[0, 0, 0, 0] == pytest.approx(1 + unet.STRESS[0] / 2)
+    assert ratios[1, 0, 1, 1] == pytest.approx(1 + unet.STRESS[1] / 2)
+    assert torch.equal(unet.stressed(objects, 0.0), torch.ones(2, 1, 2, 2))
 
 
 def test_only_the_named_axis_may_differ() -> None:
