@@ -85,10 +85,13 @@ def of_method(model: DiffusersModel, kind: str, name: str, label: str, **changes
 
 
 def fast_arms(model: DiffusersModel) -> tuple[Arm, ...]:
-    """What is judged: plain textual inversion first, whose best counts."""
+    """What is judged: plain textual inversion first, whose best counts; then the best of each kind of `sweep_arms`."""
     return (
         plain_inversion(model),
-        quick_lora(model, 5e-3),
+        quick_xti(model, 2e-2),
+        quick_lora(model, 3e-3),
+        quick_matrices(model, 4e-3),
+        quick_word_lora(model, 1e-2, 30, 2),
         prediction(model),
     )
 
@@ -103,6 +106,14 @@ def quick_lora(model: DiffusersModel, rate: float) -> Arm:
     """DreamBooth's LoRA in a fifth of plain textual inversion's time, at a rate that suits so few steps."""
     changes = {"steps": 28, "weight_rate": rate}
     return of_method(model, "dreambooth-lora", f"lora_{rate:g}", f"LoRA, 28 steps at {rate:g}", **changes)
+
+
+def quick_matrices(model: DiffusersModel, rate: float, steps: int = 35, batch: int = 4) -> Arm:
+    """Custom Diffusion: a word, and the cross-attention's keys and values at `rate`."""
+    name = f"cd_{rate:g}" + ("" if batch == 4 else f"x{batch}")
+    label = f"word, keys and values, {rate:g}" + ("" if batch == 4 else f", batch {batch}")
+    changes = {"steps": steps, "weight_rate": rate} | ({} if batch == 4 else {"batch": batch})
+    return of_method(model, "custom-diffusion", name, label, **changes)
 
 
 def quick_word_lora(model: DiffusersModel, rate: float, steps: int = 28, batch: int = 4) -> Arm:
@@ -132,15 +143,12 @@ def sweep_arms(model: DiffusersModel) -> tuple[Arm, ...]:
     return (
         plain_inversion(model),
         *(quick_lora(model, rate) for rate in (5e-3, 3e-3)),
-        cd("cd_4e-3", "word, keys and values, 4e-3", steps=35, weight_rate=4e-3),
-        cd("cd_word", "word at 2e-2, keys and values, 4e-3", steps=35, weight_rate=4e-3, learning_rate=2e-2),
-        cd("cd_4e-3x2", "word, keys and values, 4e-3, batch 2", steps=45, batch=2, weight_rate=4e-3),
-        cd("cd_4e-3x1", "word, keys and values, 4e-3, batch 1", steps=70, batch=1, weight_rate=4e-3),
+        quick_matrices(model, 4e-3),
+        quick_matrices(model, 4e-3, 45, 2),
         cd("cd_lora", "word, LoRA of keys and values, 1e-2", steps=35, weight_rate=1e-2, rank=4),
         *(quick_xti(model, rate) for rate in (2e-2, 4e-2)),
         *(quick_word_lora(model, rate) for rate in (3e-3, 6e-3)),
-        *(quick_word_lora(model, rate, steps, 2) for steps in (30, 40) for rate in (6e-3, 1e-2)),
-        *(quick_word_lora(model, rate, 48, 1) for rate in (3e-3, 6e-3, 1e-2)),
+        *(quick_word_lora(model, 1e-2, steps, batch) for steps, batch in ((30, 2), (40, 2), (48, 1))),
         *(two_stages(model, word, 20, rate) for word, rate in ((12, 5e-3), (12, 1e-2))),
         prediction(model),
     )
