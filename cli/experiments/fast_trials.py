@@ -91,7 +91,7 @@ def fast_arms(model: DiffusersModel) -> tuple[Arm, ...]:
         quick_xti(model, 2e-2),
         quick_lora(model, 3e-3),
         quick_matrices(model, 4e-3),
-        quick_word_lora(model, 1e-2, 30, 2),
+        *(quick_word_lora(model, 1e-2, steps, 2) for steps in (30, 40)),
         prediction(model),
     )
 
