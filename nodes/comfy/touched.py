@@ -117,6 +117,7 @@ TOUCHED = (
     Touched("comfy.sample:sample_custom", RECORDING, takes=("model", "noise", "cfg", "sampler", "sigmas", "seed")),
     Touched("comfy_execution.utils:get_executing_context", RECORDING),
     Touched("comfy.ldm.models.autoencoder:DiagonalGaussianRegularizer", TRAINING),
+    Touched(f"{ATTENTION}:GEGLU", TRAINING, keeps=("proj",)),
     # Text encoders
     Touched(
         "comfy.sd:CLIP", CLIPS, keeps=("cond_stage_model", "tokenizer", "patcher", "layer_idx", "use_clip_schedule")
