@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from ..core.world.coming import COMING
 from ..core.world.concepts import EVERY
-
-__all__ = ["COMING", "RESERVED_TOO"]
 
 RESERVED_TOO = frozenset((c.super_category, c.colour, c.second_colour) for c in EVERY.values())
 """Class and colour pairs of the ten concepts and of the four to come."""

@@ -11,13 +11,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-UNET = {
-    "layers_per_block": 2,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}
 SIZES = {
     False: {"unet": (320, 640, 1280, 1280), "vae": (128, 256, 512, 512), "side": 256},
     True: {"unet": (96, 192, 320, 320), "vae": (32, 64, 128, 128), "side": 128},
@@ -30,7 +23,7 @@ def write(folder: Path, quarter: bool, side: int | None) -> None:
     from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from contextual_inversion.cli.bench.mlm import SD15_TEXT
+    from contextual_inversion.cli.bench.mlm import SD15_TEXT, SD15_UNET
     from contextual_inversion.core.models.tiny.tokenizer import tiny_tokenizer
 
     torch.manual_seed(0)
@@ -49,7 +42,7 @@ def write(folder: Path, quarter: bool, side: int | None) -> None:
         vae=vae,
         text_encoder=CLIPTextModel(CLIPTextConfig(**SD15_TEXT)),
         tokenizer=tiny_tokenizer(),
-        unet=UNet2DConditionModel(sample_size=pixels // 8, block_out_channels=size["unet"], **UNET),
+        unet=UNet2DConditionModel(**SD15_UNET | {"sample_size": pixels // 8, "block_out_channels": size["unet"]}),
         scheduler=DDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
         ),

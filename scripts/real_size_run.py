@@ -30,26 +30,34 @@ def filled(module: torch.nn.Module) -> torch.nn.Module:
 
 def built() -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE."""
-    import comfy.model_patcher
-    import comfy.sd
     import comfy.supported_models
     import comfy.supported_models_base
     from comfy.text_encoders import sd3_clip
     from family_memory import sd35
 
-    cpu = torch.device("cpu")
     description = comfy.supported_models.SD3(sd35(24, range(13)))
     description.set_inference_dtype(torch.bfloat16, None)
+    target = comfy.supported_models_base.ClipTarget(sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(True, True, False))
+    return sockets(description, target, torch.bfloat16, channels=16, pixels=torch.bfloat16)
+
+
+def sockets(
+    description: Any, target: Any, dtype: torch.dtype, *, channels: int, pixels: torch.dtype
+) -> tuple[Any, Any, Any]:
+    """MODEL, CLIP (in `dtype`) and VAE (of so many latent channels, in the type `pixels`) with random weights."""
+    import comfy.model_patcher
+    import comfy.sd
+
+    cpu = torch.device("cpu")
     base = description.get_model({}, device=cpu)
     filled(base.diffusion_model)
-    target = comfy.supported_models_base.ClipTarget(sd3_clip.SD3Tokenizer, sd3_clip.sd3_clip(True, True, False))
-    clip = comfy.sd.CLIP(target, model_options={"dtype": torch.bfloat16}, disable_dynamic=True)
+    clip = comfy.sd.CLIP(target, model_options={"dtype": dtype}, disable_dynamic=True)
     filled(clip.cond_stage_model)
     levels = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
-    pixels = {"double_z": True, "z_channels": 16, "resolution": 256, "in_channels": 3, "out_ch": 3}
-    vae = comfy.sd.VAE(sd={}, config={"params": {"ddconfig": pixels | levels, "embed_dim": 16}}, dtype=torch.bfloat16)
+    picture = {"double_z": True, "z_channels": channels, "resolution": 256, "in_channels": 3, "out_ch": 3}
+    vae = comfy.sd.VAE(sd={}, config={"params": {"ddconfig": picture | levels, "embed_dim": channels}}, dtype=pixels)
     filled(vae.first_stage_model)
-    vae.latent_channels = 16
+    vae.latent_channels = channels
     return comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu), clip, vae
 
 
@@ -58,7 +66,7 @@ def gigabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def learned(sockets: tuple[Any, Any, Any]) -> Any:
+def learned(model: tuple[Any, Any, Any]) -> Any:
     """The concept after `STEPS` steps."""
     from contextual_inversion.core.training.settings import TrainSettings
     from contextual_inversion.core.training.trainer import train
@@ -69,7 +77,7 @@ def learned(sockets: tuple[Any, Any, Any]) -> Any:
         learning_rate=1e-3, weight_rate=1e-4,
     )  # fmt: skip
     began = time.perf_counter()
-    with train(adapted(*sockets), torch.rand(1, SIDE, SIDE, 3), settings) as run:
+    with train(adapted(*model), torch.rand(1, SIDE, SIDE, 3), settings) as run:
         for event in run:
             print(f"  {type(event).__name__}: {time.perf_counter() - began:.0f} s, {gigabytes():.1f} GB", flush=True)
     return event.concept
@@ -89,9 +97,9 @@ def main() -> None:
 
     comfy.options.enable_args_parsing()
     began = time.perf_counter()
-    sockets = built()
+    made = built()
     print(f"built: {time.perf_counter() - began:.0f} s, {gigabytes():.1f} GB", flush=True)
-    concept = learned(sockets)
+    concept = learned(made)
     moved = sum(bool((value != 0).any()) for name, value in concept.lora.items() if name.endswith("lora_up.weight"))
     print(f"learned: {len(concept.vectors)} words, {moved} of {len(concept.lora) // 3} LoRA layers moved")
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +108,7 @@ def main() -> None:
     from contextual_inversion.nodes.comfy.concept_lora import with_weights
     from contextual_inversion.nodes.comfy.concept_tokenizer import with_concept
 
-    model, clip = with_weights(sockets[0], with_concept(sockets[1], again), again, 1.0, 1.0)
+    model, clip = with_weights(made[0], with_concept(made[1], again), again, 1.0, 1.0)
     tokens = clip.tokenize("a photo of a <real> in the snow")
     with torch.inference_mode():
         said = clip.encode_from_tokens(tokens)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from find_comfyui import find_comfyui
-from real_size_run import filled
+from real_size_run import sockets
 from sdxl_memory import UNET
 
 SIDE, STEPS = 64, 2
@@ -22,25 +22,14 @@ PROMPTS = ("a {} in the snow", "a red {} on the beach")
 
 def built() -> tuple[Any, Any, Any]:
     """MODEL, CLIP and VAE, the VAE in single precision."""
-    import comfy.model_patcher
-    import comfy.sd
     import comfy.supported_models
     import comfy.supported_models_base
     from comfy import sdxl_clip
 
-    cpu = torch.device("cpu")
     description = comfy.supported_models.SDXL(dict(UNET))
     description.set_inference_dtype(torch.float16, torch.float32)
-    base = description.get_model({}, device=cpu)
-    filled(base.diffusion_model)
     target = comfy.supported_models_base.ClipTarget(sdxl_clip.SDXLTokenizer, sdxl_clip.SDXLClipModel)
-    clip = comfy.sd.CLIP(target, model_options={"dtype": torch.float16}, disable_dynamic=True)
-    filled(clip.cond_stage_model)
-    levels = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
-    pixels = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3}
-    vae = comfy.sd.VAE(sd={}, config={"params": {"ddconfig": pixels | levels, "embed_dim": 4}}, dtype=torch.float32)
-    filled(vae.first_stage_model)
-    return comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu), clip, vae
+    return sockets(description, target, torch.float16, channels=4, pixels=torch.float32)
 
 
 def resident(what: str) -> float:
@@ -56,7 +45,7 @@ def forget() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def learned(sockets: tuple[Any, Any, Any], regularizers: list[Any]) -> dict[str, float]:
+def learned(model: tuple[Any, Any, Any], regularizers: list[Any]) -> dict[str, float]:
     """What a training of `STEPS` steps took: seconds, and GiB beside what was there."""
     from contextual_inversion.core.models.heap import give_back_freed_memory
     from contextual_inversion.core.training.settings import TrainSettings
@@ -69,7 +58,7 @@ def learned(sockets: tuple[Any, Any, Any], regularizers: list[Any]) -> dict[str,
     give_back_freed_memory()
     forget()
     before, began = resident("VmRSS"), time.perf_counter()
-    with train(adapted(*sockets), torch.rand(1, SIDE, SIDE, 3), settings, regularizers=regularizers) as run:
+    with train(adapted(*model), torch.rand(1, SIDE, SIDE, 3), settings, regularizers=regularizers) as run:
         for _ in run:
             pass
     return {"seconds": time.perf_counter() - began, "before": before, "added": resident("VmHWM") - before}
@@ -83,10 +72,10 @@ def main() -> None:
     comfy.options.enable_args_parsing()
     from contextual_inversion.core.training.regularizers.context import CoReRegularizer
 
-    sockets = built()
+    made = built()
     print(json.dumps({"built": resident("VmRSS")}), flush=True)
-    print(json.dumps({"ti": learned(sockets, [])}), flush=True)
-    print(json.dumps({"core": learned(sockets, [CoReRegularizer(PROMPTS)])}), flush=True)
+    print(json.dumps({"ti": learned(made, [])}), flush=True)
+    print(json.dumps({"core": learned(made, [CoReRegularizer(PROMPTS)])}), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.form import ENTERING
-from .paper_tables import Parts, gathered, methods_table, papers_table, provenance
+from .paper_tables import Parts, gathered, methods_table, papers_table, provenance, reports_in
 from .pipeline_tables import pipelines_table
 from .resuming import COSTS, done_of, end_of, kept, published, take_up, unfinished, weights_digest
 from .tables import (
@@ -87,7 +87,7 @@ def main(
     model = _loaded()
     report |= {"model": model.fingerprint, "weights": weights_digest()}
     folder = folder / model.fingerprint
-    earlier = published(sources(results), report["model"], report["weights"])
+    earlier = published(reports_in(results), report["model"], report["weights"])
     own = published([json] if json else [], report["model"], report["weights"])
     # What this very file was planned by stays its plan.
     take_up(folder, own, [COSTS], replace=True)
@@ -125,11 +125,6 @@ def main(
             rewrite_in_one(markdown, part.name, lines)
     write_summaries(markdown, gathered(results, report))
     return report
-
-
-def sources(results: Path) -> list[Path]:
-    """The JSON files in a folder of results."""
-    return sorted(results.glob("*.json"))
 
 
 @cache

@@ -97,11 +97,16 @@ STAND_INS = {"CLIP-T": "fidelity", "DINO-FG": "similarity"}
 ROWS = (*_table_1(), *_table_2(), *_table_3(), *_table_4(), *_core(), *_pipelines())
 
 
+def reports_in(folder: Path) -> list[Path]:
+    """The JSON files in a folder of results."""
+    return sorted(folder.glob("*.json"))
+
+
 def gathered(folder: Path, report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The parts of all whole reports in `folder`, those of `report` in place of older ones, each with commit and
     model."""
     parts: dict[str, dict[str, Any]] = {}
-    earlier = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    earlier = [json.loads(file.read_text(encoding="utf-8")) for file in reports_in(folder)]
     for one in (*earlier, report):
         for name, part in one.get("parts", {}).items() if one.get("complete", True) else ():
             parts[name] = {**part, "commit": one.get("commit"), "model": one.get("model")}

@@ -132,10 +132,8 @@ class TrainSettings:
     regularize_every: int = 1
 
     def __post_init__(self) -> None:
-        require_at_least_one(
-            self, ("vectors", "steps", "batch", "gradient_accumulation", "log_every", "checkpoint_every")
-        )
-        require_at_least_one(self, ("regularize_every",))
+        counts = ("vectors", "steps", "batch", "gradient_accumulation", "log_every", "checkpoint_every")
+        require_at_least_one(self, (*counts, "regularize_every"))
         require_not_negative(self, ("warmup", "preview_every", "seed"))
         require_finite_fields(self)
         words = [self.class_word] if isinstance(self.class_word, str) else self.class_word

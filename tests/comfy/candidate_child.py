@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from autoencoders import same_latents_and_images
 from family_graphs import call, stock
 from rounding import equal_but_for_rounding
 
@@ -48,10 +49,7 @@ def test_one_prediction_is_the_same_in_both_programs(pair: tuple[DiffusersModel,
 
 def test_latents_and_pictures_are_the_same_in_both_programs(pair: tuple[DiffusersModel, Any]) -> None:
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5)) * 2 - 1
-    ours, theirs = (model.to_latents(images) for model in pair)
-    equal_but_for_rounding(theirs, ours, TOLERANCE)
-    pixels = [model.to_images(ours) for model in pair]
-    equal_but_for_rounding(pixels[1], pixels[0], TOLERANCE)
+    same_latents_and_images(pair, images, TOLERANCE)
 
 
 def test_the_node_samples_from_an_ordinary_empty_latent(run_graph: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from autoencoders import same_latents_and_images
 from rounding import equal_but_for_rounding
 
 pytest.importorskip("diffusers")
@@ -69,10 +70,7 @@ def test_same_prediction_and_attention(pair: tuple[FlowModel, Any]) -> None:
 
 def test_same_latents_and_images(pair: tuple[FlowModel, Any]) -> None:
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5)) * 2 - 1
-    ours, theirs = (model.to_latents(images) for model in pair)
-    equal_but_for_rounding(theirs, ours, TOLERANCE)
-    pixels = [model.to_images(ours) for model in pair]
-    equal_but_for_rounding(pixels[1], pixels[0], TOLERANCE)
+    same_latents_and_images(pair, images, TOLERANCE)
 
 
 def test_same_gradient_at_the_word(pair: tuple[FlowModel, Any]) -> None:

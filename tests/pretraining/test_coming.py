@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextual_inversion.core.world.coming import COMING
 from contextual_inversion.core.world.concepts import CONCEPTS, RESERVED
 from contextual_inversion.core.world.drawing import FIGURES
-from contextual_inversion.pretraining.coming import COMING, RESERVED_TOO
+from contextual_inversion.pretraining.coming import RESERVED_TOO
 from contextual_inversion.pretraining.pictures import scene
 
 

@@ -44,12 +44,11 @@ class Terms:
 
     def times(self, factor: int) -> Terms:
         """The same with each loss weighing `factor` times as much; its value, which is logged, stays."""
-        finish = self.finish
         if factor == 1:
             return self
-        if finish is None:
-            return replace(self, losses=_times(self.losses, factor))
-        return replace(self, losses=_times(self.losses, factor), finish=lambda seen: _times(finish(seen), factor))
+        finish = self.finish
+        later = finish and (lambda seen: _times(finish(seen), factor))
+        return replace(self, losses=_times(self.losses, factor), finish=later)
 
 
 def _times(losses: Mapping[str, LossTerm], factor: int) -> dict[str, LossTerm]:

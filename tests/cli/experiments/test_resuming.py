@@ -10,25 +10,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from priced_stages import COSTS, NARROW
 
 from contextual_inversion.cli import main as cli
 from contextual_inversion.cli.experiments import claim_parts, claims, resuming, search, searching
 from contextual_inversion.cli.experiments.paper_tables import gathered
-from contextual_inversion.cli.experiments.pipelines import RECIPES, Cost
+from contextual_inversion.cli.experiments.pipelines import Cost
 from contextual_inversion.cli.experiments.resuming import Stopped, done_of, end_of, published, take_up, with_nan
 from contextual_inversion.cli.experiments.tables import END, START
 from contextual_inversion.cli.experiments.trials import Arm, Comparison
 
-MODEL = SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=128)}, fingerprint="model")
-COSTS = dict.fromkeys(
-    {
-        *(one.first_cost({"core_attention": share}) for one in RECIPES.values() for share in (0.0, 1.0)),
-        "lora",
-        "tlora",
-        "self",
-    },
-    Cost(0.0, 1.0),
-)
 BEGIN = {"claims": ("claims", "--parts", "toy", "--concepts", "moth", "castle", "--seeds", "2"),
          "search": ("search", "--recipes", "core", "mlm_lora", "--candidates", "4")}  # fmt: skip
 TRIALS = {"claims": 2 * 2 * 2, "search": 2 * (4 * 2 + 2 * 2)}
@@ -56,9 +47,9 @@ def toy(monkeypatch):
     for one in (part, paired):
         monkeypatch.setitem(claim_parts.PARTS, one.name, lambda model, one=one: one)
     monkeypatch.setattr(searching, "run_pipeline_trial", trial)
-    monkeypatch.setattr(searching, "demo_model", lambda: MODEL)
+    monkeypatch.setattr(searching, "demo_model", lambda: NARROW)
     monkeypatch.setattr(searching, "measured_costs", lambda model, folder: COSTS)
-    monkeypatch.setattr(claims, "_loaded", lambda: MODEL)
+    monkeypatch.setattr(claims, "_loaded", lambda: NARROW)
     monkeypatch.setattr(claims, "commit", lambda: "abc")
     monkeypatch.setattr(searching, "commit", lambda: "abc")
     return state

@@ -4,22 +4,12 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from priced_stages import COSTS, NARROW
 
 from contextual_inversion.cli import main as cli
 from contextual_inversion.cli.experiments import claims, search, searching
-from contextual_inversion.cli.experiments.pipelines import RECIPES, SEARCHED, Cost, Pipeline, recommended
+from contextual_inversion.cli.experiments.pipelines import SEARCHED, Pipeline, recommended
 from contextual_inversion.core.world.concepts import CONCEPTS
-
-NARROW = SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=128)}, fingerprint="model")
-COSTS = dict.fromkeys(
-    {
-        *(one.first_cost({"core_attention": share}) for one in RECIPES.values() for share in (0.0, 1.0)),
-        "lora",
-        "tlora",
-        "self",
-    },
-    Cost(0.0, 1.0),
-)
 
 
 @pytest.fixture
