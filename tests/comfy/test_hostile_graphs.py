@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from messages import LONGEST, own_length
 
 from .hostile_graphs import (
     PREFIX,
@@ -22,7 +23,6 @@ from .hostile_graphs import (
 
 COUNT = 600
 SEED = 12
-LONGEST = 400
 SECONDS = 60
 OURS = (
     *("ValueError", "ConceptFileError", "PromptFileError", "FileExistsError", "EncoderNotFoundError"),
@@ -145,8 +145,8 @@ def fault_of(run, seconds: float) -> str | None:
     kind, message = run.error["exception_type"].rpartition(".")[2], run.error["exception_message"].strip()
     if kind not in OURS:
         return f"{kind}: {message:.300}"
-    if len(message) >= LONGEST:
-        return f"{len(message)} characters: {message:.200}"
+    if (length := own_length(message)) >= LONGEST:
+        return f"{length} characters: {message:.200}"
     return f"words of a machine: {message}" if OF_A_MACHINE.search(message) else None
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("diffusers")
 
@@ -17,7 +19,7 @@ from contextual_inversion.core.models.tiny.weights import read_tensors, write_te
 from contextual_inversion.core.world.concepts import CONCEPTS
 from contextual_inversion.core.world.render import render
 from contextual_inversion.core.world.scenes import WORN
-from contextual_inversion.pretraining import form_report, judge, transformer, unet
+from contextual_inversion.pretraining import form_report, forms, judge, transformer, unet
 from contextual_inversion.pretraining.forms import FORMS, Form, inherit
 from contextual_inversion.pretraining.lessons import encoder_digest, object_shares
 from contextual_inversion.pretraining.pictures import scene
@@ -39,6 +41,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Form:
     numbers = {**config.VAE, "latent_channels": 7}
     form = Form("candidate", tmp_path / "form", {"vae": numbers, "unet": WIDE, "transformer": SHORT})
     monkeypatch.setitem(FORMS, "candidate", form)
+    monkeypatch.setattr(forms, "FORM", "candidate")  # the concepts of this process will do for it
     torch.manual_seed(0)
     write_tensors(form.path("vae"), build_vae(numbers).state_dict(), {})
     return form
@@ -113,9 +116,17 @@ def test_both_stages_write_into_their_form_alone(small: Form, tmp_path: Path) ->
     assert {part: FORMS["bundled"].path(part).read_bytes() for part in bundled} == bundled
     state = torch.load(tmp_path / "unet.pt", weights_only=True)
     assert state["step"] == 2
-    report, drawn = form_report.form_report(small, n=2, seed=0)
-    assert drawn.shape == (2, 128, 128, 3)
-    assert 0 <= report["subject_shape"] <= 1
+
+
+def test_a_form_is_judged_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    form_report.main(["--form", "candidate", "--out", str(tmp_path), "--n", "2", "--threads", "1"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["form"] == "candidate"
+    assert (told["n"], told["seed"]) == (2, 0)
+    assert told["judge_on_renders"]["subject_shape"] == 1
+    assert json.loads((tmp_path / "candidate.json").read_text())["background"] == told["background"]
+    with Image.open(tmp_path / "candidate.png") as sheet:
+        assert sheet.width > 2 * 128
 
 
 def test_the_transformer_begins_as_nothing_and_learns(small: Form, tmp_path: Path) -> None:

@@ -87,10 +87,9 @@ def find_encoder(name: str | Path, folders: Sequence[Path] = ()) -> Path:
     if found is None:
         home = Path(folders[0]) / short if folders else Path(name)
         raise EncoderNotFoundError(
-            f"{name} is not on this machine, and nothing is downloaded for you. Put config.json, {WEIGHTS}, "
-            f"{PREPROCESSING_FILE} and, for CLIP, tokenizer.json (or vocab.json and merges.txt) of {name} into "
-            f"{home}, or choose another encoder or none. "
-            f"Looked in: {', '.join(map(str, places))} and the Hugging Face cache"
+            f"{name} is not on this machine, nor in its Hugging Face cache, and nothing is downloaded for you. Put "
+            f"config.json, {WEIGHTS}, {PREPROCESSING_FILE} and, for CLIP, tokenizer.json (or vocab.json and merges.txt) "
+            f"into {home}, or choose another encoder or none"
         )
     _require_files(found, ("config.json", PREPROCESSING_FILE))
     if not (found / WEIGHTS).is_file() and not (found / SHARDS).is_file():
