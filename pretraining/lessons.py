@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.models.tiny.weights import read_tensors
+from ..core.world.scenes import Scene
 from .captions import Words, sample_captions, token_batch
 from .forms import Form
 from .pictures import pictures
@@ -18,8 +20,10 @@ from .processes import Processes
 from .run import Run
 
 CAPTION_DROPOUT = 0.1
-SHARE_OF_PAIRS = 0.6
+SHARE_OF_PAIRS = 0.4
 """Share of visits that go to scenes with a second object (a quarter of all scenes): they are the harder ones."""
+TEXTURED = 2.0
+"""How much more often than a plain one a subject in two colours is visited: the colours have places to be learned."""
 VALIDATED = 128
 
 
@@ -81,6 +85,15 @@ def object_shares(masks: np.ndarray, side: int) -> torch.Tensor:
     return out
 
 
+def chances(scenes: Sequence[Scene]) -> torch.Tensor:
+    """The share of all visits that each scene gets (n,), by `SHARE_OF_PAIRS` and `TEXTURED`. There is one scene with a
+    second object at least and one without."""
+    pair = torch.tensor([scene.second is not None for scene in scenes])
+    weight = torch.tensor([1.0 if scene.texture == "plain" else TEXTURED for scene in scenes], dtype=torch.float64)
+    share = torch.where(pair, SHARE_OF_PAIRS / weight[pair].sum(), (1 - SHARE_OF_PAIRS) / weight[~pair].sum())
+    return (weight * share).float()
+
+
 class Lessons:
     """Scenes of the world as latents with their captions; one batch after another, on the device of `processes`."""
 
@@ -94,8 +107,7 @@ class Lessons:
         self.words = Words()
         self.text = form.load("text_encoder", self.device)
         self.text.config._attn_implementation = "eager"
-        pair = torch.tensor([scene.second is not None for scene in self.world])
-        self.chance = torch.where(pair, SHARE_OF_PAIRS / pair.sum(), (1 - SHARE_OF_PAIRS) / (~pair).sum())
+        self.chance = chances(self.world)
 
     def encode(self, captions: list[str]) -> Told:
         """Captions as the frozen text encoder has them."""

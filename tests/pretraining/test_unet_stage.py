@@ -21,7 +21,7 @@ from contextual_inversion.core.world.render import render
 from contextual_inversion.core.world.scenes import WORN
 from contextual_inversion.pretraining import form_report, forms, judge, transformer, unet
 from contextual_inversion.pretraining.forms import FORMS, Form, inherit
-from contextual_inversion.pretraining.lessons import encoder_digest, object_shares
+from contextual_inversion.pretraining.lessons import SHARE_OF_PAIRS, TEXTURED, chances, encoder_digest, object_shares
 from contextual_inversion.pretraining.pictures import scene
 from contextual_inversion.pretraining.processes import Processes
 
@@ -56,6 +56,17 @@ def test_a_grown_unet_does_what_the_narrow_one_does() -> None:
         after = wide(z, t, encoder_hidden_states=context).sample
     assert torch.allclose(after[:, :4], before, rtol=0, atol=float(before.abs().max()) * 1e-5)
     assert not after[:, 4:].any()
+
+
+def test_harder_scenes_are_visited_more_often() -> None:
+    scenes = [scene("train", index) for index in range(400)]
+    share = chances(scenes)
+    pair = torch.tensor([one.second is not None for one in scenes])
+    textured = torch.tensor([one.texture != "plain" for one in scenes])
+    assert float(share.sum()) == pytest.approx(1)
+    assert float(share[pair].sum()) == pytest.approx(SHARE_OF_PAIRS)
+    for some in (pair, ~pair):
+        assert torch.allclose(share[some & textured], TEXTURED * share[some & ~textured][0], rtol=1e-6, atol=0)
 
 
 def test_shares_of_objects_are_counted_place_by_place() -> None:
