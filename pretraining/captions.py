@@ -45,6 +45,15 @@ def token_batch(texts: list[str], words: Words, length: int | None = None) -> to
     return torch.tensor([row + [EOS] * (width - len(row)) for row in rows])
 
 
-def sample_captions(scenes: list[Scene], index: list[int], rng: np.random.Generator) -> list[str]:
-    """A fresh caption for each of the scenes numbered `index`."""
-    return [caption(scenes[i], rng) for i in index]
+def sample_captions(scenes: list[Scene], index: list[int], rng: np.random.Generator, tries: int = 1) -> list[str]:
+    """A fresh caption for each of the scenes numbered `index`: of `tries` captions the first that leaves out least of how
+    a subject in two colours looks."""
+    return [max((caption(scenes[i], rng) for _ in range(tries)), key=lambda text: told(scenes[i], text)) for i in index]
+
+
+def told(scene: Scene, text: str) -> int:
+    """How much of a subject's look in two colours a caption says, 0 to 2: its second colour, and how the two lie."""
+    if scene.texture == "plain":
+        return 0
+    words = set(text.replace("stripes", "striped").replace("spots", "spotted").split())
+    return len(words & {scene.second_colour, scene.texture})

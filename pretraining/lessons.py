@@ -22,8 +22,10 @@ from .run import Run
 CAPTION_DROPOUT = 0.1
 SHARE_OF_PAIRS = 0.4
 """Share of visits that go to scenes with a second object (a quarter of all scenes): they are the harder ones."""
-TEXTURED = 2.0
+TEXTURED = 3.0
 """How much more often than a plain one a subject in two colours is visited: the colours have places to be learned."""
+CAPTIONS = 2
+"""Captions that are drawn for a visit; the one that says more of a subject's two colours is taken."""
 VALIDATED = 128
 
 
@@ -119,7 +121,7 @@ class Lessons:
     def batch(self, run: Run, rng: np.random.Generator) -> Lesson:
         """Drawn scenes and their captions, a tenth of which is empty."""
         index = torch.multinomial(self.chance, self.share, replacement=True, generator=run.generator)
-        captions = sample_captions(self.world, index.tolist(), rng)
+        captions = sample_captions(self.world, index.tolist(), rng, CAPTIONS)
         dropped = torch.rand(self.share, generator=run.generator) < CAPTION_DROPOUT
         captions = ["" if drop else c for drop, c in zip(dropped.tolist(), captions, strict=True)]
         x0, objects = (kept[index].float().to(self.device) for kept in (self.latents, self.objects))

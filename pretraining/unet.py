@@ -19,12 +19,12 @@ from .run import Plan, Run
 
 TIMESTEP_POWER = 0.75
 """Timesteps are `1000 u^0.75`, u uniform: a little more practice where the picture is still being decided."""
-STRESS = (2.0, 6.0)
+STRESS = (8.0, 8.0)
 """How much more an error weighs on the subject and on the second object than the 1 that it weighs on the background."""
 
 
 def stressed(objects: torch.Tensor, share: float) -> torch.Tensor:
-    """Weights (B, 1, h, w) of squared errors, of mean 1 over the batch: `1 + share (2 subject + 6 second)`, divided.
+    """Weights (B, 1, h, w) of squared errors, of mean 1 over the batch: `1 + share * STRESS`, divided.
 
     `objects` (B, 2, h, w) is how much of each place the two cover. Objects are small and decide whether a prompt is
     obeyed, the background is most of the error. A weight that follows the picture draws predictions towards objects,

@@ -101,6 +101,18 @@ def describe_subject(scene: Scene, rng: Draws) -> str:
     return with_article(head, rng) + (f" {extra}" if extra else "") + tail
 
 
+def in_words(noun: str, texture: str, one: str, two: str) -> str:
+    """All that captions may say about the look of a subject in two colours, with its article: "a purple and yellow
+    striped house".
+
+    Raises ValueError for a plain one.
+    """
+    if texture == "plain":
+        raise ValueError(f"a plain {noun} has one colour")
+    colours = f"{one} and {two}"
+    return with_article(f"two-tone {colours} {noun}" if texture == "two-tone" else f"{colours} {texture} {noun}")
+
+
 def describe_second(second: SecondObject, rng: Draws) -> str:
     """The second object; its colour is left out now and then."""
     return with_article(f"{second.colour} {second.shape}" if rng.random() < 0.88 else second.shape)

@@ -129,9 +129,9 @@ def test_both_stages_write_into_their_form_alone(small: Form, tmp_path: Path) ->
     assert state["step"] == 2
 
 
-def test_a_form_is_judged_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_form_is_judged_in_a_process_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     form_report.main(["--form", "candidate", "--out", str(tmp_path), "--n", "2", "--threads", "1"])
-    told = json.loads(capsys.readouterr().out)
+    told = json.loads(capfd.readouterr().out)
     assert told["form"] == "candidate"
     assert (told["n"], told["seed"]) == (2, 0)
     assert told["judge_on_renders"]["subject_shape"] == 1

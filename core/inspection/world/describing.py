@@ -1,0 +1,97 @@
+"""How far words get: two colours laid out as a caption says, and held-out concepts that are only described."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...world.captions import BACKGROUND_PHRASES, in_words
+from ...world.concepts import CONCEPTS, RESERVED, TEN, WorldConcept
+from ...world.prompts import EvaluationPrompt, evaluation_prompts
+from ...world.render import concept_images, render
+from ...world.scenes import Scene, sample_scene
+from ...world.two_colours import LAID, laid_out
+from .checks import Judge
+from .world_evaluation import score
+
+Sampler = Callable[[list[str], int], np.ndarray]
+"""`(captions, seed) -> uint8 (n, 128, 128, 3)`."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A subject in two colours that stands alone, and a caption that says them and how they lie."""
+
+    text: str
+    scene: Scene
+
+    def right(self, image: np.ndarray, mask: np.ndarray) -> bool:
+        """Whether the two colours lie on the figure of `image` as the caption says."""
+        return laid_out(image, mask, self.scene.colour, self.scene.second_colour) == self.scene.texture
+
+
+def figures(n: int, seed: int) -> list[Figure]:
+    """`n` photos of one thing in two colours, all textures in turn; no caption imitates a held-out concept."""
+    rng = np.random.default_rng([78, seed])
+    out = []
+    for index in range(n):
+        alone = {"texture": LAID[index % len(LAID)], "second": None, "worn": "", "style": "photo", "place": "centre"}
+        scene = replace(sample_scene(rng, RESERVED), **alone)
+        words = in_words(scene.subject, scene.texture, scene.colour, scene.second_colour)
+        out.append(Figure(f"a photo of {words} {BACKGROUND_PHRASES[scene.background][0]}", scene))
+    return out
+
+
+def two_colours(
+    sampler: Sampler, judge: Judge, n: int, seed: int, autoencode: Callable[[np.ndarray], np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Share of `n` pictures on which two colours lie as the caption says: `right`, and by texture; `on_renders` is the
+    same for true renders (through `autoencode` where given), and says how far the check can be trusted."""
+    asked = figures(n, seed)
+    renders = np.stack([render(one.scene)[0] for one in asked])
+    drawn = laid(asked, judge, sampler([one.text for one in asked], seed))
+    truth = laid(asked, judge, renders if autoencode is None else autoencode(renders))
+    textures = {
+        texture: float(np.mean(found))
+        for texture in LAID
+        if (found := [right for one, right in zip(asked, drawn, strict=True) if one.scene.texture == texture])
+    }
+    return {"right": float(np.mean(drawn)), **textures, "on_renders": float(np.mean(truth)), "n": n}
+
+
+def laid(asked: list[Figure], judge: Judge, images: np.ndarray) -> list[bool]:
+    """For each picture whether its colours are laid out as asked."""
+    verdicts = judge.read(images)
+    return [one.right(image, verdict.mask) for one, image, verdict in zip(asked, images, verdicts, strict=True)]
+
+
+def prompts_in_words(concept: WorldConcept, count: int = 0) -> list[EvaluationPrompt]:
+    """Prompts for places that no regularizer names, with the concept's class, colours and texture in words (its parts
+    have none): `count` of them, evenly spread, or all for 0."""
+    words = in_words(concept.super_category, concept.texture, concept.colour, concept.second_colour)
+    held_out = [prompt for prompt in evaluation_prompts(without=concept.background) if prompt.held_out]
+    chosen = np.unique(np.linspace(0, len(held_out) - 1, count or len(held_out)).round().astype(int))
+    slot = {"a {}": words, "the {}": words.replace(words.split()[0], "the", 1), "{}": words.partition(" ")[2]}
+    return [replace(held_out[index], text=_filled(held_out[index].text, slot)) for index in chosen]
+
+
+def _filled(template: str, slot: dict[str, str]) -> str:
+    for place, words in slot.items():
+        template = template.replace(place, words)
+    return template
+
+
+def described(sampler: Sampler, judge: Judge, seed: int, count: int = 0) -> dict[str, Any]:
+    """How far describing words alone reach the ten held-out concepts: the means of `fidelity`, `recognised` and `composed`
+    (`WorldScore`) over concepts, and each concept's own."""
+    found: dict[str, dict[str, float]] = {}
+    for concept in (CONCEPTS[name] for name in TEN):
+        prompts = prompts_in_words(concept, count)
+        pictures = sampler([prompt.text for prompt in prompts], seed)
+        figures_of = score(pictures, prompts, concept, concept_images(concept.name)[0], judge=judge).figures()
+        found[concept.name] = {key: figures_of[key] for key in ("fidelity", "recognised", "composed")}
+    means = {key: float(np.mean([one[key] for one in found.values()])) for key in next(iter(found.values()))}
+    return {**means, "prompts": count or "all", "concepts": found}
