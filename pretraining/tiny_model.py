@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of each process")
     parser.add_argument("--form", choices=tuple(FORMS), default="candidate", help="which model to train")
     parser.add_argument(
-        "--start",
+        "--begin",  # torchrun takes `--start` for an abbreviation of its own options, also behind the module
         choices=STARTS,
         default="bundled",
         help="first weights of VAE, UNet and judge; flow: those of the flow model's VAE and judge",
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         if stage == "vae":
             from .vae import train_vae
 
-            train_vae(options.out, processes, form=options.form, start=options.start, **chosen)
+            train_vae(options.out, processes, form=options.form, start=options.begin, **chosen)
         elif stage == "encoders":
             from .encoders import train_encoders
 
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif stage == "unet":
             from .unet import train_unet
 
-            train_unet(options.out, processes, form=options.form, start=options.start, **chosen)
+            train_unet(options.out, processes, form=options.form, start=options.begin, **chosen)
         elif stage == "transformer":
             from .transformer import train_transformer
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             from .judge import train_judge
 
-            train_judge(options.out, processes, form=options.form, start=options.start, **chosen)
+            train_judge(options.out, processes, form=options.form, start=options.begin, **chosen)
 
 
 if __name__ == "__main__":
