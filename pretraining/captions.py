@@ -46,8 +46,8 @@ def token_batch(texts: list[str], words: Words, length: int | None = None) -> to
 
 
 def sample_captions(scenes: list[Scene], index: list[int], rng: np.random.Generator, tries: int = 1) -> list[str]:
-    """A fresh caption for each of the scenes numbered `index`: of `tries` captions the first that leaves out least of how
-    a subject in two colours looks."""
+    """A fresh caption for each of the scenes numbered `index`: of `tries` captions the first that leaves out least of
+    how a subject in two colours looks."""
     return [max((caption(scenes[i], rng) for _ in range(tries)), key=lambda text: told(scenes[i], text)) for i in index]
 
 

@@ -1,7 +1,8 @@
 """An exact check of a figure in two colours, read from pixels: do they lie as the texture's name says?
 
-No network judges here. What a pixel shows is the nearest of the world's fills. Patterns of every texture, in either order
-of the colours and at the places and sizes that a figure can have, are laid over the figure; the best of them says what it is.
+No network judges here. What a pixel shows is the nearest of the world's fills. Patterns of every texture, in either
+order of the colours and at the places and sizes that a figure can have, are laid over the figure; the best of them says
+what it is.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ HALVES = range(33, 50, 2)
 def laid_out(image: np.ndarray, figure: np.ndarray, colour: str, second: str) -> str | None:
     """The texture in which `colour` and `second` lie on a figure, None where they lie in none.
 
-    `image` is uint8 (128, 128, 3), `figure` a boolean mask (128, 128). The order counts: spots of `colour` on `second` are
-    no spots of `second`, and `second` over `colour` is not two-tone. Raises KeyError for a colour that does not exist.
+    `image` is uint8 (128, 128, 3), `figure` a boolean mask (128, 128). The order counts: spots of `colour` on `second`
+    are no spots of `second`, and `second` over `colour` is not two-tone. Raises KeyError for a colour that does not
+    exist.
     """
     seen = nearest_fill(image)
     one, two = (figure & (seen == INDEX[name]) for name in (colour, second))
@@ -63,7 +65,7 @@ def middle(figure: np.ndarray) -> tuple[int, int]:
 
 
 def patterns_at(x: int, y: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Every pattern that a figure around `x`, `y` may have: the texture, and where its second colour goes (128, 128)."""
+    """Every pattern of a figure around `x`, `y`: the texture, and where its second colour goes (128, 128)."""
     for half in HALVES:
         for down in SHIFTS:
             for texture in LAID:

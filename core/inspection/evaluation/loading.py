@@ -88,8 +88,8 @@ def find_encoder(name: str | Path, folders: Sequence[Path] = ()) -> Path:
         home = Path(folders[0]) / short if folders else Path(name)
         raise EncoderNotFoundError(
             f"{name} is not on this machine, nor in its Hugging Face cache, and nothing is downloaded for you. Put "
-            f"config.json, {WEIGHTS}, {PREPROCESSING_FILE} and, for CLIP, tokenizer.json (or vocab.json and merges.txt) "
-            f"into {home}, or choose another encoder or none"
+            f"config.json, {WEIGHTS}, {PREPROCESSING_FILE} and, for CLIP, tokenizer.json (or vocab.json and "
+            f"merges.txt) into {home}, or choose another encoder or none"
         )
     _require_files(found, ("config.json", PREPROCESSING_FILE))
     if not (found / WEIGHTS).is_file() and not (found / SHARDS).is_file():

@@ -84,7 +84,8 @@ class Verdict:
     """What one picture shows. A missing object has shape and colour None.
 
     `subject` is a shape or "concept:<name>". `kinds` is the judge's mean probability of each kind that it knows inside
-    the subject, in the order of `EVERY_KIND`; `mask` (128, 128) covers subject and second object.
+    the subject, in the order of `EVERY_KIND`; `mask` (128, 128) covers subject and second object, `subject_mask` the
+    subject alone.
     """
 
     background: str
@@ -95,6 +96,7 @@ class Verdict:
     second_colour: str | None
     kinds: np.ndarray
     mask: np.ndarray
+    subject_mask: np.ndarray
 
     @property
     def second_present(self) -> bool:
@@ -161,10 +163,12 @@ class Judge:
             colour = _mean_inside(inside["colour"], region).argmax()
             return self.kinds[int(kinds.argmax())], list(COLOURS)[int(colour)], kinds
 
-        subject, subject_colour, kinds = object_at(role == 1)
+        part = 1
+        subject, subject_colour, kinds = object_at(role == part)
         second, second_colour, second_kinds = object_at(role == 2)
         if subject is None and second is not None:  # alone on the picture, it is the subject however small it is
             subject, subject_colour, kinds, second, second_colour = second, second_colour, second_kinds, None, None
+            part = 2
         behind = role == 0 if bool((role == 0).any()) else torch.ones_like(role, dtype=torch.bool)
         background = _mean_inside(logits["background"].log_softmax(0), behind).argmax()
         style = logits["style"].log_softmax(0).mean((1, 2)).argmax()
@@ -178,6 +182,7 @@ class Judge:
             second_colour,
             kinds.numpy(),
             (fine > 0).numpy(),
+            (fine == part).numpy(),
         )
 
     def concept_score(self, images: np.ndarray | torch.Tensor, concept: str) -> np.ndarray:

@@ -14,11 +14,9 @@ from ...world.prompts import EvaluationPrompt, evaluation_prompts
 from ...world.render import concept_images, render
 from ...world.scenes import Scene, sample_scene
 from ...world.two_colours import LAID, laid_out
-from .checks import Judge
-from .world_evaluation import score
-
-Sampler = Callable[[list[str], int], np.ndarray]
-"""`(captions, seed) -> uint8 (n, 128, 128, 3)`."""
+from .checks import Judge, Verdict
+from .report import Sampler
+from .world_evaluation import answered, score
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def two_colours(
 def laid(asked: list[Figure], judge: Judge, images: np.ndarray) -> list[bool]:
     """For each picture whether its colours are laid out as asked."""
     verdicts = judge.read(images)
-    return [one.right(image, verdict.mask) for one, image, verdict in zip(asked, images, verdicts, strict=True)]
+    return [one.right(image, verdict.subject_mask) for one, image, verdict in zip(asked, images, verdicts, strict=True)]
 
 
 def prompts_in_words(concept: WorldConcept, count: int = 0) -> list[EvaluationPrompt]:
@@ -85,13 +83,32 @@ def _filled(template: str, slot: dict[str, str]) -> str:
 
 
 def described(sampler: Sampler, judge: Judge, seed: int, count: int = 0) -> dict[str, Any]:
-    """How far describing words alone reach the ten held-out concepts: the means of `fidelity`, `recognised` and `composed`
-    (`WorldScore`) over concepts, and each concept's own."""
+    """How far describing words alone reach the ten held-out concepts, whose parts have no words.
+
+    Of each concept, and their means: `fidelity`, `recognised` and `composed` as of `WorldScore`; `looks`, the share of
+    pictures with the class and both colours laid out as the words say; `worded`, those that obey the prompt as well.
+    """
     found: dict[str, dict[str, float]] = {}
     for concept in (CONCEPTS[name] for name in TEN):
         prompts = prompts_in_words(concept, count)
         pictures = sampler([prompt.text for prompt in prompts], seed)
-        figures_of = score(pictures, prompts, concept, concept_images(concept.name)[0], judge=judge).figures()
-        found[concept.name] = {key: figures_of[key] for key in ("fidelity", "recognised", "composed")}
+        judged = score(pictures, prompts, concept, concept_images(concept.name)[0], judge=judge).figures()
+        verdicts = judge.read(pictures)
+        looks = [looking_like(concept, *one) for one in zip(prompts, pictures, verdicts, strict=True)]
+        obeyed = [all(answered(*one).values()) for one in zip(prompts, verdicts, strict=True)]
+        found[concept.name] = {
+            **{key: judged[key] for key in ("fidelity", "recognised", "composed")},
+            "looks": float(np.mean(looks)),
+            "worded": float(np.mean(np.logical_and(looks, obeyed))),
+        }
     means = {key: float(np.mean([one[key] for one in found.values()])) for key in next(iter(found.values()))}
     return {**means, "prompts": count or "all", "concepts": found}
+
+
+def looking_like(concept: WorldConcept, prompt: EvaluationPrompt, image: np.ndarray, verdict: Verdict) -> bool:
+    """Whether all is there that has words: the class (or the concept itself), both colours, and how they lie. A sketch
+    or large pixels change colours, so that the class is enough there."""
+    if verdict.subject not in (concept.super_category, concept.subject):
+        return False
+    laid = laid_out(image, verdict.subject_mask, concept.colour, concept.second_colour)
+    return bool(prompt.style) or laid == concept.texture
