@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from .trials import Comparison
 
 RECORD = "search.json"
 """The record of `search`, in the folder of results."""
+STAGES = "stages"
+"""The folder of first stages, in that of the trials."""
 BEST = "mlm_lora"
 """What is repaired where no search has said which is best."""
 PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
@@ -33,7 +36,8 @@ def _prepared(model: DiffusersModel, folder: Path, results: Path) -> Comparison:
     record = record_for(model, results)
     costs = as_costs(record["costs"]) if record else measured_costs(model, folder)
     part = _compared(model, record.get("chosen", {}), record.get("best", BEST), costs, predicted=encoder_fits(model))
-    return replace(part, facts={"costs": as_data(costs)})
+    trial = update_wrapper(partial(run_pipeline_trial, stages=folder / STAGES), run_pipeline_trial)
+    return replace(part, trial=trial, facts={"costs": as_data(costs)})
 
 
 def encoder_fits(model: DiffusersModel) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...core.concept import Concept
+from ...core.files.atomic import make_folder
+from ...core.files.bundle import load_bundle, save_bundle
 from ...core.inspection.world.checks import default_judge
 from ...core.inspection.world.world_evaluation import answered, as_training_images, draw, score
 from ...core.models.diffusers_adapter import DiffusersModel
@@ -22,27 +25,36 @@ from ...core.world.render import concept_images
 from .encoder_ways import TUNED, draw_dual, loaded, spread, word
 from .pipeline_costs import clock, one_thread, second_plan
 from .pipelines import Pipeline
-from .trials import PICTURES, PLAIN, Trial, held_out_prompts, judge, learn
+from .resuming import keep, kept, read_kept
+from .trials import PICTURES, PLAIN, Trial, arm_key, held_out_prompts, judge, learn
 
 ANOTHER = 500_000
 """Added to a picture's seed where it is drawn once more."""
 
 
 def run_pipeline_trial(
-    model: DiffusersModel, arm: Pipeline, name: str, seed: int, *, count: int = 0, plain: int = PLAIN
+    model: DiffusersModel,
+    arm: Pipeline,
+    name: str,
+    seed: int,
+    *,
+    count: int = 0,
+    plain: int = PLAIN,
+    stages: Path | None = None,
 ) -> Trial:
     """Train both stages of `arm` on `PICTURES` pictures of the concept `name`, and judge one picture a held-out prompt,
     or for each of `count` of them, and `plain` of the prompt that was trained on.
 
-    Paired by seed as `run_trial`. `seconds` are the processor's, of all that is learned: stages and repairs.
+    Paired by seed as `run_trial`. `seconds` are the processor's, of all that is learned: stages and repairs. First
+    stages are kept in the folder `stages`, where one is given, for the arms that begin with the same.
     """
     subject = world.CONCEPTS[name]
     references, _, class_word = concept_images(name, PICTURES, seed=seed)
     seen = clock(model)
     with one_thread():
         started = seen()
-        concept, drawing = learned(model, arm, name, class_word, references, seed)
-        seconds = seen() - started
+        concept, drawing, before = learned(model, arm, name, class_word, references, seed, stages)
+        seconds = before + seen() - started
     asked = spread(held_out_prompts(subject.background), count)
     pictures, found = judge(drawing, asked, subject, references, seed, plain)
     if arm.repairs:
@@ -71,20 +83,49 @@ Drawing = Callable[[Sequence[str], Sequence[int]], np.ndarray]
 
 
 def learned(
-    model: DiffusersModel, arm: Pipeline, name: str, class_word: str, references: np.ndarray, seed: int
-) -> tuple[Concept, Drawing]:
-    """What the pipeline learns of the pictures, and what draws with it."""
+    model: DiffusersModel,
+    arm: Pipeline,
+    name: str,
+    class_word: str,
+    references: np.ndarray,
+    seed: int,
+    stages: Path | None = None,
+) -> tuple[Concept, Drawing, float]:
+    """What the pipeline learns of the pictures, what draws with it, and the seconds that a first stage out of `stages`
+    took when it was trained."""
     if arm.predicted:
         images, network = loaded(None)
         way = replace(TUNED, dual=True)
         one = as_training_images(references)[0]
         concept = word(model, images, network, way, name, class_word, one, seed)
-        return concept, partial(draw_dual, model, concept=concept)
-    concept = learn(model, arm, name, class_word, references, seed)
+        return concept, partial(draw_dual, model, concept=concept), 0.0
+    first = replace(arm, second=None, repairs="")
+    train = partial(learn, model, first, name, class_word, references, seed)
+    key = f"{arm_key(first)}-{name}-{seed}"
+    # A file has the pictures' latents, which a repair needs, in half precision.
+    alone = stages is None or arm.repairs
+    concept, before = (train(), 0.0) if alone else kept_stage(stages, key, train, clock(model))
     if arm.second is not None:
         stage = second_plan(model, arm, concept, name, class_word, seed)
         concept = finished(stage.begin(model, list(as_training_images(references))))
-    return concept, partial(draw, model, concept=concept)
+    return concept, partial(draw, model, concept=concept), before
+
+
+def kept_stage(
+    folder: Path, key: str, train: Callable[[], Concept], seen: Callable[[], float]
+) -> tuple[Concept, float]:
+    """What `train` learns, from `folder` where it is there, with the seconds that it took then; 0 where it is trained
+    now. Whoever comes second for one that is still trained trains it too."""
+    if kept(folder, key):
+        return load_bundle(folder / f"{key}.safetensors"), float(read_kept(folder, key)["seconds"])
+    started = seen()
+    concept = train()
+    seconds = seen() - started
+    make_folder(folder)
+    save_bundle(concept, folder, key, if_exists="replace")
+    # The figures come last: with them the stage counts as kept.
+    keep(folder, key, {"seconds": seconds})
+    return concept, 0.0
 
 
 def finished(training: TrainingRun) -> Concept:

@@ -122,8 +122,9 @@ RECIPES = {
                 mlm="mlm" in name,
                 second=second,
             )
-            for name, label in FIRST.items()
+            # What begins alike lies apart, so that a worker finds the first stage that another one has trained.
             for second, title in SECOND.items()
+            for name, label in FIRST.items()
         ),
         *OTHERS,
     )

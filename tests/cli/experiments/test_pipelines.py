@@ -2,12 +2,13 @@
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +37,7 @@ from contextual_inversion.cli.experiments.pipelines import (
     repaired,
 )
 from contextual_inversion.cli.experiments.tables import END, START
-from contextual_inversion.cli.experiments.trials import Arm, Comparison, arm_key, choices, demo_model
+from contextual_inversion.cli.experiments.trials import Arm, Comparison, arm_key, choices, demo_model, learn
 from contextual_inversion.core.inspection.world import world_evaluation
 from contextual_inversion.core.training.plan import plan
 from contextual_inversion.core.world.prompts import EvaluationPrompt
@@ -294,7 +295,7 @@ def test_the_second_stage_trains_weights_around_a_word_that_stays(end):
     alone = Pipeline("ti", "TI", changes=short.changes)
     pictures = np.zeros((1, 128, 128, 3), np.uint8)
     (one, _), (both, _) = (
-        pipeline_trials.learned(model, one, "castle", "house", pictures, 1) for one in (alone, short)
+        pipeline_trials.learned(model, one, "castle", "house", pictures, 1)[:2] for one in (alone, short)
     )
     assert all((both.vectors[name] == value).all() for name, value in one.vectors.items())
     assert one.lora is None
@@ -311,11 +312,11 @@ def test_a_prediction_is_tuned_and_drawn_over_two_paths(monkeypatch):
     seen = []
     monkeypatch.setattr(pipeline_trials, "word", lambda model, images, network, way, *rest: seen.append(way) or "word")
     monkeypatch.setattr(pipeline_trials, "draw_dual", lambda model, templates, seeds, *, concept: (concept, seeds))
-    concept, drawing = pipeline_trials.learned(
+    concept, drawing, before = pipeline_trials.learned(
         demo_model(), pipeline_parts.PREDICTED, "castle", "house", np.zeros((4, 128, 128, 3), np.uint8), 1
     )
     assert (concept, drawing(["a {}"], [5])) == ("word", ("word", [5]))
-    assert (seen[0].dual, seen[0].steps) == (True, 12)
+    assert (seen[0].dual, seen[0].steps, before) == (True, 12, 0)
 
 
 def test_a_trial_is_judged_on_as_many_prompts_as_are_asked_for(quick):
@@ -323,3 +324,23 @@ def test_a_trial_is_judged_on_as_many_prompts_as_are_asked_for(quick):
     found = run_pipeline_trial(demo_model(), arm, "castle", 1, count=1, plain=0)
     assert (len(found.pictures), found.figures["pictures"]) == (1, 1)
     assert "plain_prompt" not in found.figures
+
+
+def test_what_begins_alike_is_trained_once_and_ends_alike(quick, tmp_path, monkeypatch):
+    first = {"norm_mode": "none", "steps": 2, "batch": 1}
+    lora = Pipeline("ti_lora", "TI + LoRA", changes=first, second={"steps": 2, "rank": 2})
+    alone = run_pipeline_trial(demo_model(), lora, "castle", 1, count=1, plain=0)
+    trained = []
+    monkeypatch.setattr(pipeline_trials, "learn", lambda *given: trained.append(given[1].steps) or learn(*given))
+    tried = replace(lora, second={**lora.second, "least_rank": 1})
+    run = partial(run_pipeline_trial, demo_model(), name="castle", seed=1, count=1, plain=0, stages=tmp_path / "kept")
+    found = [run(arm) for arm in (replace(lora, name="ti", second=None), tried, lora)]
+    assert trained == [(2, 0)]
+    assert all(one.figures["seconds"] > 0 for one in found)
+    same = found[-1].concept
+    assert torch.equal(same.vectors["clip_l"], alone.concept.vectors["clip_l"])
+    assert same.lora.keys() == alone.concept.lora.keys()
+    assert all(torch.equal(value, alone.concept.lora[key]) for key, value in same.lora.items())
+    assert np.array_equal(found[-1].pictures, alone.pictures)
+    run(replace(lora, changes={**first, "steps": 1}))
+    assert trained == [(2, 0), (1, 0)]
