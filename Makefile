@@ -6,6 +6,10 @@ TORCH   := torch==2.13.0
 # Built for the same PyTorch, but their metadata asks for one exact build of it: installed without dependencies.
 TORCH_COMPANIONS := torchvision==0.28.0 torchaudio==2.11.0
 
+# Every program that a target starts finds byte code, also where Python is told to write none: imports are most of short ones.
+export PYTHONDONTWRITEBYTECODE :=
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.venv/bytecode
+
 BIN := .venv/bin
 # Without --no-compile, most of the set-up would be spent on byte code of modules that nothing imports.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
