@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 pytest.importorskip("diffusers")
 
@@ -19,7 +21,7 @@ from contextual_inversion.core.models.tiny.weights import read_tensors, write_te
 from contextual_inversion.core.world.concepts import CONCEPTS
 from contextual_inversion.core.world.render import render
 from contextual_inversion.core.world.scenes import WORN
-from contextual_inversion.pretraining import form_report, forms, judge, transformer, unet
+from contextual_inversion.pretraining import form_report, forms, judge, tiny_model, transformer, unet
 from contextual_inversion.pretraining.forms import FORMS, Form, inherit
 from contextual_inversion.pretraining.lessons import SHARE_OF_PAIRS, TEXTURED, chances, encoder_digest, object_shares
 from contextual_inversion.pretraining.pictures import scene
@@ -178,3 +180,21 @@ def test_the_judge_sees_each_concepts_class_in_its_look_without_its_parts() -> N
     # Of the ordinary ones none has both colours: what the class is called is never in doubt.
     other = [judge.judged_scene(i) for i in range(1, 1200, 12)]
     assert not any((s.subject, s.colour, s.second_colour, s.texture) in looks for s in other)
+
+
+def test_torchrun_passes_on_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes what abbreviates one of its own for that, also behind the script (findings/torchrun_options.sh)."""
+
+    def seen(parser: argparse.ArgumentParser, arguments: object) -> None:
+        raise Seen(parser)
+
+    class Seen(Exception):
+        pass
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", seen)
+    with pytest.raises(Seen) as parsers:
+        tiny_model.main([])
+    ours = set(parsers.value.args[0]._option_string_actions) - {"-h", "--help"}
+    theirs = set(get_args_parser()._option_string_actions)
+    assert {"--begin", "--stage"} <= ours
+    assert not {(one, other) for one in ours for other in theirs if other.startswith(one) and other != one}
