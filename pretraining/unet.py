@@ -56,11 +56,14 @@ def train_unet(
     compile_network: bool = True,
     form: str = "candidate",
     start: str = "bundled",
+    rate: float = 2e-3,
+    decay: float = 0.3,
 ) -> None:
     """Train the UNet; every 250 steps its EMA becomes the form's weight file (rank 0).
 
     `form` is one of `FORMS`, `start` one of `STARTS`: the weights to begin from, on as many latent channels as they
-    know, or "fresh" ones. `compile_network` saves about a fifth of the time on CPUs; the start takes minutes longer.
+    know, or "fresh" ones. `rate` falls to 0 over the last `decay` of the steps. `compile_network` saves about a fifth
+    of the time on CPUs; the start takes minutes longer.
     """
     from diffusers.models.attention_processor import AttnProcessor
 
@@ -74,7 +77,7 @@ def train_unet(
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
     compiled = torch.compile(unet, dynamic=False) if compile_network else unet
-    plan = Plan(steps, rate=2e-3, warm_up=200, decay=0.3, weight_decay=0.01, ema=0.999, save_every=250, muon=True)
+    plan = Plan(steps, rate, warm_up=200, decay=decay, weight_decay=0.01, ema=0.999, save_every=250, muon=True)
     run = Run("unet", {"unet": unet}, plan, folder, processes)
     rng = np.random.default_rng([6, processes.rank, run.step])
     betas = scaled_linear_betas(*(config.SCHEDULER[key] for key in ("num_train_timesteps", "beta_start", "beta_end")))
