@@ -10,10 +10,10 @@ from ...core.inspection.world.world_evaluation import draw, score
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.world import concepts as world
 from ...core.world.companions import COMPANIONS, companion_for, specific_prompts
-from ...core.world.prompts import EvaluationPrompt
+from ...core.world.prompts import EvaluationPrompt, held_out_prompts
 from ...core.world.render import concept_images
 from ...core.world.scenes import SecondObject
-from .trials import PICTURES, Arm, Trial, held_out_prompts, learn
+from .trials import PICTURES, Arm, Trial, learn
 
 PLAIN = 12
 """Pictures of the prompt that was trained on."""

@@ -32,10 +32,10 @@ from ...core.training.presets import DEMO
 from ...core.training.run.events import Finished
 from ...core.training.trainer import train
 from ...core.world import concepts as world
-from ...core.world.prompts import EvaluationPrompt
+from ...core.world.prompts import EvaluationPrompt, held_out_prompts
 from ...core.world.render import concept_images
 from ..loading import load_tuning_encoder
-from .trials import Trial, held_out_prompts, judge
+from .trials import Trial, judge
 
 ALPHA = 0.5
 RATES = {"lora_learning_rate": 3e-3, "vector_learning_rate": 1e-2}

@@ -16,8 +16,9 @@ from ...core.models.diffusers_flow import FlowModel
 from ...core.models.tiny.load import load_flow
 from ...core.models.tiny.weights import tiny_weights_path
 from ...core.world import concepts as world
+from ...core.world.prompts import held_out_prompts
 from ...core.world.render import concept_images
-from .trials import CHOICES, PICTURES, PLAIN, Arm, Comparison, Trial, combined, held_out_prompts, judge, learn
+from .trials import CHOICES, PICTURES, PLAIN, Arm, Comparison, Trial, combined, judge, learn
 
 LEARNED = {"ti": "TI", "word-lora": "word + LoRA"}
 """What is trained, by the name in `METHODS`."""

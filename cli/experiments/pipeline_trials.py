@@ -20,13 +20,13 @@ from ...core.training.prompt_repair import LEARNING_RATE, STEPS, repair
 from ...core.training.run.events import Finished
 from ...core.training.trainer import TrainingRun
 from ...core.world import concepts as world
-from ...core.world.prompts import EvaluationPrompt
+from ...core.world.prompts import EvaluationPrompt, held_out_prompts
 from ...core.world.render import concept_images
 from .encoder_ways import TUNED, draw_dual, loaded, spread, word
 from .pipeline_costs import clock, one_thread, second_plan
 from .pipelines import Pipeline
 from .resuming import keep, kept, read_kept
-from .trials import PICTURES, PLAIN, Trial, arm_key, held_out_prompts, judge, learn
+from .trials import PICTURES, PLAIN, Trial, arm_key, judge, learn
 
 ANOTHER = 500_000
 """Added to a picture's seed where it is drawn once more."""

@@ -14,9 +14,10 @@ from ...core.inspection.world.world_evaluation import draw
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.run.events import Step
 from ...core.world import concepts as world
+from ...core.world.prompts import held_out_prompts
 from ...core.world.render import concept_images
 from .tables import table_header, table_row
-from .trials import PICTURES, Arm, Trial, held_out_prompts, judge, training
+from .trials import PICTURES, Arm, Trial, judge, training
 
 STEPS = (25, 50, 100, 200)
 """Where a training is judged."""

@@ -17,8 +17,9 @@ def main(concepts: tuple[str, ...] = ("goblet", "crested-bird", "castle"), seed:
     """
     from ...core.inspection.diagnosis.transplant import CHOICES
     from ...core.world import concepts as world
+    from ...core.world.prompts import held_out_prompts
     from ...core.world.render import concept_images
-    from .trials import demo_model, held_out_prompts, learn, plain_inversion
+    from .trials import demo_model, learn, plain_inversion
 
     unknown = [name for name in concepts if name not in world.CONCEPTS]
     if unknown or not concepts or seed < 0:

@@ -32,7 +32,7 @@ from ...core.training.regularizers.registry import Added
 from ...core.training.run.events import Finished, Step
 from ...core.training.trainer import TrainingRun
 from ...core.world import concepts as world
-from ...core.world.prompts import EvaluationPrompt, evaluation_prompts
+from ...core.world.prompts import EvaluationPrompt, held_out_prompts
 from ...core.world.render import concept_images
 from .resuming import keep, kept, read_kept
 
@@ -189,11 +189,6 @@ def diagnosis(model: DiffusersModel, concept: Concept, seed: int) -> dict[str, f
     return {
         "sim1": context.sim1, "sim2": context.sim2, "skl": divergence.raw, "skl_pixels": divergence.normalised
     }  # fmt: skip
-
-
-def held_out_prompts(training_background: str) -> list[EvaluationPrompt]:
-    """Prompts whose background no training picture showed and no regularisation prompt named."""
-    return [prompt for prompt in evaluation_prompts(without=training_background) if prompt.held_out]
 
 
 def learn(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -231,6 +231,11 @@ class Canvas:
                 self.draw.line([*points, points[0], points[1]], fill=DARK, width=2 * width, joint="curve")
             self.draw.polygon(points, fill=FILLS[fill])
         return np.asarray(mask.reduce(SUPERSAMPLE)) >= 128
+
+
+def nearest(image: np.ndarray, fills: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Which of `fills` each pixel of `image` (H, W, 3) is nearest to, as their index, (H, W)."""
+    return np.square(image[..., None, :].astype(float) - np.array(fills, float)).sum(-1).argmin(-1)
 
 
 def texture_mask(texture: str, size: tuple[int, int], place: Callable[[Points], Points]) -> Image.Image:

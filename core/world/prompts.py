@@ -57,3 +57,8 @@ def evaluation_prompts(placeholder: str = "{}", without: str | None = None) -> l
             text = opening.format(p=placeholder, w=BACKGROUND_PHRASES[background][0])
             prompts.append(EvaluationPrompt(text, background, style=style))
     return prompts
+
+
+def held_out_prompts(training_background: str) -> list[EvaluationPrompt]:
+    """Prompts whose background no training picture showed and no regularisation prompt named."""
+    return [prompt for prompt in evaluation_prompts(without=training_background) if prompt.held_out]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .drawing import DARK, FILLS
+from .drawing import DARK, FILLS, nearest
 from .scenes import COLOURS
 
 SMALLEST = 30
@@ -42,9 +42,7 @@ def spot_labels(image: np.ndarray, figure: np.ndarray, colour: str, body: str) -
 
     `image` is uint8 (H, W, 3), `figure` a boolean mask (H, W). Raises KeyError for a colour that does not exist.
     """
-    rivals = np.array([FILLS[colour], FILLS[body], DARK, FILLS["glint"]], float)
-    distance = np.square(image[..., None, :].astype(float) - rivals).sum(-1)
-    return patches((distance.argmin(-1) == 0) & figure)
+    return patches((nearest(image, [FILLS[colour], FILLS[body], DARK, FILLS["glint"]]) == 0) & figure)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .drawing import DARK, FILLS, Points, texture_mask
+from .drawing import DARK, FILLS, Points, nearest, texture_mask
 from .scenes import COLOURS, IMAGE_SIZE, TEXTURES
 
 INDEX = {name: index for index, name in enumerate(COLOURS)}
@@ -52,9 +52,8 @@ def laid_out(image: np.ndarray, figure: np.ndarray, colour: str, second: str) ->
 
 
 def nearest_fill(image: np.ndarray) -> np.ndarray:
-    """What each pixel shows, (H, W): an index of `COLOURS`, or one beyond for what is dark or a glint."""
-    rivals = np.array([*(FILLS[name] for name in COLOURS), DARK], float)
-    return np.square(image[..., None, :].astype(float) - rivals).sum(-1).argmin(-1)
+    """What each pixel shows, (H, W): an index of `COLOURS`, or one beyond for what is dark. A glint shows as white."""
+    return nearest(image, [*(FILLS[name] for name in COLOURS), DARK])
 
 
 def middle(figure: np.ndarray) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...world.captions import BACKGROUND_PHRASES, in_words
 from ...world.concepts import CONCEPTS, RESERVED, TEN, WorldConcept
-from ...world.prompts import EvaluationPrompt, evaluation_prompts
+from ...world.prompts import EvaluationPrompt, held_out_prompts
 from ...world.render import concept_images, render
 from ...world.scenes import Scene, sample_scene
 from ...world.two_colours import LAID, laid_out
@@ -70,16 +70,13 @@ def prompts_in_words(concept: WorldConcept, count: int = 0) -> list[EvaluationPr
     """Prompts for places that no regularizer names, with the concept's class, colours and texture in words (its parts
     have none): `count` of them, evenly spread, or all for 0."""
     words = in_words(concept.super_category, concept.texture, concept.colour, concept.second_colour)
-    held_out = [prompt for prompt in evaluation_prompts(without=concept.background) if prompt.held_out]
+    without_article = words.partition(" ")[2]
+    held_out = held_out_prompts(concept.background)
     chosen = np.unique(np.linspace(0, len(held_out) - 1, count or len(held_out)).round().astype(int))
-    slot = {"a {}": words, "the {}": words.replace(words.split()[0], "the", 1), "{}": words.partition(" ")[2]}
-    return [replace(held_out[index], text=_filled(held_out[index].text, slot)) for index in chosen]
-
-
-def _filled(template: str, slot: dict[str, str]) -> str:
-    for place, words in slot.items():
-        template = template.replace(place, words)
-    return template
+    return [
+        replace(held_out[index], text=held_out[index].text.replace("a {}", words).replace("{}", without_article))
+        for index in chosen
+    ]
 
 
 def described(sampler: Sampler, judge: Judge, seed: int, count: int = 0) -> dict[str, Any]:
@@ -110,5 +107,6 @@ def looking_like(concept: WorldConcept, prompt: EvaluationPrompt, image: np.ndar
     or large pixels change colours, so that the class is enough there."""
     if verdict.subject not in (concept.super_category, concept.subject):
         return False
-    laid = laid_out(image, verdict.subject_mask, concept.colour, concept.second_colour)
-    return bool(prompt.style) or laid == concept.texture
+    if prompt.style:
+        return True
+    return laid_out(image, verdict.subject_mask, concept.colour, concept.second_colour) == concept.texture

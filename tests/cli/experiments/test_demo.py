@@ -21,7 +21,7 @@ HEADLINE = {"prompt_fidelity", "subject_similarity", "sim1", "sim2", "seconds"}
 
 def test_demo_writes_pictures_embeddings_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = world_prompts.evaluation_prompts(without="grass")[-6:-4]
-    monkeypatch.setattr("contextual_inversion.cli.experiments.trials.evaluation_prompts", lambda **_: few)
+    monkeypatch.setattr("contextual_inversion.core.world.prompts.evaluation_prompts", lambda **_: few)
     report_file = tmp_path / "report.json"
     assert (
         main(["demo", "--out", str(tmp_path), "--concept", "castle", "--steps", "3", "--json", str(report_file)]) == 0
