@@ -22,8 +22,9 @@ from .run import Run
 CAPTION_DROPOUT = 0.1
 SHARE_OF_PAIRS = 0.4
 """Share of visits that go to scenes with a second object (a quarter of all scenes): they are the harder ones."""
-TEXTURED = 3.0
-"""How much more often than a plain one a subject in two colours is visited: the colours have places to be learned."""
+PRACTICE = {"plain": 1.0, "two-tone": 2.0, "striped": 4.0, "spotted": 4.0}
+"""How often subjects of each texture are visited, beside a plain one: colours have places to be learned, and the
+smaller their places the more practice it takes."""
 CAPTIONS = 2
 """Captions that are drawn for a visit; the one that says more of a subject's two colours is taken."""
 VALIDATED = 128
@@ -88,10 +89,10 @@ def object_shares(masks: np.ndarray, side: int) -> torch.Tensor:
 
 
 def chances(scenes: Sequence[Scene]) -> torch.Tensor:
-    """The share of all visits that each scene gets (n,), by `SHARE_OF_PAIRS` and `TEXTURED`. There is one scene with a
+    """The share of all visits that each scene gets (n,), by `SHARE_OF_PAIRS` and `PRACTICE`. There is one scene with a
     second object at least and one without."""
     pair = torch.tensor([scene.second is not None for scene in scenes])
-    weight = torch.tensor([1.0 if scene.texture == "plain" else TEXTURED for scene in scenes], dtype=torch.float64)
+    weight = torch.tensor([PRACTICE[scene.texture] for scene in scenes], dtype=torch.float64)
     share = torch.where(pair, SHARE_OF_PAIRS / weight[pair].sum(), (1 - SHARE_OF_PAIRS) / weight[~pair].sum())
     return (weight * share).float()
 

@@ -21,6 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default=None, help="default: a GPU if there is one")
     parser.add_argument("--steps", type=int, default=None, help="steps of the stage instead of its own number")
     parser.add_argument("--batch", type=int, default=None, help="scenes of a step, over all processes, of unet")
+    parser.add_argument("--scenes", type=int, default=None, help="scenes that unet practises on")
     parser.add_argument("--rate", type=float, default=None, help="learning rate of unet")
     parser.add_argument("--decay", type=float, default=None, help="share of unet's steps in which the rate falls to 0")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of each process")
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif stage == "unet":
             from .unet import train_unet
 
-            own = {name: getattr(options, name) for name in ("batch", "rate", "decay")}
+            own = {name: getattr(options, name) for name in ("batch", "scenes", "rate", "decay")}
             chosen |= {name: value for name, value in own.items() if value is not None}
             train_unet(options.out, processes, form=options.form, start=options.begin, **chosen)
         elif stage == "transformer":

@@ -32,7 +32,7 @@ from ...core.training.presets import DEMO
 from ...core.training.run.events import Finished
 from ...core.training.trainer import train
 from ...core.world import concepts as world
-from ...core.world.prompts import EvaluationPrompt, held_out_prompts
+from ...core.world.prompts import held_out_prompts, spread
 from ...core.world.render import concept_images
 from ..loading import load_tuning_encoder
 from .trials import Trial, judge
@@ -173,13 +173,6 @@ class EncoderTrial:
 def loaded(encoder: Path | None) -> tuple[ImageEncoder, TuningEncoder]:
     """What sees, once a process."""
     return ImageEncoder.tiny(), load_tuning_encoder("tiny", encoder)
-
-
-def spread(prompts: Sequence[EvaluationPrompt], count: int) -> list[EvaluationPrompt]:
-    """`count` of the prompts (0: all), evenly from all kinds, which stand one after the other."""
-    if not 0 < count < len(prompts):
-        return list(prompts)
-    return [prompts[index * len(prompts) // count] for index in range(count)]
 
 
 def word(

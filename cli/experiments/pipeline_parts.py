@@ -15,7 +15,7 @@ from .encoder_ways import loaded
 from .pipeline_costs import as_costs, as_data, measured_costs
 from .pipeline_tables import PART, leading_table
 from .pipeline_trials import run_pipeline_trial
-from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, pipeline, priced, repaired
+from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, inherited, pipeline, priced, repaired
 from .trials import Comparison
 
 RECORD = "search.json"
@@ -72,7 +72,7 @@ def _compared(
     if len(made) < len(RECIPES):
         lacking = ", ".join(name for name, recipe in RECIPES.items() if recipe not in made)
         print(f"without {lacking}: what their steps cost was not measured with the others")
-    arms = [pipeline(model, recipe, chosen.get(recipe.base), costs) for recipe in made]
+    arms = [pipeline(model, recipe, inherited(recipe, chosen), costs) for recipe in made]
     base = next(arm for arm in arms if arm.name == best)
     arms += [PREDICTED] if predicted else []
     arms += [

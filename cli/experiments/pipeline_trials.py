@@ -20,13 +20,13 @@ from ...core.training.prompt_repair import LEARNING_RATE, STEPS, repair
 from ...core.training.run.events import Finished
 from ...core.training.trainer import TrainingRun
 from ...core.world import concepts as world
-from ...core.world.prompts import EvaluationPrompt, held_out_prompts
+from ...core.world.prompts import EvaluationPrompt, held_out_prompts, spread
 from ...core.world.render import concept_images
-from .encoder_ways import TUNED, draw_dual, loaded, spread, word
+from .encoder_ways import TUNED, draw_dual, loaded, word
 from .pipeline_costs import clock, one_thread, second_plan
 from .pipelines import Pipeline
 from .resuming import keep, kept, read_kept
-from .trials import PICTURES, PLAIN, Trial, arm_key, judge, learn
+from .trials import PICTURES, Trial, arm_key, judge, learn
 
 ANOTHER = 500_000
 """Added to a picture's seed where it is drawn once more."""
@@ -39,7 +39,7 @@ def run_pipeline_trial(
     seed: int,
     *,
     count: int = 0,
-    plain: int = PLAIN,
+    plain: int = 0,
     stages: Path | None = None,
 ) -> Trial:
     """Train both stages of `arm` on `PICTURES` pictures of the concept `name`, and judge one picture a held-out prompt,

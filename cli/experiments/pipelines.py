@@ -14,13 +14,13 @@ from .trials import Arm, combined
 Second = Literal["", "lora", "tlora", "self"]
 Repairs = Literal["", "repair", "redraw"]
 
-SECOND_STEPS = 100
+SECOND_STEPS = 60
 """Of the second stage where no search has chosen."""
 SELF_ATTENTION = ("attn1",)
 DTI_RATE = 4e-2
 """Radians a step of the word where no search has chosen: the recipe's of METHODS.md 5.1."""
-BUDGET = {"ti": DEMO.values["steps"], "lora": SECOND_STEPS}
-"""What all pipelines may cost, as steps: plain textual inversion by its recipe, and a second stage after it."""
+BUDGET = {"ti": DEMO.values["steps"]}
+"""What all pipelines may cost, as steps: plain textual inversion by its recipe."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,38 @@ def recommended(model: DiffusersModel, recipe: Recipe) -> dict[str, Any]:
     if rank := METHODS["refine" if recipe.second else recipe.method].rank:
         values["rank"] = rank
     return values | ({"second_steps": SECOND_STEPS} if recipe.second else {})
+
+
+WEIGHTS = ("core_embedding", "core_attention", "mlm")
+"""Values of a regularizer, which are about a word whatever else is trained; others are about one kind of training."""
+
+
+def inherited(recipe: Recipe, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a search chose for the recipe: its own values, and for those that it has none of the most alike recipe's.
+
+    Alike are those that train the same, then those with the same regularizers; a regularizer's own weights may come
+    from any other. What nobody has is missing, and so are values that the recipe does not take.
+    """
+    own = (recipe.method, bool(recipe.second), recipe.directional)
+    rows = []
+    for name, values in chosen.items():
+        other = SEARCHED[name]
+        same = (other.method, bool(other.second), other.directional) == own
+        alike = (name == recipe.base, same, (other.core == recipe.core) + (other.mlm == recipe.mlm))
+        rows.append((alike, values if same else {key: values[key] for key in WEIGHTS if key in values}))
+    found: dict[str, Any] = {}
+    for _, values in sorted(rows, key=lambda row: row[0]):
+        found |= values
+    return {key: value for key, value in found.items() if _takes(recipe, key)}
+
+
+def _takes(recipe: Recipe, key: str) -> bool:
+    """Whether a value has a part in the recipe."""
+    if key in WEIGHTS:
+        return recipe.mlm if key == "mlm" else recipe.core
+    if key == "second_steps":
+        return bool(recipe.second)
+    return True
 
 
 def pipeline(

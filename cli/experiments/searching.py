@@ -27,7 +27,7 @@ SPACE: Space = {
     "mlm": Range(1e-3, 0.1),
     "weight_rate": Range(3e-4, 6e-3),
     "rank": Choice((2, 4, 8, 16)),
-    "second_steps": Range(25, 150, whole=True),
+    "second_steps": Range(20, 100, whole=True),
 }
 """What may be chosen; a recipe has those of them that it has a recommended value of."""
 DTI_RATES = Range(1e-2, 0.1)

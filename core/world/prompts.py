@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .captions import BACKGROUND_PHRASES
@@ -62,3 +63,10 @@ def evaluation_prompts(placeholder: str = "{}", without: str | None = None) -> l
 def held_out_prompts(training_background: str) -> list[EvaluationPrompt]:
     """Prompts whose background no training picture showed and no regularisation prompt named."""
     return [prompt for prompt in evaluation_prompts(without=training_background) if prompt.held_out]
+
+
+def spread(prompts: Sequence[EvaluationPrompt], count: int) -> list[EvaluationPrompt]:
+    """`count` of the prompts (0: all), evenly from all kinds, which stand one after the other."""
+    if not 0 < count < len(prompts):
+        return list(prompts)
+    return [prompts[index * len(prompts) // count] for index in range(count)]

@@ -31,6 +31,7 @@ from contextual_inversion.core.models.text import encode_prompts
 from contextual_inversion.core.models.tiny import load_tiny
 from contextual_inversion.core.training.one_picture.predict import latents_and_features, predict_concept
 from contextual_inversion.core.world.concepts import CONCEPTS
+from contextual_inversion.core.world.prompts import held_out_prompts, spread
 from contextual_inversion.core.world.render import concept_images
 from contextual_inversion.core.world.scenes import IMAGE_SIZE
 
@@ -244,10 +245,10 @@ def test_a_lora_of_another_rank_is_the_nearest_one(encoder, picture):
 
 
 def test_prompts_are_taken_from_all_kinds():
-    every = encoder_ways.held_out_prompts("grass")
+    every = held_out_prompts("grass")
     for count in (0, 3, 7, 14, len(every), len(every) + 1):
-        assert len(encoder_ways.spread(every, count)) == (min(count, len(every)) or len(every))
-    few = encoder_ways.spread(every, 14)
+        assert len(spread(every, count)) == (min(count, len(every)) or len(every))
+    few = spread(every, 14)
     assert {prompt.background for prompt in few} == {prompt.background for prompt in every}
     assert {prompt.second is None for prompt in few} == {prompt.style is None for prompt in few} == {True, False}
 

@@ -70,9 +70,9 @@ def test_known_kinds_keep_their_rows_and_new_ones_are_fresh() -> None:
 def test_a_judge_says_what_it_has_not_learned() -> None:
     pictures = torch.zeros(1, 3, 128, 128)
     ten, all_of_them = Judge(judge_of(20)), Judge(judge_of(24))
-    assert all_of_them.concept_score(pictures, "parrot").shape == (1,)
+    assert all_of_them.concept_score(all_of_them.read(pictures), "parrot").shape == (1,)
     with pytest.raises(ValueError, match="not learned 'parrot'"):
-        ten.concept_score(pictures, "parrot")
+        ten.concept_score(ten.read(pictures), "parrot")
 
 
 def test_what_a_stage_may_begin_from() -> None:

@@ -20,10 +20,10 @@ from contextual_inversion.core.models.tiny.load import load_part
 from contextual_inversion.core.models.tiny.weights import read_tensors, write_tensors
 from contextual_inversion.core.world.concepts import CONCEPTS
 from contextual_inversion.core.world.render import render
-from contextual_inversion.core.world.scenes import WORN
+from contextual_inversion.core.world.scenes import TEXTURES, WORN
 from contextual_inversion.pretraining import form_report, forms, judge, tiny_model, transformer, unet
 from contextual_inversion.pretraining.forms import FORMS, Form, inherit
-from contextual_inversion.pretraining.lessons import SHARE_OF_PAIRS, TEXTURED, chances, encoder_digest, object_shares
+from contextual_inversion.pretraining.lessons import PRACTICE, SHARE_OF_PAIRS, chances, encoder_digest, object_shares
 from contextual_inversion.pretraining.pictures import scene
 from contextual_inversion.pretraining.processes import Processes
 
@@ -64,11 +64,14 @@ def test_harder_scenes_are_visited_more_often() -> None:
     scenes = [scene("train", index) for index in range(400)]
     share = chances(scenes)
     pair = torch.tensor([one.second is not None for one in scenes])
-    textured = torch.tensor([one.texture != "plain" for one in scenes])
+    assert set(PRACTICE) == set(TEXTURES)
+    textured = {name: torch.tensor([one.texture == name for one in scenes]) for name in PRACTICE}
     assert float(share.sum()) == pytest.approx(1)
     assert float(share[pair].sum()) == pytest.approx(SHARE_OF_PAIRS)
     for some in (pair, ~pair):
-        assert torch.allclose(share[some & textured], TEXTURED * share[some & ~textured][0], rtol=1e-6, atol=0)
+        plain = share[some & textured["plain"]][0]
+        for name, often in PRACTICE.items():
+            assert torch.allclose(share[some & textured[name]], often * plain, rtol=1e-6, atol=0)
 
 
 def test_shares_of_objects_are_counted_place_by_place() -> None:

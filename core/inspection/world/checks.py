@@ -75,8 +75,11 @@ class JudgeNetwork(nn.Module):
         return self.up1(torch.cat([F.interpolate(x2, scale_factor=2.0), x1], 1))
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        h = self.features(x)
-        return {name: head(h) for name, head in self.heads.items()}
+        return self.read(self.features(x))
+
+    def read(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The logits of features (B, 64, 32, 32)."""
+        return {name: head(features) for name, head in self.heads.items()}
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Verdict:
 
     `subject` is a shape or "concept:<name>". `kinds` is the judge's mean probability of each kind that it knows inside
     the subject, in the order of `EVERY_KIND`; `mask` (128, 128) covers subject and second object, `subject_mask` the
-    subject alone.
+    subject alone. `features` is a unit vector (64,): the judge's features averaged over both.
     """
 
     background: str
@@ -97,6 +100,7 @@ class Verdict:
     kinds: np.ndarray
     mask: np.ndarray
     subject_mask: np.ndarray
+    features: np.ndarray
 
     @property
     def second_present(self) -> bool:
@@ -147,12 +151,16 @@ class Judge:
         verdicts = []
         with torch.no_grad():
             for part in x.split(batch):
-                logits = self.network(part)
+                features = self.network.features(part)
+                logits = self.network.read(features)
+                inside = (logits["role"].argmax(1, keepdim=True) > 0).float()
+                seen = F.normalize((features * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1), dim=-1)
                 for i in range(len(part)):
-                    verdicts.append(self._verdict({name: values[i].float() for name, values in logits.items()}))
+                    own = {name: values[i].float() for name, values in logits.items()}
+                    verdicts.append(self._verdict(own, seen[i].numpy()))
         return verdicts
 
-    def _verdict(self, logits: dict[str, torch.Tensor]) -> Verdict:
+    def _verdict(self, logits: dict[str, torch.Tensor], features: np.ndarray) -> Verdict:
         role = logits["role"].argmax(0)
         inside = {name: logits[name].softmax(0) for name in ("kind", "colour")}
 
@@ -183,33 +191,27 @@ class Judge:
             kinds.numpy(),
             (fine > 0).numpy(),
             (fine == part).numpy(),
+            features,
         )
 
-    def concept_score(self, images: np.ndarray | torch.Tensor, concept: str) -> np.ndarray:
-        """How much the subject looks like a held-out concept, 0..1 (N,): its mean probability inside the subject.
+    def concept_score(self, verdicts: Sequence[Verdict], concept: str) -> np.ndarray:
+        """How much the subjects look like a held-out concept, 0..1 (N,): its mean probability inside the subject.
 
         Raises ValueError for one that this judge has not learned.
         """
         if CONCEPT_PREFIX + concept not in self.kinds:
             raise ValueError(f"this judge has not learned {concept!r}: the stage `judge` of the pretraining teaches it")
         column = self.kinds.index(CONCEPT_PREFIX + concept)
-        return np.array([verdict.kinds[column] for verdict in self.read(images)])
+        return np.array([verdict.kinds[column] for verdict in verdicts])
 
-    def subject_features(self, images: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Unit vectors (N, 64): the judge's features averaged over what it takes for subject or second object."""
-        with torch.no_grad():
-            h = self.network.features(to_batch(images))
-            inside = (self.network.heads["role"](h).argmax(1, keepdim=True) > 0).float()
-            return F.normalize((h * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1), dim=-1)
 
-    def subject_similarity(
-        self, images: np.ndarray | torch.Tensor, references: np.ndarray | torch.Tensor
-    ) -> np.ndarray:
-        """Mean cosine (N,) between each picture's subject features and those of the reference pictures.
+def subject_similarity(verdicts: Sequence[Verdict], references: Sequence[Verdict]) -> np.ndarray:
+    """Mean cosine (N,) between each picture's subject features and those of the reference pictures.
 
-        The background is masked out, so that a copied background earns nothing.
-        """
-        return (self.subject_features(images) @ self.subject_features(references).T).mean(1).numpy()
+    The background is masked out, so that a copied background earns nothing.
+    """
+    own, theirs = (np.stack([verdict.features for verdict in those]) for those in (verdicts, references))
+    return (own @ theirs.T).mean(1)
 
 
 @lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...world.captions import BACKGROUND_PHRASES, in_words
 from ...world.concepts import CONCEPTS, RESERVED, TEN, WorldConcept
-from ...world.prompts import EvaluationPrompt, held_out_prompts
+from ...world.prompts import EvaluationPrompt, held_out_prompts, spread
 from ...world.render import concept_images, render
 from ...world.scenes import Scene, sample_scene
 from ...world.two_colours import LAID, laid_out
@@ -71,11 +71,9 @@ def prompts_in_words(concept: WorldConcept, count: int = 0) -> list[EvaluationPr
     have none): `count` of them, evenly spread, or all for 0."""
     words = in_words(concept.super_category, concept.texture, concept.colour, concept.second_colour)
     without_article = words.partition(" ")[2]
-    held_out = held_out_prompts(concept.background)
-    chosen = np.unique(np.linspace(0, len(held_out) - 1, count or len(held_out)).round().astype(int))
     return [
-        replace(held_out[index], text=held_out[index].text.replace("a {}", words).replace("{}", without_article))
-        for index in chosen
+        replace(prompt, text=prompt.text.replace("a {}", words).replace("{}", without_article))
+        for prompt in spread(held_out_prompts(concept.background), count)
     ]
 
 
@@ -89,8 +87,9 @@ def described(sampler: Sampler, judge: Judge, seed: int, count: int = 0) -> dict
     for concept in (CONCEPTS[name] for name in TEN):
         prompts = prompts_in_words(concept, count)
         pictures = sampler([prompt.text for prompt in prompts], seed)
-        judged = score(pictures, prompts, concept, concept_images(concept.name)[0], judge=judge).figures()
         verdicts = judge.read(pictures)
+        references, _, _ = concept_images(concept.name)
+        judged = score(pictures, prompts, concept, references, judge=judge, verdicts=verdicts).figures()
         looks = [looking_like(concept, *one) for one in zip(prompts, pictures, verdicts, strict=True)]
         obeyed = [all(answered(*one).values()) for one in zip(prompts, verdicts, strict=True)]
         found[concept.name] = {

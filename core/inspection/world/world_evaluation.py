@@ -21,7 +21,7 @@ from ...world.concepts import WorldConcept
 from ...world.prompts import EVALUATION_BACKGROUNDS, EvaluationPrompt
 from ...world.scenes import CONCEPT_PREFIX, IMAGE_SIZE
 from ..diagnosis.context_similarity import ContextProbe
-from .checks import Judge, Verdict, default_judge
+from .checks import Judge, Verdict, default_judge, subject_similarity
 
 SAMPLING_STEPS, GUIDANCE = 25, 4.0
 SIZE = ImageSize(IMAGE_SIZE, IMAGE_SIZE)
@@ -119,12 +119,14 @@ def score(
     *,
     training_background: str | None = None,
     judge: Judge | None = None,
+    verdicts: Sequence[Verdict] | None = None,
 ) -> WorldScore:
-    """Judge one picture a prompt. `references` are the training pictures; raises ValueError where counts differ."""
+    """Judge one picture a prompt, by the `verdicts` of `judge` where it has read them already. `references` are the
+    training pictures; raises ValueError where counts differ."""
     if len(pictures) != len(prompts) or len(prompts) == 0:
         raise ValueError(f"one picture for each prompt expected: {len(pictures)} pictures, {len(prompts)} prompts")
     judge = judge or default_judge()
-    verdicts = judge.read(pictures)
+    verdicts = judge.read(pictures) if verdicts is None else verdicts
     answers = [answered(prompt, verdict) for prompt, verdict in zip(prompts, verdicts, strict=True)]
     name = CONCEPT_PREFIX + concept.name
     home = training_background or concept.background
@@ -138,8 +140,8 @@ def score(
         style=_mean([a["style"] for a in answers if "style" in a]),
         leak=_mean([v.background == home for v in elsewhere]),
         recognised=_mean([v.subject == name for v in verdicts]),
-        concept_score=float(judge.concept_score(pictures, concept.name).mean()),
-        similarity=float(judge.subject_similarity(pictures, references).mean()),
+        concept_score=float(judge.concept_score(verdicts, concept.name).mean()),
+        similarity=float(subject_similarity(verdicts, judge.read(references)).mean()),
         composed=_mean([all(a.values()) and v.subject == name for a, v in zip(answers, verdicts, strict=True)]),
         pictures=len(pictures),
     )

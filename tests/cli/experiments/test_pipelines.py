@@ -32,6 +32,7 @@ from contextual_inversion.cli.experiments.pipelines import (
     Cost,
     Pipeline,
     budget,
+    inherited,
     pipeline,
     recommended,
     repaired,
@@ -128,6 +129,31 @@ def test_pipelines_whose_costs_no_record_has_are_left_out_and_said(tmp_path, mon
     assert part.facts == {"costs": old["costs"]}
 
 
+def test_what_was_not_searched_is_taken_from_the_most_alike():
+    """From none to all of four searches: of every value the nearest recipe's, and none that does not fit."""
+    lora = {"learning_rate": 0.01, "weight_rate": 1e-3, "rank": 2, "second_steps": 30}
+    chosen = {
+        "ti_lora": lora,
+        "core_lora": {**lora, "learning_rate": 0.02, "core_embedding": 0.1, "core_attention": 0.5},
+        "mlm": {"learning_rate": 0.03, "mlm": 0.04},
+        "word-lora": {"learning_rate": 0.05, "weight_rate": 2e-3, "rank": 16},
+        "dti": {"learning_rate": 0.06},
+    }
+    found = {name: inherited(recipe, chosen) for name, recipe in RECIPES.items()}
+    for name, values in chosen.items():
+        assert found[name] == values
+    assert found["ti_tlora"] == chosen["ti_lora"]
+    assert found["core_mlm_self"] == {**chosen["core_lora"], "mlm": 0.04}
+    assert found["mlm_lora"] == {**lora, "mlm": 0.04}
+    assert found["ti"] == {"learning_rate": 0.03}
+    assert found["word-lora_core"] == {**chosen["word-lora"], "core_embedding": 0.1, "core_attention": 0.5}
+    assert found["dreambooth-lora_mlm"] == {"mlm": 0.04}
+    assert found["custom-diffusion"] == {}
+    for name, recipe in RECIPES.items():
+        assert inherited(recipe, {}) == {}
+        assert found[name].keys() <= recommended(NARROW, recipe).keys()
+
+
 def test_what_is_chosen_is_what_is_trained():
     values = {"learning_rate": 0.02, "core_embedding": 0.1, "core_attention": 0.0, "mlm": 0.01, "weight_rate": 3e-3,
               "rank": 8, "second_steps": 7}  # fmt: skip
@@ -153,10 +179,12 @@ def test_the_part_goes_by_a_search_on_the_same_model_alone(tmp_path, monkeypatch
     arms = {arm.name: arm for arm in pipelines_part(NARROW).prepared(NARROW, tmp_path, tmp_path).arms}
     for name in ("core_lora", "core_tlora", "core_lora_repair", "core_lora_redraw"):
         assert (arms[name].core[0], arms[name].steps[1]) == (0.07, 50)
-    assert arms["core"].core[0] == recommended(NARROW, RECIPES["core"])["core_embedding"]
-    # 200 and 100 steps of 0.2 seconds, 0.1 to begin each: what 50 leave is 250.
-    assert arms["ti"].steps == (300, 0)
-    assert arms["core_lora"].steps == (250, 50)
+    # Who was not searched has a regularizer's weight from the one that was, and nothing of how that trains.
+    assert arms["core"].core[0] == arms["word-lora_core_mlm"].core[0] == 0.07
+    assert arms["core_mlm_lora"].steps[1] == 50 != arms["core"].steps[1]
+    # 200 steps of 0.2 seconds and 0.1 to begin each: what 50 leave is 149.
+    assert arms["ti"].steps == (200, 0)
+    assert arms["core_lora"].steps == (149, 50)
     assert "no search" not in capsys.readouterr().out
     (tmp_path / RECORD).write_text(json.dumps(record("another", chosen=chosen)))
     part = pipelines_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
@@ -245,7 +273,7 @@ def quick(monkeypatch):
     """Everything of a pipeline, with few steps, few pictures and two recipes."""
     few = {name: RECIPES[name] for name in ("mlm", "mlm_lora")}
     monkeypatch.setattr(pipelines, "SECOND_STEPS", 2)
-    monkeypatch.setattr(pipelines, "BUDGET", {"ti": 3, "lora": 2})
+    monkeypatch.setattr(pipelines, "BUDGET", {"ti": 5})
     monkeypatch.setattr(pipeline_parts, "RECIPES", few)
     monkeypatch.setattr(pipeline_costs, "RECIPES", {**few, "ti": RECIPES["ti"]})
     monkeypatch.setattr(pipeline_trials, "draw", partial(world_evaluation.draw, steps=2))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from contextual_inversion.core.inspection.world.checks import KINDS, Judge, to_batch
-from contextual_inversion.core.inspection.world.report import questions, tiny_autoencode, world_report
+from contextual_inversion.core.inspection.world.checks import KINDS, Judge, subject_similarity, to_batch
+from contextual_inversion.core.inspection.world.report import questions, world_report
 from contextual_inversion.core.models.tiny import tiny_weights_path
-from contextual_inversion.core.models.tiny.load import load_part
 from contextual_inversion.core.world.concepts import CONCEPTS
 from contextual_inversion.core.world.render import concept_images, render
 from contextual_inversion.core.world.scenes import BACKGROUNDS, Scene
@@ -17,25 +18,8 @@ pytest.importorskip("diffusers")
 N = 100
 
 
-class Vae:
-    """What `tiny_autoencode` needs of a model."""
-
-    def __init__(self) -> None:
-        self.vae = load_part("vae")
-
-
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge()
-
-
-@pytest.fixture(scope="module")
-def autoencode() -> object:
-    return tiny_autoencode(Vae())
-
-
-@pytest.fixture(scope="module")
-def rendered_report(judge: Judge, autoencode: object) -> dict:
+def rendered_report(judge: Judge, autoencode: Callable) -> dict:
     """A world report on a perfect model: one that answers a caption with the render of its scene."""
     asked = {q.text: q.scene for q in questions(N, seed=12345)}
 
@@ -60,7 +44,7 @@ def test_sees_no_second_object_where_there_is_none(rendered_report: dict) -> Non
     assert rendered_report["nothing_else"] >= 0.95
 
 
-def test_recognises_every_concept_on_every_background(judge: Judge, autoencode: object) -> None:
+def test_recognises_every_concept_on_every_background(judge: Judge, autoencode: Callable) -> None:
     scenes = [
         Scene(c.subject, background=b, seed=7000 + i) for i, c in enumerate(CONCEPTS.values()) for b in BACKGROUNDS
     ]
@@ -69,13 +53,13 @@ def test_recognises_every_concept_on_every_background(judge: Judge, autoencode: 
     assert np.mean([v.background == s.background for v, s in zip(verdicts, scenes, strict=True)]) >= 0.95
 
 
-def test_the_class_is_not_taken_for_the_concept(judge: Judge, autoencode: object) -> None:
+def test_the_class_is_not_taken_for_the_concept(judge: Judge, autoencode: Callable) -> None:
     scenes = [Scene(c.super_category, c.colour, background=b) for c in CONCEPTS.values() for b in BACKGROUNDS[:3]]
     verdicts = judge.read(autoencode(np.stack([render(s)[0] for s in scenes])))
     assert np.mean([v.subject == s.subject for v, s in zip(verdicts, scenes, strict=True)]) >= 0.95
 
 
-def test_foreground_mask_agrees_with_the_render(judge: Judge, autoencode: object) -> None:
+def test_foreground_mask_agrees_with_the_render(judge: Judge, autoencode: Callable) -> None:
     drawn = [render(q.scene) for q in questions(40, seed=99)]
     verdicts = judge.read(autoencode(np.stack([image for image, _ in drawn])))
     overlaps = []
@@ -92,10 +76,11 @@ def test_similarity_prefers_the_concept_and_ignores_the_background(judge: Judge)
         elsewhere = "water" if concept.background != "water" else "sand"
         same = render(Scene(concept.subject, background=elsewhere, seed=11))[0]
         other = render(Scene(word, "green", background=concept.background, seed=11))[0]
-        near, far = judge.subject_similarity(np.stack([same, other]), references)
+        verdicts = judge.read(np.stack([same, other]))
+        near, far = subject_similarity(verdicts, judge.read(references))
         assert near > far
         assert near <= 1 + 1e-5
-        scores = judge.concept_score(np.stack([same, other]), name)
+        scores = judge.concept_score(verdicts, name)
         assert 0 <= scores[1] < scores[0] <= 1
 
 

@@ -8,7 +8,6 @@ import torch
 
 from contextual_inversion.core.concept import Concept
 from contextual_inversion.core.inspection.contact_sheet import Row, contact_sheet
-from contextual_inversion.core.inspection.world.report import tiny_autoencode
 from contextual_inversion.core.inspection.world.world_evaluation import as_training_images, draw, score
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.lora import to_lora
@@ -20,11 +19,6 @@ from contextual_inversion.core.world.render import concept_images, render
 
 CASTLE = CONCEPTS["castle"]
 PROMPTS = [prompt for prompt in evaluation_prompts(without=CASTLE.background) if prompt.second is None][:16]
-
-
-@pytest.fixture(scope="module")
-def autoencode():
-    return tiny_autoencode(load_tiny())
 
 
 def pictures_that(prompts: list[EvaluationPrompt], background: str | None = None, name: str = "castle") -> np.ndarray:
