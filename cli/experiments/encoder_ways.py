@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ...core.concept import Concept
-from ...core.inspection.world.world_evaluation import SAMPLING_STEPS, SIZE, as_training_images, draw, sampled
+from ...core.inspection.world.world_evaluation import SIZE, as_training_images, draw, sampled
 from ...core.maths.low_rank import low_rank_approximation
 from ...core.maths.similarity import unit
 from ...core.models.dual_path import DualPath, DualPathModel
@@ -233,5 +233,5 @@ def draw_dual(
             # Guidance doubles the batch, the empty prompt's half first; only the other has two paths.
             path = DualPath(soft, deltas, ALPHA, rows=slice(len(part), 2 * len(part)))
             own = seeds[start : start + BATCH]
-            pictures.append(sampled(DualPathModel(model, path), hard, own, steps=SAMPLING_STEPS))
+            pictures.append(sampled(DualPathModel(model, path), hard, own))
     return np.concatenate(pictures)

@@ -189,7 +189,7 @@ def test_trials_judge_every_way_and_are_not_done_twice(encoder, tmp_path, monkey
     )
     part = Comparison("encoder-ways", ways, (("tuned", "ti-1"), ("full", "tuned")))
     monkeypatch.setattr(encoder_trials, "offered", lambda: {"ways": part})
-    monkeypatch.setattr(encoder_ways, "SAMPLING_STEPS", 2)
+    monkeypatch.setattr(encoder_ways, "sampled", partial(encoder_ways.sampled, steps=2))
     monkeypatch.setattr(encoder_ways, "draw", partial(encoder_ways.draw, steps=2))
     monkeypatch.setattr(encoder_ways, "PLAIN", 1)
     document = tmp_path / "page.md"

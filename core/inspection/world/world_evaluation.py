@@ -16,6 +16,7 @@ from ...models.low_rank import apply_deltas
 from ...models.protocol import Conditioning, ImageSize, TextToImageModel
 from ...models.sampling import sample
 from ...models.text import encode_prompts
+from ...models.tiny.config import SAMPLING
 from ...world.captions import BACKGROUND_PHRASES
 from ...world.concepts import WorldConcept
 from ...world.prompts import EVALUATION_BACKGROUNDS, EvaluationPrompt
@@ -23,7 +24,6 @@ from ...world.scenes import CONCEPT_PREFIX, IMAGE_SIZE
 from ..diagnosis.context_similarity import ContextProbe
 from .checks import Judge, Verdict, default_judge, subject_similarity
 
-SAMPLING_STEPS, GUIDANCE = 25, 4.0
 SIZE = ImageSize(IMAGE_SIZE, IMAGE_SIZE)
 
 
@@ -65,13 +65,15 @@ def draw(
     vectors: Mapping[str, torch.Tensor] | None = None,
     words: str | None = None,
     batch: int = 20,
-    steps: int = SAMPLING_STEPS,
-    guidance: float = GUIDANCE,
+    steps: int = SAMPLING["steps"],
+    guidance: float = SAMPLING["guidance"],
+    eta: float = SAMPLING["eta"],
 ) -> np.ndarray:
     """One picture a template, uint8 (N, 128, 128, 3): the slot filled with all of a `concept` (its vectors, those of
     the layers, its LoRA), with bare `vectors`, or with `words`.
 
-    Picture i depends on its template, its seed and nothing else. DDIM, eta 0 (`core.models.sampling`).
+    Picture i depends on its template, its seed and nothing else. DDIM, with `eta` of DDPM's noise at every step
+    (`core.models.sampling`).
     """
     layers = None if concept is None else concept.layer_vectors
     vectors = vectors if concept is None else concept.vectors
@@ -81,7 +83,7 @@ def draw(
             part = slice(start, start + batch)
             encodings = encode_prompts(model, list(templates[part]), vectors=vectors, words=words, layers=layers)
             context = model.conditioning(encodings, SIZE)
-            pictures.append(sampled(model, context, seeds[part], steps=steps, guidance=guidance))
+            pictures.append(sampled(model, context, seeds[part], steps=steps, guidance=guidance, eta=eta))
     return np.concatenate(pictures)
 
 
@@ -91,8 +93,9 @@ def sampled(
     context: Conditioning,
     seeds: Sequence[int],
     *,
-    steps: int = SAMPLING_STEPS,
-    guidance: float = GUIDANCE,
+    steps: int = SAMPLING["steps"],
+    guidance: float = SAMPLING["guidance"],
+    eta: float = SAMPLING["eta"],
 ) -> np.ndarray:
     """One picture a seed, uint8 (N, 128, 128, 3), for `context` (N prompts), guided away from the empty prompt.
 
@@ -101,7 +104,7 @@ def sampled(
     side = IMAGE_SIZE // model.latent_factor
     shape = (len(seeds), model.latent_channels, side, side)
     empty = model.conditioning(encode_prompts(model, [""]), SIZE)
-    latents = sample(model, context, empty, shape=shape, steps=steps, guidance=guidance, seed=list(seeds))
+    latents = sample(model, context, empty, shape=shape, steps=steps, guidance=guidance, seed=list(seeds), eta=eta)
     return as_bytes(model.to_images(latents))
 
 

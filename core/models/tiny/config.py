@@ -37,6 +37,13 @@ VAE_CANDIDATE: dict[str, Any] = {**VAE_BUNDLED, "latent_channels": CHANNELS[CAND
 """The VAE that is to follow once a UNet has learned its latents (docs/tiny_model.md), and the flow matching model's."""
 VAE = {BUNDLED: VAE_BUNDLED, CANDIDATE: VAE_CANDIDATE}[FORM]
 
+SAMPLING: dict[str, Any] = {
+    BUNDLED: {"steps": 25, "guidance": 4.0, "eta": 0.0},
+    CANDIDATE: {"steps": 25, "guidance": 3.0, "eta": 1.0},
+}[FORM]
+"""How its pictures are drawn where nothing else is asked for. With noise at every step (`eta` 1), as METHODS.md 2.7
+draws, two colours lie as the caption says in a tenth more of the pictures (pretraining/candidates)."""
+
 TEXT_ENCODER: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": WIDTH,
