@@ -42,7 +42,10 @@ def context_positions(
     end = int(ends[0])
     if replaced.size == 0 or replaced.min() < 1 or replaced.max() >= end:
         raise ValueError(f"replaced positions {replaced.tolist()} must lie between BOS (0) and EOT ({end})")
-    return np.setdiff1d(np.arange(0 if bos else 1, ids.size if padding else end + 1), replaced)
+    kept = np.ones(ids.size if padding else end + 1, dtype=bool)
+    kept[replaced] = False
+    kept[0] = bos
+    return np.flatnonzero(kept)
 
 
 def paired_context_positions(

@@ -52,13 +52,6 @@ def alpha_bar_of_sigma(sigma: Array) -> Array:
     return signal / (signal + spread)
 
 
-def sigma_of_alpha_bar(alpha_bar_t: Array) -> Array:
-    """Flow matching's sigma, sqrt(1 - alpha-bar) / (sqrt(alpha-bar) + sqrt(1 - alpha-bar)), shape of `alpha_bar_t`."""
-    xp = array_namespace(alpha_bar_t)
-    signal, spread = xp.sqrt(alpha_bar_t), xp.sqrt(1 - alpha_bar_t)
-    return spread / (signal + spread)
-
-
 def flow_latents(z_t: Array, alpha_bar_t: Array) -> Array:
     """x = (1 - sigma) z_0 + sigma noise, what a flow matching model is shown, of z_t: shape of `z_t`."""
     signal, spread = _coefficients(alpha_bar_t, z_t)

@@ -39,7 +39,6 @@ def cases(seed: int) -> dict:
         "add_noise": (schedule.add_noise, (z, e, a)),
         "velocity": (schedule.velocity, (z, e, a)),
         "alpha_bar_of_sigma": (schedule.alpha_bar_of_sigma, (r.random(5),)),
-        "sigma_of_alpha_bar": (schedule.sigma_of_alpha_bar, (a,)),
         "flow_latents": (schedule.flow_latents, (z, a)),
         "diffusion_loss": (schedule.diffusion_loss, (p, e)),
         "diffusion_loss weighted": (

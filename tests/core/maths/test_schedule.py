@@ -86,7 +86,8 @@ def test_flow_matching_is_the_same_forward_process_in_another_measure(seed, sigm
     sigma = np.asarray(sigmas)
     z, noise = normal(seed, len(sigma), 2, 3), normal(seed + 1, len(sigma), 2, 3)
     a = schedule.alpha_bar_of_sigma(sigma)
-    np.testing.assert_allclose(schedule.sigma_of_alpha_bar(a), sigma, atol=1e-7)
+    signal, spread = np.sqrt(a), np.sqrt(1 - a)
+    np.testing.assert_allclose(spread / (signal + spread), sigma, atol=1e-7)
     s = sigma[:, None, None]
     mixed = schedule.flow_latents(schedule.add_noise(z, noise, a), a)
     np.testing.assert_allclose(mixed, (1 - s) * z + s * noise, atol=1e-6)
