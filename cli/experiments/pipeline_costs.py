@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from .pipelines import RECIPES, Cost, Costs, Pipeline, pipeline, recommended
 from .resuming import COSTS
 from .trials import PICTURES, cached_trial, choices
 
-TURNS, STEPS, WARM = 3, 4, 2
+TURNS, STEPS, WARM = 5, 4, 2
 """How often each stage is begun, how many of its steps are measured then, and how many are let go first."""
 MEASURED_ON = "goblet"
 """A development concept; what a step costs is the same for all."""
@@ -77,7 +76,8 @@ def _second(model: DiffusersModel, arm: Pipeline, class_word: str) -> Callable[[
 
 
 def measure(model: DiffusersModel, turns: int = TURNS, steps: int = STEPS, warm: int = WARM) -> dict[str, Any]:
-    """Begin every stage in turns, so that a busy machine slows all of them, and take medians. As plain data."""
+    """Begin every stage in turns, so that a busy machine slows all of them, and take the least of each: whatever else
+    runs can only add. As plain data."""
     pictures, _, _ = concept_images(MEASURED_ON, PICTURES, seed=1)
     images = list(as_training_images(pictures))
     made, seen = stages(model), clock(model)
@@ -88,7 +88,7 @@ def measure(model: DiffusersModel, turns: int = TURNS, steps: int = STEPS, warm:
                 started = seen()
                 with make().begin(model, images) as run:
                     found[name].append(_cost(run, started, seen, warm, steps))
-    return {name: asdict(_median(those)) for name, those in found.items()}
+    return {name: asdict(_least(those)) for name, those in found.items()}
 
 
 def _cost(run: TrainingRun, started: float, seen: Callable[[], float], warm: int, steps: int) -> Cost:
@@ -103,8 +103,8 @@ def _cost(run: TrainingRun, started: float, seen: Callable[[], float], warm: int
     raise RuntimeError(f"the training ended within {warm + steps} steps")
 
 
-def _median(costs: Sequence[Cost]) -> Cost:
-    return Cost(*(statistics.median(getattr(cost, part) for cost in costs) for part in ("begin", "step")))
+def _least(costs: Sequence[Cost]) -> Cost:
+    return Cost(*(min(getattr(cost, part) for cost in costs) for part in ("begin", "step")))
 
 
 def measured_costs(model: DiffusersModel, folder: Path) -> Costs:
