@@ -12,7 +12,11 @@ DEFAULT_CONCEPT, DEFAULT_SEED = "goblet", 1
 
 
 def main(
-    out: Path = Path("out/demo"), concept: str = DEFAULT_CONCEPT, seed: int = DEFAULT_SEED, steps: int | None = None
+    out: Path = Path("out/demo"),
+    concept: str = DEFAULT_CONCEPT,
+    seed: int = DEFAULT_SEED,
+    steps: int | None = None,
+    every: bool = False,
 ) -> dict[str, Any]:
     """Learn one word three times, from the same pictures, seed and steps: with plain textual inversion, CoRe and MLM.
 
@@ -24,6 +28,8 @@ def main(
         concept: A held-out concept of ConceptWorld.
         seed: Of pictures, training and sampling alike.
         steps: Training steps, if not the recipe's own.
+        every: All ten concepts instead, by plain textual inversion and by the best recipe: `every_concept.png` in OUT.
+            About a quarter of an hour.
     """
     from tqdm import tqdm
 
@@ -40,6 +46,12 @@ def main(
     if seed < 0:
         raise ValueError(f"--seed is 0 or more, not {seed}")
     require_folder(out)
+    if every:
+        if steps is not None or concept != DEFAULT_CONCEPT:
+            raise ValueError("--every takes all concepts, each by its recipe: leave out --concept and --steps")
+        from .every_concept import every_concept
+
+        return every_concept(out, seed)
     started = time.perf_counter()
     model = demo_model()
     changes = {} if steps is None else {"steps": steps}

@@ -4,17 +4,21 @@ import json
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from contextual_inversion.cli.experiments import every_concept
 from contextual_inversion.cli.experiments.claims import as_markdown, compare
+from contextual_inversion.cli.experiments.pipelines import Pipeline
 from contextual_inversion.cli.experiments.tables import END, START, rewrite_tables
-from contextual_inversion.cli.experiments.trials import Arm, Comparison, cached_trial
+from contextual_inversion.cli.experiments.trials import Arm, Comparison, Trial, cached_trial
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.files import load_embedding
 from contextual_inversion.core.training.presets import DEMO
 from contextual_inversion.core.world import prompts as world_prompts
+from contextual_inversion.core.world.concepts import CONCEPTS, TEN
 
 HEADLINE = {"prompt_fidelity", "subject_similarity", "sim1", "sim2", "seconds"}
 
@@ -42,6 +46,67 @@ def test_demo_writes_pictures_embeddings_and_report(tmp_path: Path, monkeypatch:
 def test_demo_names_the_concepts_it_has(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--concept", "unicorn"]) == 1
     assert "horned-cat" in capsys.readouterr().err
+
+
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Trials that take no time: the later a concept comes, the better its word. What was asked for."""
+    asked: list[tuple[str, str]] = []
+
+    def trial(model: object, arm: Pipeline, name: str, seed: int) -> Trial:
+        asked.append((arm.name, name))
+        prompts = world_prompts.held_out_prompts(CONCEPTS[name].background)
+        pictures = np.stack([np.full((128, 128, 3), index, np.uint8) for index, _ in enumerate(prompts)])
+        return Trial(None, pictures, prompts, {"composed": len(asked) / 30, "fidelity": 1.0})
+
+    monkeypatch.setattr(every_concept, "run_pipeline_trial", trial)
+    return asked
+
+
+def test_every_concept_has_its_row_and_an_interrupted_run_its_sheet(tmp_path: Path, learned: list) -> None:
+    report_file = tmp_path / "report.json"
+    assert main(["demo", "--every", "--out", str(tmp_path), "--json", str(report_file)]) == 0
+    report = json.loads(report_file.read_text())
+    assert learned == [(recipe, name) for name in TEN for recipe in report["recipes"]]
+    assert report["recipes"] == ["ti", every_concept.BEST]
+    assert list(report["concepts"]) == list(TEN)[::-1]  # the best first
+    assert report["typical"] == list(TEN)[4]  # of ten, the worse of the two in the middle
+    with Image.open(tmp_path / "every_concept.png") as sheet:
+        assert sheet.width > (1 + 2 * every_concept.PLACES) * 160
+        assert sheet.height > len(TEN) * 160
+
+
+def test_a_concept_is_shown_in_places_that_were_never_trained_on() -> None:
+    for concept in TEN.values():
+        prompts = world_prompts.held_out_prompts(concept.background)
+        chosen = [prompts[index] for index in every_concept.shown(prompts)]
+        places = [prompt.background for prompt in chosen]
+        assert len(set(places)) == every_concept.PLACES
+        assert concept.background not in places
+        assert all(prompt.second is None is prompt.style for prompt in chosen)
+
+
+def test_what_was_learned_is_on_the_sheet_when_the_next_one_fails(
+    tmp_path: Path, learned: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine = every_concept.run_pipeline_trial
+
+    def stopped(model: object, arm: Pipeline, name: str, seed: int) -> Trial:
+        if len(learned) == 4:
+            raise KeyboardInterrupt
+        return fine(model, arm, name, seed)
+
+    monkeypatch.setattr(every_concept, "run_pipeline_trial", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        every_concept.every_concept(tmp_path, 1)
+    with Image.open(tmp_path / "every_concept.png") as sheet:
+        assert 2 * 160 < sheet.height < 3 * 160
+
+
+@pytest.mark.parametrize("more", [["--concept", "castle"], ["--steps", "3"]])
+def test_every_concept_takes_no_concept_and_no_steps(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--every", *more]) == 1
+    assert "leave out --concept and --steps" in capsys.readouterr().err
 
 
 def test_a_comparison_is_paired_by_concept_and_seed() -> None:
