@@ -57,11 +57,23 @@ def test_another_thing_is_not_the_concept(autoencode) -> None:
     assert found.similarity < same.similarity - 0.1
 
 
-def test_a_picture_depends_on_its_prompt_and_seed_alone() -> None:
+def test_pictures_that_were_read_are_not_read_again(autoencode, judge, monkeypatch) -> None:
+    references, _, _ = concept_images("castle")
+    pictures = autoencode(pictures_that(PROMPTS))
+    verdicts = judge.read(pictures)
+    whole, seen, read = score(pictures, PROMPTS, CASTLE, references, judge=judge), [], judge.read
+    monkeypatch.setattr(judge, "read", lambda images: seen.append(len(images)) or read(images))
+    told = score(pictures, PROMPTS, CASTLE, references, judge=judge, verdicts=verdicts)
+    assert repr(told) == repr(whole)  # what no prompt asks for is NaN, which equals nothing
+    assert seen == [len(references)]
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_picture_depends_on_its_prompt_and_seed_alone(eta: float) -> None:
     model = DiffusersModel.from_tiny(load_tiny())
     templates = ["a photo of a {} in the snow", "a photo of a {} on lava", "a {} at night"]
-    together = draw(model, templates, [3, 4, 5], words="house", steps=2)
-    alone = draw(model, templates[1:2], [4], words="house", steps=2)
+    together = draw(model, templates, [3, 4, 5], words="house", steps=2, eta=eta)
+    alone = draw(model, templates[1:2], [4], words="house", steps=2, eta=eta)
     # Bytes: batched and single convolutions may round differently by less than one grey level.
     assert np.abs(together[1].astype(int) - alone[0].astype(int)).max() <= 1
     assert np.abs(together[0].astype(int) - together[1].astype(int)).max() > 10
