@@ -42,7 +42,7 @@ SAMPLING: dict[str, Any] = {
     CANDIDATE: {"steps": 25, "guidance": 3.0, "eta": 1.0},
 }[FORM]
 """How its pictures are drawn where nothing else is asked for. With noise at every step (`eta` 1), as METHODS.md 2.7
-draws, two colours lie as the caption says in a tenth more of the pictures (pretraining/candidates)."""
+draws, what a caption asks for is there more often (pretraining/candidates has by how much)."""
 
 TEXT_ENCODER: dict[str, Any] = {
     "vocab_size": VOCABULARY,
