@@ -48,7 +48,7 @@ class Learned:
         return float(self.figures[1][BOTH])
 
 
-def every_concept(out: Path, seed: int, names: Sequence[str] = tuple(TEN)) -> dict[str, Any]:
+def every_concept(out: Path, seed: int) -> dict[str, Any]:
     """Learn every concept both ways; after each one the sheet `every_concept.png` in OUT has all that there are.
 
     Returns the figures of all, the best first, and which concept is the typical one: of those in the middle the worse.
@@ -58,7 +58,7 @@ def every_concept(out: Path, seed: int, names: Sequence[str] = tuple(TEN)) -> di
     model = demo_model()
     arms = [pipeline(model, RECIPES[name]) for name in (PLAIN, BEST)]
     found: list[Learned] = []
-    for name in tqdm(names, desc="concepts", unit="concept"):
+    for name in tqdm(TEN, desc="concepts", unit="concept"):
         references, _, _ = concept_images(name, PICTURES, seed=seed)
         plain, best = (run_pipeline_trial(model, arm, name, seed) for arm in arms)
         found.append(Learned(name, references[0], (plain, best)))
@@ -89,6 +89,8 @@ def sheet(found: Sequence[Learned], labels: Sequence[str], seed: int) -> Image.I
 
 def shown(prompts: Sequence[EvaluationPrompt]) -> list[int]:
     """Which prompts are shown: the first of one thing in each of `PLACES` held-out places."""
-    alone = [(prompt.background, index) for index, prompt in enumerate(prompts) if not (prompt.second or prompt.style)]
-    first = {place: min(index for where, index in alone if where == place) for place, _ in alone}
+    first: dict[str | None, int] = {}
+    for index, prompt in enumerate(prompts):
+        if not (prompt.second or prompt.style):
+            first.setdefault(prompt.background, index)
     return [first[place] for place in EVALUATION_BACKGROUNDS if place in first][:PLACES]

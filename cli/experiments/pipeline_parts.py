@@ -72,7 +72,7 @@ def _compared(
     if len(made) < len(RECIPES):
         lacking = ", ".join(name for name, recipe in RECIPES.items() if recipe not in made)
         print(f"without {lacking}: what their steps cost was not measured with the others")
-    arms = [pipeline(model, recipe, inherited(recipe, chosen), costs) for recipe in made]
+    arms = [pipeline(model, recipe, inherited(model, recipe, chosen), costs) for recipe in made]
     base = next(arm for arm in arms if arm.name == best)
     arms += [PREDICTED] if predicted else []
     arms += [

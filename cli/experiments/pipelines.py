@@ -155,11 +155,11 @@ WEIGHTS = ("core_embedding", "core_attention", "mlm")
 """Values of a regularizer, which are about a word whatever else is trained; others are about one kind of training."""
 
 
-def inherited(recipe: Recipe, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def inherited(model: DiffusersModel, recipe: Recipe, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What a search chose for the recipe: its own values, and for those that it has none of the most alike recipe's.
 
     Alike are those that train the same, then those with the same regularizers; a regularizer's own weights may come
-    from any other. What nobody has is missing, and so are values that the recipe does not take.
+    from any other. What nobody has is missing, and so is what the recipe has no recommended value of.
     """
     own = (recipe.method, bool(recipe.second), recipe.directional)
     rows = []
@@ -171,16 +171,7 @@ def inherited(recipe: Recipe, chosen: Mapping[str, Mapping[str, Any]]) -> dict[s
     found: dict[str, Any] = {}
     for _, values in sorted(rows, key=lambda row: row[0]):
         found |= values
-    return {key: value for key, value in found.items() if _takes(recipe, key)}
-
-
-def _takes(recipe: Recipe, key: str) -> bool:
-    """Whether a value has a part in the recipe."""
-    if key in WEIGHTS:
-        return recipe.mlm if key == "mlm" else recipe.core
-    if key == "second_steps":
-        return bool(recipe.second)
-    return True
+    return {key: found[key] for key in recommended(model, recipe) if key in found}
 
 
 def pipeline(

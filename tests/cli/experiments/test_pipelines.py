@@ -139,7 +139,7 @@ def test_what_was_not_searched_is_taken_from_the_most_alike():
         "word-lora": {"learning_rate": 0.05, "weight_rate": 2e-3, "rank": 16},
         "dti": {"learning_rate": 0.06},
     }
-    found = {name: inherited(recipe, chosen) for name, recipe in RECIPES.items()}
+    found = {name: inherited(NARROW, recipe, chosen) for name, recipe in RECIPES.items()}
     for name, values in chosen.items():
         assert found[name] == values
     assert found["ti_tlora"] == chosen["ti_lora"]
@@ -150,7 +150,7 @@ def test_what_was_not_searched_is_taken_from_the_most_alike():
     assert found["dreambooth-lora_mlm"] == {"mlm": 0.04}
     assert found["custom-diffusion"] == {}
     for name, recipe in RECIPES.items():
-        assert inherited(recipe, {}) == {}
+        assert inherited(NARROW, recipe, {}) == {}
         assert found[name].keys() <= recommended(NARROW, recipe).keys()
 
 
