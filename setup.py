@@ -7,9 +7,6 @@ ROOT = "contextual_inversion"
 SHIPPED = ("core", "nodes", "cli")
 DATA = ["*.safetensors", "*.json", "*.txt", "*.md", "*.png", "*.jpg", "*.jpeg"]
 
-CANDIDATE = "core/models/tiny/weights/candidate/*"
-"""Weights that only a clone needs, for the figures that are made before they become the bundled ones."""
-
 subpackages = find_packages(include=[pattern for name in SHIPPED for pattern in (name, f"{name}.*")])
 
 
@@ -24,7 +21,6 @@ setup(
     cmdclass={"build_py": BuildWithoutThisScript},
     packages=[ROOT, *(f"{ROOT}.{name}" for name in subpackages)],
     include_package_data=False,
-    exclude_package_data={ROOT: [CANDIDATE]},
     package_data={
         # `**` so that a data folder needs no __init__.py of its own.
         ROOT: [

@@ -57,7 +57,7 @@ class LoadDemoModel(io.ComfyNode):
     @classmethod
     def execute(cls, kind: str = STABLE_DIFFUSION) -> io.NodeOutput:
         if kind == FLOW:
-            parts = demo_model.load_flow_patcher, demo_model.load_flow_clip, demo_model.load_flow_vae
+            parts = demo_model.load_flow_patcher, demo_model.load_flow_clip, demo_model.load_vae
         else:
             parts = demo_model.load_model_patcher, demo_model.load_clip, demo_model.load_vae
         return io.NodeOutput(*(load() for load in parts))

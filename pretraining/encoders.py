@@ -14,7 +14,7 @@ from ..core.models.tiny.token_table import TABLE_KEY, pack
 from ..core.models.tiny.weights import write_tensors
 from ..core.world.scenes import WORLD_VERSION
 from .captions import Words, sample_captions, token_batch, used_tokens
-from .forms import FORMS
+from .forms import BUNDLED, Form
 from .pictures import pictures
 from .processes import Processes
 from .run import Plan, Run
@@ -57,7 +57,7 @@ def train_encoders(
     steps: int = 900,
     batch: int = 192,
     scenes: int = 24_000,
-    form: str = "candidate",
+    form: Form = BUNDLED,
 ) -> None:
     """Train both encoders and write a form's weight files (rank 0)."""
     device = processes.device
@@ -108,9 +108,12 @@ def train_encoders(
 
     run.train(loss, after)
     if processes.first:
-        command = f"pretraining.tiny_model --stage encoders ({form})"
-        facts = {"steps": str(run.step), "world": WORLD_VERSION, "command": command}
+        facts = {
+            "steps": str(run.step),
+            "world": WORLD_VERSION,
+            "command": "pretraining.tiny_model --stage encoders",
+        }
         state = dict(text.state_dict())
         table = pack(tokens, state.pop(TABLE_KEY))
-        write_tensors(FORMS[form].path("text_encoder"), {**state, **table}, facts)
-        write_tensors(FORMS[form].path("image_encoder"), dict(image.state_dict()), facts)
+        write_tensors(form.path("text_encoder"), {**state, **table}, facts)
+        write_tensors(form.path("image_encoder"), dict(image.state_dict()), facts)

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from ..core.inspection.world.report import tiny_autoencode
@@ -18,9 +17,7 @@ from ..core.world.captions import caption
 from ..core.world.concepts import CONCEPTS
 from ..core.world.render import concept_images, render
 from ..core.world.scenes import IMAGE_SIZE, Scene
-from .forms import FORMS
 from .pictures import scene
-from .vae import reconstruct
 
 PROMPTS = (
     "a photo of a red ball on the grass",
@@ -85,27 +82,8 @@ def curves(logs: Path, path: Path) -> None:
     figure.savefig(path, dpi=80)
 
 
-def vae_comparison(path: Path, zoom: int = 2) -> None:
-    """Every held-out concept beside what today's VAE and the candidate make of it, two concepts a row, enlarged."""
-    device = torch.device("cpu")
-    drawn = np.concatenate([concept_images(name, 1)[0] for name in CONCEPTS])
-    copies = [
-        (reconstruct(vae, drawn, device) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        for vae in (form.load("vae") for form in FORMS.values())
-    ]
-    side, line = IMAGE_SIZE * zoom, 16
-    page = Image.new("RGB", (6 * (side + 2), 5 * (side + line)), "white")
-    text = ImageDraw.Draw(page)
-    for i, name in enumerate(CONCEPTS):
-        for j, (kind, image) in enumerate(zip(("drawn", "today's VAE", "candidate"), (drawn, *copies), strict=True)):
-            x, y = (i % 2 * 3 + j) * (side + 2), i // 2 * (side + line)
-            page.paste(Image.fromarray(image[i]).resize((side, side), Image.Resampling.NEAREST), (x, y))
-            text.text((x + 2, y + side), f"{name}, {kind}", fill="black", font_size=12)
-    page.save(path, quality=88)
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Write world.png, concepts.png, reconstructions.png, samples.png, curves.png and vae_candidate.jpg."""
+    """Write world.png, concepts.png, reconstructions.png, samples.png and curves.png."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--logs", type=Path, default=None, help="folder of the training's *.jsonl files")
@@ -125,8 +103,6 @@ def main(arguments: list[str] | None = None) -> None:
     sheet(drawn[:8] + decoded, ["render"] * 8 + ["through the VAE"] * 8, 8).save(options.out / "reconstructions.png")
     sampled = list(draw(DiffusersModel.from_tiny(model), PROMPTS, range(len(PROMPTS))))
     sheet(sampled, list(PROMPTS), 8).save(options.out / "samples.png")
-    if FORMS["candidate"].path("vae").exists():
-        vae_comparison(options.out / "vae_candidate.jpg")
     if options.logs:
         curves(options.logs, options.out / "curves.png")
 

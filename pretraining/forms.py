@@ -1,26 +1,25 @@
-"""The two forms of the model: the bundled one, and the candidate that is to follow it part by part."""
+"""What a stage trains, and what it may begin from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..core.form import BUNDLED, CANDIDATE, FORM, VARIABLE
-from ..core.models.tiny import build, config
+from ..core.models.tiny import build
 from ..core.models.tiny.load import load_part
-from ..core.models.tiny.weights import FOLDERS, read_tensors
+from ..core.models.tiny.weights import FOLDER, read_tensors, tiny_weights_path
 
 
 @dataclass(frozen=True)
 class Form:
-    """The numbers of the parts that a form has of its own, and the folder of its weights."""
+    """A model in training: the folder of its weights, the bundled ones' unless another is given, and the numbers of the
+    parts that differ from the bundled ones (`core.models.tiny.config`)."""
 
-    name: str
-    folder: Path
-    numbers: dict[str, dict[str, Any]]
+    folder: Path = FOLDER
+    numbers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def path(self, part: str) -> Path:
         """The weight file of `part`, whether it is there or not."""
@@ -31,46 +30,36 @@ class Form:
         maker = getattr(build, f"build_{part}")
         return maker(self.numbers[part]) if part in self.numbers else maker()
 
-    def load(self, part: str, device: str | torch.device = "cpu") -> torch.nn.Module:
-        """`part` with its weights, frozen; the bundled one where this form has neither numbers nor a file of its own.
+    def found(self, part: str) -> Path:
+        """The weight file that `load` reads: its own, or the bundled one where it has neither numbers nor a file of its
+        own."""
+        bundled = part not in self.numbers and not self.path(part).exists()
+        return tiny_weights_path(part) if bundled else self.path(part)
 
-        Raises FileNotFoundError where the form has numbers for it and no weights have been trained.
-        """
-        if part not in self.numbers and not self.path(part).exists():
-            return load_part(part, device, form=BUNDLED)
+    def load(self, part: str, device: str | torch.device = "cpu") -> torch.nn.Module:
+        """`part` with its weights, frozen. Raises FileNotFoundError where `found` names a file that is not there."""
+        if self.found(part) == tiny_weights_path(part):
+            return load_part(part, device)
         module = self.build(part)
         module.load_state_dict(read_tensors(self.path(part)))
         return module.requires_grad_(False).eval().to(device)
 
 
-FORMS = {
-    BUNDLED: Form(BUNDLED, FOLDERS[BUNDLED], {"vae": config.VAE_BUNDLED, "unet": config.UNET_BUNDLED}),
-    CANDIDATE: Form(
-        CANDIDATE,
-        FOLDERS[CANDIDATE],
-        {"vae": config.VAE_CANDIDATE, "unet": config.UNET_CANDIDATE, "transformer": config.TRANSFORMER},
-    ),
-}
-FLOW = "flow"
-STARTS = (*FORMS, FLOW, "fresh")
-"""Weights that a stage may begin from: a form's, those of the flow matching model's VAE or judge, or none."""
+BUNDLED = Form()
+FLOW, FRESH = "flow", "fresh"
+STARTS = ("bundled", FLOW, FRESH)
+"""Weights that a stage may begin from: the bundled ones, the flow matching model's judge, or none."""
 
 
 def start_path(start: str, part: str) -> Path:
     """The weight file of `part` that `start`, one of `STARTS` but "fresh", stands for, whether it is there or not."""
-    return FORMS[BUNDLED].path(f"flow_{part}") if start == FLOW else FORMS[start].path(part)
-
-
-def require_world(form: str) -> None:
-    """Raises ValueError where this process has not the concepts of `form`: a judge has a class for each of them."""
-    if form != FORM:
-        raise ValueError(f"the {form} form has concepts of its own: set {VARIABLE}={form}")
+    return tiny_weights_path(f"{FLOW}_{part}" if start == FLOW and part == "judge" else part)
 
 
 def inherit(
     own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], grown: dict[str, int]
 ) -> dict[str, torch.Tensor]:
-    """`own` with another form's weights over it; `grown[key]` is the axis along which it may be the longer one.
+    """`own` with other weights over it; `grown[key]` is the axis along which it may be the longer one.
 
     Raises ValueError where anything else differs, or where `state` is the longer one.
     """

@@ -15,7 +15,7 @@ from ..core.models.tiny.weights import read_tensors, write_tensors
 from ..core.world.concepts import CONCEPTS
 from ..core.world.render import render
 from ..core.world.scenes import BACKGROUNDS, COLOURS, SHAPES, STYLES, WORLD_VERSION, WORN, Scene, SecondObject
-from .forms import FORMS, Form, inherit, require_world, start_path
+from .forms import BUNDLED, FRESH, Form, inherit, start_path
 from .pictures import scene as training_scene
 from .processes import Processes
 from .run import Plan, Run
@@ -80,8 +80,8 @@ def decoded_pictures(
 
     They are kept in `folder` under a name that says for how many kinds and after which VAE.
     """
-    vae_file = hashlib.sha256(form.path("vae").read_bytes()).hexdigest()[:8]
-    path = folder / "pictures" / f"judge-{split}-{n}.{len(KINDS)}-{form.name}-{vae_file}.pt"
+    vae_file = hashlib.sha256(form.found("vae").read_bytes()).hexdigest()[:8]
+    path = folder / "pictures" / f"judge-{split}-{n}.{len(KINDS)}-{vae_file}.pt"
     scenes = [judged_scene(i, split) for i in range(n)]
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of work
@@ -112,7 +112,7 @@ def disturb(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def inherit_judge(network: JudgeNetwork, state: dict[str, torch.Tensor]) -> None:
     """Take over a judge that knows as many kinds or fewer; of those that it lacks the rows stay as they are.
 
-    Raises ValueError where anything else differs, or where `state` knows more. What a judge knows begins `EVERY_KIND`.
+    Raises ValueError where anything else differs, or where `state` knows more. What a judge knows begins `KINDS`.
     """
     grown = {KIND_ROWS: 0, KIND_ROWS.replace("weight", "bias"): 0}
     network.load_state_dict(inherit(network.state_dict(), state, grown))
@@ -124,27 +124,26 @@ def train_judge(
     steps: int = 2000,
     batch: int = 32,
     scenes: int = 4800,
-    form: str = "candidate",
-    start: str = "fresh",
+    form: Form = BUNDLED,
+    start: str = FRESH,
 ) -> None:
     """Train the judge of what comes out of a form's VAE and write its weights (rank 0).
 
     `start` is one of `STARTS`: one that has judged another VAE's pictures has a quarter of the rate, and may know fewer
-    concepts. Raises ValueError where this process has not the form's concepts.
+    concepts.
     """
-    require_world(form)
-    device, chosen = processes.device, FORMS[form]
+    device = processes.device
     if processes.first:
-        decoded_pictures(folder, "train", scenes, chosen)
+        decoded_pictures(folder, "train", scenes, form)
     processes.wait()
-    images, truth, _ = decoded_pictures(folder, "train", scenes, chosen)
+    images, truth, _ = decoded_pictures(folder, "train", scenes, form)
     torch.manual_seed(0)
     network = JudgeNetwork().to(device)
-    if start != "fresh":
+    if start != FRESH:
         inherit_judge(network, read_tensors(start_path(start, "judge")))
     plan = Plan(
         steps,
-        rate=2e-3 if start == "fresh" else 5e-4,
+        rate=2e-3 if start == FRESH else 5e-4,
         warm_up=50,
         decay=0.5,
         weight_decay=0.01,
@@ -171,6 +170,9 @@ def train_judge(
     run.train(loss)
     if processes.first:
         run.swap_ema()
-        command = f"pretraining.tiny_model --stage judge ({form})"
-        facts = {"steps": str(run.step), "world": WORLD_VERSION, "command": command}
-        write_tensors(chosen.path("judge"), dict(network.state_dict()), facts)
+        facts = {
+            "steps": str(run.step),
+            "world": WORLD_VERSION,
+            "command": "pretraining.tiny_model --stage judge",
+        }
+        write_tensors(form.path("judge"), dict(network.state_dict()), facts)

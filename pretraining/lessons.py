@@ -33,7 +33,7 @@ VALIDATED = 128
 def latents(folder: Path, split: str, n: int, processes: Processes, form: Form) -> torch.Tensor:
     """Encoded pictures (n, channels, 16, 16) fp16; every process encodes its share once, then all read the files."""
     rank, size = processes.rank, processes.size
-    stem = f"{split}-{n}.{form.name}-{encoder_digest(form)}.latents"
+    stem = f"{split}-{n}.{encoder_digest(form)}.latents"
     path = folder / "pictures" / f"{stem}{rank}of{size}.pt"
     if not path.exists():
         vae = form.load("vae", processes.device).to(memory_format=torch.channels_last)
@@ -53,7 +53,7 @@ def latents(folder: Path, split: str, n: int, processes: Processes, form: Form) 
 def encoder_digest(form: Form) -> str:
     """Eight hex digits of the VAE encoder's weights: other weights make other latents, the decoder's make none."""
     digest = hashlib.sha256()
-    for key, value in sorted(read_tensors(form.path("vae")).items()):
+    for key, value in sorted(read_tensors(form.found("vae")).items()):
         if key.startswith("encoder."):
             digest.update(value.numpy().tobytes())
     return digest.hexdigest()[:8]

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from ..core.world.backgrounds import paint
+from ..core.world.concepts import RESERVED
 from ..core.world.drawing import FIGURES, SUPERSAMPLE, Canvas
 from ..core.world.render import apply_style
 from ..core.world.scenes import BACKGROUNDS, COLOURS, IMAGE_SIZE, SHAPES
-from .coming import RESERVED_TOO
 
 PATTERNS = ("spots", "stripes", "checks", "rings")
 SIDE = IMAGE_SIZE * SUPERSAMPLE
@@ -63,7 +63,7 @@ def look(rng: np.random.Generator) -> tuple[str, str, str]:
     while True:
         shape = SHAPES[int(rng.integers(len(SHAPES)))]
         one, two = (list(COLOURS)[int(i)] for i in rng.choice(len(COLOURS), 2, replace=False))
-        if (shape, one, two) not in RESERVED_TOO and (shape, two, one) not in RESERVED_TOO:
+        if (shape, one, two) not in RESERVED and (shape, two, one) not in RESERVED:
             return shape, one, two
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.world.concepts import RESERVED
 from ..core.world.render import render
 from ..core.world.scenes import IMAGE_SIZE, Scene, sample_scene
-from .coming import RESERVED_TOO
 
 CHUNK = 500
 
 
 def scene(split: str, index: int) -> Scene:
     """Scene number `index` of the split "train" or "test"; the two never share a seed."""
-    return sample_scene(np.random.default_rng([{"train": 1, "test": 2}[split], index]), RESERVED_TOO)
+    return sample_scene(np.random.default_rng([{"train": 1, "test": 2}[split], index]), RESERVED)
 
 
 def _chunk(split: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

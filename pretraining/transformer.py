@@ -16,7 +16,7 @@ from ..core.models.tiny import config
 from ..core.models.tiny.flow import patches, places, shifted
 from ..core.models.tiny.weights import write_tensors
 from ..core.world.scenes import WORLD_VERSION
-from .forms import FORMS
+from .forms import BUNDLED, Form
 from .lessons import Lessons, Told
 from .processes import Processes
 from .run import Plan, Run
@@ -39,13 +39,13 @@ def train_transformer(
     batch: int = 32,
     scenes: int = 24_000,
     compile_network: bool = True,
-    form: str = "candidate",
+    form: Form = BUNDLED,
 ) -> None:
     """Train the transformer; every 250 steps its EMA becomes the form's weight file (rank 0)."""
-    device, chosen = processes.device, FORMS[form]
-    lessons = Lessons(folder, processes, chosen, scenes, batch // processes.size, config.FLOW_TOKENS)
+    device = processes.device
+    lessons = Lessons(folder, processes, form, scenes, batch // processes.size, config.FLOW_TOKENS)
     torch.manual_seed(0)
-    network = chosen.build("transformer").to(device)
+    network = form.build("transformer").to(device)
     set_to_identity(network)
     compiled = torch.compile(network, dynamic=False) if compile_network else network
     plan = Plan(steps, rate=2e-3, warm_up=200, decay=0.3, weight_decay=0.01, ema=0.999, save_every=250, muon=True)
@@ -87,9 +87,9 @@ def train_transformer(
         facts = {
             "steps": str(step),
             "world": WORLD_VERSION,
-            "command": f"pretraining.tiny_model --stage transformer ({form})",
+            "command": "pretraining.tiny_model --stage transformer",
         }
-        write_tensors(chosen.path("transformer"), dict(network.state_dict()), facts)
+        write_tensors(form.path("transformer"), dict(network.state_dict()), facts)
         run.swap_ema()
         return figures
 

@@ -12,7 +12,7 @@ from ..core.maths.schedule import add_noise, alpha_bar, scaled_linear_betas, vel
 from ..core.models.tiny import config
 from ..core.models.tiny.weights import read_tensors, write_tensors
 from ..core.world.scenes import WORLD_VERSION
-from .forms import FORMS, inherit, start_path
+from .forms import BUNDLED, FRESH, Form, inherit, start_path
 from .lessons import Lessons, Told
 from .processes import Processes
 from .run import Plan, Run
@@ -36,7 +36,7 @@ def stressed(objects: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def inherit_unet(unet: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Take over a UNet on another form's latents: channels that it lacks are not heeded at first, and predicted as 0.
+    """Take over a UNet on other latents: channels that it lacks are not heeded at first, and predicted as 0.
 
     Raises ValueError where more than the number of latent channels differs, or where `state` has more of them.
     """
@@ -54,24 +54,24 @@ def train_unet(
     batch: int = 64,
     scenes: int = 24_000,
     compile_network: bool = True,
-    form: str = "candidate",
+    form: Form = BUNDLED,
     start: str = "bundled",
     rate: float = 2e-3,
     decay: float = 0.3,
 ) -> None:
     """Train the UNet; every 250 steps its EMA becomes the form's weight file (rank 0).
 
-    `form` is one of `FORMS`, `start` one of `STARTS`: the weights to begin from, on as many latent channels as they
-    know, or "fresh" ones. `rate` falls to 0 over the last `decay` of the steps. `compile_network` saves about a fifth
-    of the time on CPUs; the start takes minutes longer.
+    `start` is one of `STARTS`: the weights to begin from, on as many latent channels as they know, or "fresh" ones.
+    `rate` falls to 0 over the last `decay` of the steps. `compile_network` saves about a fifth of the time on CPUs; the
+    start takes minutes longer.
     """
     from diffusers.models.attention_processor import AttnProcessor
 
-    device, chosen = processes.device, FORMS[form]
-    lessons = Lessons(folder, processes, chosen, scenes, batch // processes.size, config.POSITIONS)
+    device = processes.device
+    lessons = Lessons(folder, processes, form, scenes, batch // processes.size, config.POSITIONS)
     torch.manual_seed(0)
-    unet = chosen.build("unet")
-    if start != "fresh":
+    unet = form.build("unet")
+    if start != FRESH:
         inherit_unet(unet, read_tensors(start_path(start, "unet")))
     unet = unet.to(device)
     if device.type == "cpu":
@@ -108,8 +108,8 @@ def train_unet(
                 "val_caption": float(errors(unet, x0, told, t, noise).mean()),
                 "val_empty": float(errors(unet, x0, untold, t, noise).mean()),
             }
-        facts = {"steps": str(step), "world": WORLD_VERSION, "command": f"pretraining.tiny_model --stage unet ({form})"}
-        write_tensors(chosen.path("unet"), dict(unet.state_dict()), facts)
+        facts = {"steps": str(step), "world": WORLD_VERSION, "command": "pretraining.tiny_model --stage unet"}
+        write_tensors(form.path("unet"), dict(unet.state_dict()), facts)
         run.swap_ema()
         return figures
 

@@ -12,7 +12,7 @@ import torch
 
 from ..core.models.tiny.weights import read_tensors, write_tensors
 from ..core.world.scenes import WORLD_VERSION
-from .forms import FORMS, inherit, start_path
+from .forms import BUNDLED, FRESH, Form, inherit, start_path
 from .patterns import patterns
 from .pictures import pictures
 from .processes import Processes
@@ -90,7 +90,7 @@ def calm(vae: torch.nn.Module) -> None:
 
 
 def inherit_vae(vae: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Take over another form's weights; latent channels that it lacks keep theirs, and the decoder heeds them not yet.
+    """Take over other weights; latent channels that they lack keep theirs, and the decoder heeds them not yet.
 
     Raises ValueError where more than the number of latent channels differs, or where `state` has more of them.
     """
@@ -106,13 +106,13 @@ def train_vae(
     steps: int = 6000,
     batch: int = 8,
     scenes: int = 2500,
-    form: str = "candidate",
+    form: Form = BUNDLED,
     start: str = "bundled",
 ) -> None:
     """Train the autoencoder; its checkpoint is `folder/vae.pt`, and every 250 steps its EMA is written out (rank 0).
 
-    `form` is one of `FORMS`, `start` one of `STARTS`: the weights to begin from, with more latent channels where the
-    form has more, or "fresh" ones.
+    `start` is one of `STARTS`: the weights to begin from, with more latent channels where the form has more, or "fresh"
+    ones.
     """
     device = processes.device
     if processes.first:
@@ -124,9 +124,9 @@ def train_vae(
     _, test_images, test_masks = pictures(folder / "pictures", "test", 256)
     patterned = patterns(folder / "pictures", scenes)
     torch.manual_seed(0)
-    vae = FORMS[form].build("vae")
+    vae = form.build("vae")
     calm(vae)
-    if start != "fresh":
+    if start != FRESH:
         inherit_vae(vae, read_tensors(start_path(start, "vae")))
     vae = vae.to(device, memory_format=torch.channels_last)
     plan = Plan(steps, rate=1e-3, warm_up=100, decay=1.0, weight_decay=0.0, ema=0.995, save_every=250, muon=True)
@@ -148,8 +148,8 @@ def train_vae(
         if (step % 250 and step != plan.steps) or not processes.first:
             return None
         run.swap_ema()
-        facts = {"steps": str(step), "world": WORLD_VERSION, "command": f"pretraining.tiny_model --stage vae ({form})"}
-        write_tensors(FORMS[form].path("vae"), dict(vae.state_dict()), facts)
+        facts = {"steps": str(step), "world": WORLD_VERSION, "command": "pretraining.tiny_model --stage vae"}
+        write_tensors(form.path("vae"), dict(vae.state_dict()), facts)
         last = step == plan.steps
         figures = psnr(vae, *((test_images, test_masks) if last else (test_images[:64], test_masks[:64])), device)
         run.swap_ema()

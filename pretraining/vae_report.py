@@ -1,4 +1,4 @@
-"""What the two VAEs keep of a picture: `python -m contextual_inversion.pretraining.vae_report --out DIR` prints JSON.
+"""What the VAE keeps of a picture: `python -m contextual_inversion.pretraining.vae_report --out DIR` prints JSON.
 
 Held-out scenes and the ten held-out concepts in dB, and the spots of the spotted concepts counted (`core.world.spots`).
 """
@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core.models.tiny.weights import FOLDER
 from ..core.world.concepts import CONCEPTS
 from ..core.world.render import concept_images
 from ..core.world.scenes import BACKGROUNDS
 from ..core.world.spots import SpotCount, compare_spots
-from .forms import FORMS
+from .forms import Form
 from .pictures import pictures
 from .vae import psnr, reconstruct
 
@@ -58,12 +59,12 @@ def vae_report(vae: torch.nn.Module, folder: Path, n: int = 256) -> dict[str, di
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the report of the bundled VAE and of the candidate."""
+    """Print the report of a VAE."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="rendered pictures go here")
+    parser.add_argument("--weights", type=Path, default=FOLDER, help="folder of the VAE; the bundled one if not given")
     options = parser.parse_args(arguments)
-    for name, form in FORMS.items():
-        print(json.dumps({"vae": name, **vae_report(form.load("vae"), options.out)}, indent=1))
+    print(json.dumps(vae_report(Form(options.weights).load("vae"), options.out), indent=1))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ ONLY_IN_TRAIN_EXTRA = {"accelerate", "diffusers", "matplotlib", "open_clip", "ty
 # The two seams that everything speaks, the concept and the protocol of a model, are declarations beside the maths.
 # ConceptWorld's scenes, captions and renderer need no model; what judges pictures with one is an inspection.
 LAYERS = (
-    ("core.maths", "core.wording", "core.later", "core.form"),
+    ("core.maths", "core.wording", "core.later"),
     ("core.concept", "core.models.protocol"),
     ("core.networks", "core.prompts"),
     ("core.files", "core.world"),
@@ -286,14 +286,11 @@ def test_the_version_is_the_same_everywhere():
     assert f"## {version}" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-CANDIDATE = "core/models/tiny/weights/candidate/"
-
-
 def data_files() -> set[str]:
-    """Tracked files that the pack reads when it runs; weights that are to follow are a clone's alone."""
+    """Tracked files that the pack reads when it runs."""
     wanted = (*SHIPPED, "js", "workflows", "locales")
     names = {name.as_posix() for name in tracked_files() if name.parts[0] in wanted}
-    return {name for name in names if not name.startswith(CANDIDATE)} | {"__init__.py"}
+    return names | {"__init__.py"}
 
 
 def test_a_wheel_holds_all_that_runs_and_nothing_else(checkout, tmp_path):
@@ -341,4 +338,3 @@ def test_the_registry_archive_holds_what_comfyui_runs(checkout):
     assert not {
         name for name in names if name.split("/")[0] in ("tests", "pretraining", "scripts", "docs", "findings", ".ci")
     }
-    assert not {name for name in names if name.startswith(CANDIDATE)}

@@ -12,6 +12,7 @@ from ...core.maths.norms import NormMode
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.methods import METHODS, first_stages
 from ...core.training.presets import DEMO, recipes
+from ...core.training.regularizers.mlm import NARROW_LAMBDA
 from ...core.training.regularizers.registry import REGULARIZERS, Added
 from .companion_trials import run_companion_trial, run_neutral_companion_trial
 from .fast_trials import equal_seconds_table, fast_arms, run_fast_trial, sweep_arms
@@ -22,8 +23,8 @@ from .trials import CHOICES, Arm, Comparison, combined, core_inversion, mlm_inve
 
 LAMBDAS = (1e-5, 1e-4, 5e-4, 1e-3)
 """The manuscript's range (METHODS.md 2.6), for an encoder of width 768."""
-SCALED = (0.03,)
-"""What that becomes on the narrow encoder of the bundled model; stronger ones lose the subject (docs/claims.md)."""
+SCALED = (NARROW_LAMBDA,)
+"""What suits the narrow encoder of the bundled model."""
 RHOS = (0.15, 0.5, 0.9)
 RATES = (1e-2, 2e-2, 4e-2)
 """Learning rates of plain textual inversion, from where it obeys to where it swallows the prompt."""

@@ -13,8 +13,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.form import ENTERING
-from .paper_tables import Parts, gathered, methods_table, papers_table, provenance, reports_in
+from ...core.world.development import FOUR
+from .paper_tables import Parts, gathered, papers_table, provenance, reports_in
 from .pipeline_tables import pipelines_table
 from .resuming import COSTS, done_of, end_of, kept, published, take_up, unfinished, weights_digest
 from .tables import (
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ...core.models.diffusers_adapter import DiffusersModel
     from .trials import Arm, Comparison
 
-DEVELOPMENT = ("crested-bird", "goblet", *ENTERING)
+DEVELOPMENT = ("crested-bird", "goblet", *FOUR)
 """Concepts on which rates, steps and weights were chosen; never among those that are judged."""
 
 
@@ -270,7 +270,7 @@ def as_markdown(part: Comparison, found: dict[str, Any]) -> list[str]:
     return [*lines, "", "</details>"]
 
 
-SUMMARIES = {"papers": papers_table, "method-figures": methods_table, "pipeline-figures": pipelines_table}
+SUMMARIES = {"papers": papers_table, "pipeline-figures": pipelines_table}
 """Tables that are made of several parts' results, by the name in their marks."""
 
 

@@ -1,14 +1,24 @@
-"""`contextual-inversion demo`: one word learned with plain textual inversion, with CoRe and with MLM, side by side."""
+"""`contextual-inversion demo`: one word learned with plain textual inversion and by the best recipe, side by side."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-DEFAULT_CONCEPT, DEFAULT_SEED = "goblet", 1
-"""A development concept, and a seed where the difference is plain to see: an example. docs/claims.md has evidence."""
+from .defaults import BEST, PLAIN
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ...core.concept import Concept
+    from .pipelines import Pipeline
+
+DEFAULT_CONCEPT, DEFAULT_SEED = "castle", 1
+"""Of the judged concepts the one that the best recipe learns best in docs/claims/pipelines.json, and the first seed.
+
+The typical one and the worst are on the sheet of `every_concept`."""
 
 
 def main(
@@ -17,44 +27,52 @@ def main(
     seed: int = DEFAULT_SEED,
     steps: int | None = None,
     every: bool = False,
+    recipes: tuple[str, ...] = (PLAIN, BEST),
 ) -> dict[str, Any]:
-    """Learn one word three times, from the same pictures, seed and steps: with plain textual inversion, CoRe and MLM.
+    """Learn one word from the same pictures and seed by each of RECIPES: plain textual inversion and the best one.
 
-    Writes to OUT: `contact_sheet.png` (training pictures and five prompts never trained on), `ti.safetensors`,
-    `core.safetensors` and `mlm.safetensors` (the embeddings), and returns the figures of `report.json`.
+    Writes to OUT: `contact_sheet.png` (training pictures and five prompts never trained on) and for each recipe
+    `RECIPE.safetensors`, an embedding, or a bundle where weights were learned too. Returns the figures of the report.
 
     Args:
         out: The folder for the results.
         concept: A held-out concept of ConceptWorld.
         seed: Of pictures, training and sampling alike.
-        steps: Training steps, if not the recipe's own.
+        steps: Training steps of the first stage, if not the recipe's own.
         every: All ten concepts instead, by plain textual inversion and by the best recipe: `every_concept.png` in OUT.
             About a quarter of an hour.
+        recipes: How to learn it, in this order: pipelines of `claims`, such as core, mlm, core_lora.
     """
     from tqdm import tqdm
 
-    from ...core.files.embedding import save_embedding
     from ...core.inspection.contact_sheet import Row, contact_sheet
     from ...core.inspection.world.world_evaluation import draw
     from ...core.world import concepts as world
     from ...core.world.render import concept_images
     from ..places import require_folder, write_picture
-    from .trials import PICTURES, core_inversion, demo_model, mlm_inversion, plain_inversion, run_trial
+    from .pipeline_trials import run_pipeline_trial
+    from .pipelines import RECIPES
+    from .trials import PICTURES, demo_model, diagnosis
 
     if concept not in world.CONCEPTS:
         raise ValueError(f"no held-out concept {concept!r}; there are {', '.join(world.CONCEPTS)}")
+    if unknown := [name for name in recipes if name not in RECIPES]:
+        raise ValueError(f"no recipe {', '.join(map(repr, unknown))}; there are {', '.join(RECIPES)}")
+    if not recipes:
+        raise ValueError(f"--recipes names none; there are {', '.join(RECIPES)}")
     if seed < 0:
         raise ValueError(f"--seed is 0 or more, not {seed}")
     require_folder(out)
     if every:
-        if steps is not None or concept != DEFAULT_CONCEPT:
-            raise ValueError("--every takes all concepts, each by its recipe: leave out --concept and --steps")
+        if steps is not None or concept != DEFAULT_CONCEPT or recipes != (PLAIN, BEST):
+            raise ValueError(
+                "--every takes all concepts, each by the same two: leave out --concept, --steps, --recipes"
+            )
         from .every_concept import every_concept
 
         return every_concept(out, seed)
     started = time.perf_counter()
     model = demo_model()
-    changes = {} if steps is None else {"steps": steps}
     subject = world.CONCEPTS[concept]
     references, _, class_word = concept_images(concept, PICTURES, seed=seed)
     templates = showcase(subject.background)
@@ -68,13 +86,16 @@ def main(
         ),
     ]
     report: dict[str, Any] = {"concept": concept, "class_word": class_word, "seed": seed, "prompts": templates}
-    for arm in (build(model, **changes) for build in (plain_inversion, core_inversion, mlm_inversion)):
-        with tqdm(total=steps, desc=f"{arm.label:9}", unit="step") as bar:
-            trial = run_trial(model, arm, concept, seed, watch=_follow(bar))
-        path = save_embedding(trial.concept.renamed(arm.name), out, if_exists="replace")
-        report[arm.name] = {**headline(trial.figures), "embedding": path.name, "all": trial.figures}
+    report["recipes"] = list(recipes)
+    for name in recipes:
+        arm = _arm(model, name, steps)
+        with tqdm(total=sum(arm.steps), desc=f"{arm.label:9}", unit="step") as bar:
+            trial = run_pipeline_trial(model, arm, concept, seed, watch=_follow(bar))
+        figures = {**trial.figures, **diagnosis(model, trial.concept, seed)}
         pictures = draw(model, templates, seeds, concept=trial.concept)
-        rows.append(Row(arm.label, list(pictures), summary(trial.figures)))
+        found = {"embedding": _save(trial.concept.renamed(name), out), "shown": on_the_sheet(pictures, concept)}
+        report[name] = {**headline(figures), **found, "all": figures}
+        rows.append(Row(arm.label, list(pictures), summary(figures)))
     report["seconds"] = time.perf_counter() - started
     columns = [template.format(f"{class_word}*") for template in templates]
     sheet = contact_sheet(rows, columns, title=f"Contextual Inversion: the {class_word} “{concept}”, a new word")
@@ -85,14 +106,55 @@ def main(
     return report
 
 
-def showcase(without: str) -> list[str]:
-    """Five prompts that neither the training nor a regularisation prompt has seen: backgrounds held out of both."""
-    from ...core.world.captions import BACKGROUND_PHRASES
+def _arm(model: Any, name: str, steps: int | None) -> Pipeline:
+    from dataclasses import replace
+
+    from .pipelines import RECIPES, pipeline
+
+    arm = pipeline(model, RECIPES[name])
+    return arm if steps is None else replace(arm, changes={**arm.changes, "steps": steps})
+
+
+def _save(concept: Concept, out: Path) -> str:
+    from ...core.files.bundle import save_bundle
+    from ...core.files.embedding import save_embedding
+
+    alone = concept.lora is None and concept.layer_vectors is None
+    return (save_embedding if alone else save_bundle)(concept, out, if_exists="replace").name
+
+
+def on_the_sheet(pictures: np.ndarray, concept: str) -> dict[str, int]:
+    """Of the pictures of `showcase`'s prompts: on how many the judge names the concept, and on how many the place (or
+    the style) is the one that was asked for."""
+    from ...core.inspection.world.checks import default_judge
+    from ...core.world.concepts import CONCEPTS
+
+    verdicts = default_judge().read(pictures)
+    asked = showcase_scenes(CONCEPTS[concept].background)
+    right = [
+        one.background == place and one.style == style for (place, style), one in zip(asked, verdicts, strict=True)
+    ]
+    return {
+        "pictures": len(verdicts),
+        "recognised": sum(verdict.subject == CONCEPTS[concept].subject for verdict in verdicts),
+        "places": sum(right),
+    }
+
+
+def showcase_scenes(without: str) -> list[tuple[str, str]]:
+    """Places and styles of five pictures whose backgrounds are held out of training and regularization alike: the four
+    but the concept's own, then in a sketch."""
     from ...core.world.prompts import EVALUATION_BACKGROUNDS
 
-    places = [BACKGROUND_PHRASES[background][0] for background in EVALUATION_BACKGROUNDS if background != without]
-    prompts = [f"a photo of a {{}} {place}" for place in places]
-    return [*prompts, f"a sketch of a {{}} {places[0]}"][:5]
+    places = [background for background in EVALUATION_BACKGROUNDS if background != without]
+    return [*((place, "photo") for place in places), *((place, "sketch") for place in places)][:5]
+
+
+def showcase(without: str) -> list[str]:
+    """Prompts for `showcase_scenes`."""
+    from ...core.world.captions import BACKGROUND_PHRASES
+
+    return [f"a {style} of a {{}} {BACKGROUND_PHRASES[place][0]}" for place, style in showcase_scenes(without)]
 
 
 def headline(figures: dict[str, Any]) -> dict[str, float]:
@@ -113,19 +175,24 @@ def summary(figures: dict[str, Any]) -> str:
     return f"prompt obeyed {figures['fidelity']:.0%}\nsubject recognised {figures['recognised']:.0%}"
 
 
-def table(report: dict[str, Any], methods: Sequence[str] = ("ti", "core", "mlm")) -> list[str]:
+def table(report: dict[str, Any]) -> list[str]:
     """The headline figures as lines of text."""
+    methods: Sequence[str] = report["recipes"]
     names = list(report[methods[0]])
     shown = [name for name in names if isinstance(report[methods[0]][name], float)]
-    lines = [" " * 22 + "".join(f"{method:>10}" for method in methods)]
-    return lines + [f"{name:<22}" + "".join(f"{report[m][name]:>10.3f}" for m in methods) for name in shown]
+    lines = [" " * 22 + "".join(f"{method:>16}" for method in methods)]
+    return lines + [f"{name:<22}" + "".join(f"{report[m][name]:>16.3f}" for m in methods) for name in shown]
 
 
 def _follow(bar: Any) -> Callable[[Any], None]:
+    before, last = 0, 0
+
     def watch(event: Any) -> None:
-        bar.total = event.total_steps
-        bar.update(event.step - bar.n)
-        if event.step == event.total_steps:
+        nonlocal before, last
+        # A second stage counts from the beginning.
+        before, last = (before + last if event.step < last else before), event.step
+        bar.update(before + event.step - bar.n)
+        if bar.n == bar.total:
             bar.set_description(f"{bar.desc.removesuffix(': ')}, judging its pictures")
         if event.losses is not None and "diffusion" in event.losses:
             bar.set_postfix(loss=f"{float(event.losses['diffusion'].mean()):.3f}")

@@ -14,7 +14,7 @@ from ...core.world.concepts import CONCEPTS, TEN
 from ...core.world.prompts import EVALUATION_BACKGROUNDS, EvaluationPrompt
 from ...core.world.render import concept_images
 from ..places import write_picture
-from .pipeline_parts import BEST
+from .defaults import BEST, PLAIN
 from .pipeline_trials import run_pipeline_trial
 from .pipelines import RECIPES, pipeline
 from .trials import PICTURES, Trial, demo_model
@@ -22,7 +22,6 @@ from .trials import PICTURES, Trial, demo_model
 if TYPE_CHECKING:
     from PIL import Image
 
-PLAIN = "ti"
 PLACES = 3
 """Pictures of each concept by each recipe, one in each of so many places."""
 BOTH = "composed"

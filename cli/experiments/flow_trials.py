@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from functools import cache, partial
 from typing import Any
 
-from ...core.form import BUNDLED
 from ...core.inspection.world.checks import Judge
 from ...core.inspection.world.world_evaluation import draw
 from ...core.models.diffusers_adapter import DiffusersModel
@@ -44,8 +43,8 @@ class FlowArm(Arm):
 def weights_digest() -> str:
     """Twelve hex digits of the bundled flow matching model's weights and of its judge's."""
     digest = hashlib.blake2b(digest_size=6)
-    for part in ("transformer", "flow_vae", "text_encoder", "flow_judge"):
-        digest.update(tiny_weights_path(part, BUNDLED).read_bytes())
+    for part in ("transformer", "vae", "text_encoder", "flow_judge"):
+        digest.update(tiny_weights_path(part).read_bytes())
     return digest.hexdigest()
 
 
@@ -58,7 +57,7 @@ def flow_model() -> FlowModel:
 @cache
 def flow_judge() -> Judge:
     """Who has seen what comes out of its autoencoder."""
-    return Judge.of("flow_judge", BUNDLED)
+    return Judge.of("flow_judge")
 
 
 def beyond_part(model: DiffusersModel) -> Comparison:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...core.training.regularizers.mlm import NARROW_LAMBDA
 from .tables import table_header, table_row
 
 NOT_YET = "not measured yet"
@@ -49,8 +50,8 @@ def _table_2() -> Iterator[Row]:
     }
     for name, (kind, *values) in figures.items():
         for (metric, measure), (theirs, sign) in zip(STAND_INS.items(), values, strict=True):
-            place = ("mlm", "mlm", "ti") if kind == "ti" else ("methods", f"{kind}_mlm", kind)
-            yield Row("MLM 2", f"{name} → + MLM: {metric}", theirs, sign, *place, measure)
+            treated = "mlm" if kind == "ti" else f"{kind}_mlm"
+            yield Row("MLM 2", f"{name} → + MLM: {metric}", theirs, sign, "pipelines", treated, kind, measure)
 
 
 def _table_3() -> Iterator[Row]:
@@ -68,12 +69,12 @@ def _table_3() -> Iterator[Row]:
 def _table_4() -> Iterator[Row]:
     for rho, theirs in (("0.15", "0.279 → 0.305"), ("0.5", "0.279 → 0.304"), ("0.9", "0.279 → 0.299")):
         what = f"TI → + MLM, rho {rho}: CLIP-T"
-        yield Row("MLM 4", what, theirs, 1, "mlm-sweep", f"mlm_0.03_{rho}", "ti", "fidelity")
+        yield Row("MLM 4", what, theirs, 1, "mlm-sweep", f"mlm_{NARROW_LAMBDA:g}_{rho}", "ti", "fidelity")
 
 
 def _core() -> Iterator[Row]:
     for metric, measure in STAND_INS.items():
-        yield Row("CoRe", f"TI → CoRe: {metric}", "better", 1, "core", "core", "ti", measure)
+        yield Row("CoRe", f"TI → CoRe: {metric}", "better", 1, "pipelines", "core", "ti", measure)
     pieces = {"no_embedding": "L_emb", "no_attention": "L_attn", "no_window": "rescaling"}
     for name, piece in pieces.items():
         for metric, measure in STAND_INS.items():
@@ -123,28 +124,6 @@ def papers_table(parts: Parts) -> list[str]:
     return [*lines, *provenance(parts, sorted({row.part for row in ROWS}))]
 
 
-def methods_table(parts: Parts) -> list[str]:
-    """What each method reached, alone and with each regularizer: prompt fidelity and how often the subject is
-    recognised."""
-    trials = [trial for name in ("methods", "mlm") for trial in parts.get(name, {}).get("trials", [])]
-    additions = {"": "alone", "_core": "+ CoRe", "_mlm": "+ MLM", "_core_mlm": "+ CoRe + MLM"}
-    lines = table_header("method", *additions.values())
-    for kind, label in LABELS.items():
-        # The part "mlm" calls its arms by what is added to textual inversion.
-        names = [[kind + added, *([added.removeprefix("_")] if kind == "ti" else [])] for added in additions]
-        cells = [_reached(trials, own) for own in names]
-        lines.append(table_row(label, *cells))
-    return [*lines, *provenance(parts, ["methods", "mlm"])]
-
-
-LABELS = {
-    "ti": "textual inversion",
-    "xti": "XTI / P+",
-    "custom-diffusion": "Custom Diffusion",
-    "dreambooth-lora": "DreamBooth, LoRA",
-}
-
-
 def provenance(parts: Parts, names: Sequence[str]) -> list[str]:
     """A line that says at which commit and on which model the figures of these parts were made."""
     made = [(name, parts[name].get("commit"), parts[name].get("model")) for name in names if name in parts]
@@ -168,13 +147,3 @@ def _seen(row: Row, seen: Mapping[str, Any]) -> tuple[str, str, str]:
     means = f"{seen['control_mean']:.3f} → {seen['mean']:.3f}"
     gain = f"{seen['difference']:+.3f}, {seen['low']:+.3f} to {seen['high']:+.3f}"
     return f"{means} ({gain})", str(seen["pairs"]), verdict
-
-
-def _reached(trials: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    # Parts share their trials, so the same one may be there twice.
-    found = {(one["concept"], one["seed"]): one for one in trials if one["method"] in names}
-    if not found:
-        return NOT_YET
-    own = found.values()
-    fidelity, recognised = (sum(trial[key] for trial in own) / len(own) for key in ("fidelity", "recognised"))
-    return f"{fidelity:.0%}, {recognised:.0%} ({len(own)})"

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.one_picture.predict import require_fit
+from .defaults import BEST
 from .encoder_ways import loaded
 from .pipeline_costs import as_costs, as_data, measured_costs
 from .pipeline_tables import PART, leading_table
@@ -22,8 +23,6 @@ RECORD = "search.json"
 """The record of `search`, in the folder of results."""
 STAGES = "stages"
 """The folder of first stages, in that of the trials."""
-BEST = "mlm_lora"
-"""What is repaired where no search has said which is best."""
 PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
 
 
@@ -94,6 +93,6 @@ def pairs(best: str) -> tuple[tuple[str, str], ...]:
     found += [(f"{other}_mlm", other) for other in ("dreambooth-lora", "custom-diffusion")]
     found += [(f"word-lora_{name}", "word-lora") for name in FIRST if name != "ti"]
     found += [("word-lora" if name == "ti" else f"word-lora_{name}", f"{name}_lora") for name in FIRST]
-    found += [("xti_mlm", "ti"), ("dti", "ti"), ("predicted", "ti_lora")]
+    found += [("xti", "ti"), ("xti_mlm", "ti"), ("xti_mlm", "xti"), ("dti", "ti"), ("predicted", "ti_lora")]
     found += [(best, "dreambooth-lora_mlm"), (f"{best}_repair", best), (f"{best}_repair", f"{best}_redraw")]
     return tuple(found)

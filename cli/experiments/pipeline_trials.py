@@ -17,7 +17,7 @@ from ...core.inspection.world.checks import default_judge
 from ...core.inspection.world.world_evaluation import answered, as_training_images, draw, score
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.prompt_repair import LEARNING_RATE, STEPS, repair
-from ...core.training.run.events import Finished
+from ...core.training.run.events import Finished, Step
 from ...core.training.trainer import TrainingRun
 from ...core.world import concepts as world
 from ...core.world.prompts import EvaluationPrompt, held_out_prompts, spread
@@ -28,6 +28,7 @@ from .pipelines import Pipeline
 from .resuming import keep, kept, read_kept
 from .trials import PICTURES, Trial, arm_key, judge, learn
 
+Watch = Callable[[Step], None]
 ANOTHER = 500_000
 """Added to a picture's seed where it is drawn once more."""
 
@@ -41,19 +42,21 @@ def run_pipeline_trial(
     count: int = 0,
     plain: int = 0,
     stages: Path | None = None,
+    watch: Watch | None = None,
 ) -> Trial:
     """Train both stages of `arm` on `PICTURES` pictures of the concept `name`, and judge one picture a held-out prompt,
     or for each of `count` of them, and `plain` of the prompt that was trained on.
 
     Paired by seed as `run_trial`. `seconds` are the processor's, of all that is learned: stages and repairs. First
-    stages are kept in the folder `stages`, where one is given, for the arms that begin with the same.
+    stages are kept in the folder `stages`, where one is given, for the arms that begin with the same. `watch` hears of
+    every step of both stages.
     """
     subject = world.CONCEPTS[name]
     references, _, class_word = concept_images(name, PICTURES, seed=seed)
     seen = clock(model)
     with one_thread():
         started = seen()
-        concept, drawing, before = learned(model, arm, name, class_word, references, seed, stages)
+        concept, drawing, before = learned(model, arm, name, class_word, references, seed, stages, watch)
         seconds = before + seen() - started
     asked = spread(held_out_prompts(subject.background), count)
     pictures, found = judge(drawing, asked, subject, references, seed, plain)
@@ -90,6 +93,7 @@ def learned(
     references: np.ndarray,
     seed: int,
     stages: Path | None = None,
+    watch: Watch | None = None,
 ) -> tuple[Concept, Drawing, float]:
     """What the pipeline learns of the pictures, what draws with it, and the seconds that a first stage out of `stages`
     took when it was trained."""
@@ -100,14 +104,14 @@ def learned(
         concept = word(model, images, network, way, name, class_word, one, seed)
         return concept, partial(draw_dual, model, concept=concept), 0.0
     first = replace(arm, second=None, repairs="")
-    train = partial(learn, model, first, name, class_word, references, seed)
+    train = partial(learn, model, first, name, class_word, references, seed, watch)
     key = f"{arm_key(first)}-{name}-{seed}"
     # A file has the pictures' latents, which a repair needs, in half precision.
     alone = stages is None or arm.repairs
     concept, before = (train(), 0.0) if alone else kept_stage(stages, key, train, clock(model))
     if arm.second is not None:
         stage = second_plan(model, arm, concept, name, class_word, seed)
-        concept = finished(stage.begin(model, list(as_training_images(references))))
+        concept = finished(stage.begin(model, list(as_training_images(references))), watch)
     return concept, partial(draw, model, concept=concept), before
 
 
@@ -128,10 +132,15 @@ def kept_stage(
     return concept, 0.0
 
 
-def finished(training: TrainingRun) -> Concept:
+def finished(training: TrainingRun, watch: Watch | None = None) -> Concept:
     """What a training ends with."""
     with training as run:
-        return next(event.concept for event in run if isinstance(event, Finished))
+        for event in run:
+            if watch is not None and isinstance(event, Step):
+                watch(event)
+            if isinstance(event, Finished):
+                return event.concept
+    raise RuntimeError("the training ended without a result")
 
 
 def redrawn(

@@ -108,6 +108,7 @@ OTHERS = (
         )
         for name, label in FIRST.items()
     ),
+    Recipe("xti", "XTI", "xti"),
     Recipe("xti_mlm", "XTI + MLM", "xti", mlm=True),
     Recipe("dti", "DTI", directional=True),
 )

@@ -90,8 +90,12 @@ def plain_inversion(model: DiffusersModel, **changes: Any) -> Arm:
 
 def core_inversion(model: DiffusersModel, **changes: Any) -> Arm:
     """Textual inversion with CoRe at the weights recommended for the model."""
-    weights = recommended_weights(model)
-    return Arm("core", "CoRe", core=(weights.embedding, weights.attention), changes=changes)
+    return Arm("core", "CoRe", core=_weights(model), changes=changes)
+
+
+def _weights(model: DiffusersModel, method: str = "ti") -> tuple[float, float]:
+    weights = recommended_weights(model, method)
+    return weights.embedding, weights.attention
 
 
 def mlm_inversion(model: DiffusersModel, **changes: Any) -> Arm:
@@ -109,8 +113,8 @@ def combined(model: DiffusersModel, kind: str, label: str, *, core: bool, mlm: b
     return Arm(
         "_".join([kind, *(name for name, (_, wanted) in added.items() if wanted)]),
         " + ".join([label, *(title for title, wanted in added.values() if wanted)]),
-        core=core_inversion(model).core if core else None,
-        mlm=(recommended_lambda(model), RHO, *batch) if mlm else None,
+        core=_weights(model, kind) if core else None,
+        mlm=(recommended_lambda(model, kind), RHO, *batch) if mlm else None,
         # CoRe's hold on the vectors' length belongs to CoRe.
         changes=changes if core else {**changes, "norm_mode": "none"},
     )

@@ -260,14 +260,14 @@ DEMO = Preset(
 
 TUNED = {
     "xti": {"steps": 100},
-    "custom-diffusion": {"steps": 100, "weight_rate": 1e-3},
-    "dreambooth-lora": {"steps": 100, "weight_rate": 2e-3},
+    "custom-diffusion": {"steps": 190, "weight_rate": 1e-3},
+    "dreambooth-lora": {"steps": 150, "weight_rate": 1.25e-3, "rank": 8},
+    "word-lora": {"steps": 100, "learning_rate": 5e-3, "weight_rate": 2.4e-3, "rank": 8},
+    "refine": {"steps": 60, "weight_rate": 3e-3, "rank": 8},
 }
-"""What was chosen on development concepts (docs/claims.md)."""
+"""What was chosen on development concepts: by `search` (docs/claims/search.json), XTI's by hand on the first model."""
 UNTUNED = {
-    "word-lora": {"weight_rate": 1e-3},
     "dreambooth": {"weight_rate": 1e-4},
-    "refine": {"weight_rate": 1e-3},
     "refine-all": {"weight_rate": 1e-4},
 }
 

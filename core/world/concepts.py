@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..form import ENTERING
-from .coming import COMING
+from .development import FOUR
 from .drawing import Polygon, bird, box, butterfly, car, cat, cup, ellipse, fish, heart, house
 from .scenes import Scene, SecondObject
 from .world_concept import WorldConcept
@@ -130,10 +129,8 @@ TEN: dict[str, WorldConcept] = {
     )
 }
 
-EVERY = {**TEN, **COMING}
-"""The concepts of the world in any form of the model."""
-CONCEPTS = {**TEN, **{name: COMING[name] for name in ENTERING}}
-"""Those of the chosen form (`core.form`). The judge's classes follow their order: more of them come at the end."""
+CONCEPTS = {**TEN, **FOUR}
+"""The judge's classes follow their order: more of them come at the end."""
 RESERVED = frozenset((c.super_category, c.colour, c.second_colour) for c in CONCEPTS.values())
 """Class and colour pairs that no training scene combines, so that class and both colours together mean the concept."""
 

@@ -20,7 +20,6 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ...core.form import BUNDLED, FORM
 from ...core.models.tiny import config
 from ...core.models.tiny.weights import read_weights
 
@@ -31,7 +30,7 @@ HEAD_CHANNELS = config.UNET["block_out_channels"][0] // config.UNET["attention_h
 
 
 class TinyLatents(comfy.latent_formats.LatentFormat):
-    """The latents of the tiny Stable Diffusion of the chosen form."""
+    """The latents of both tiny models."""
 
     latent_channels = config.LATENT_CHANNELS
 
@@ -57,18 +56,12 @@ class TinyStableDiffusion(comfy.supported_models_base.BASE):
         return False
 
 
-class SixteenChannels(comfy.latent_formats.LatentFormat):
-    """The latents of the tiny flow matching model."""
-
-    latent_channels = config.VAE_CANDIDATE["latent_channels"]
-
-
 class TinyFlow(comfy.supported_models_base.BASE):
     """ComfyUI's description of the tiny flow matching model: Flux.1's shape, latents of unit variance."""
 
     unet_extra_config: ClassVar = {}
     sampling_settings: ClassVar = {"shift": config.FLOW_SHIFT}
-    latent_format = SixteenChannels
+    latent_format = TinyLatents
     supported_inference_dtypes: ClassVar = [torch.float32]
     memory_usage_factor = 1.0
 
@@ -100,8 +93,8 @@ def flow_config() -> dict[str, Any]:
     width = numbers["attention_head_dim"] * numbers["num_attention_heads"]
     return {
         "image_model": "flux",
-        "in_channels": config.VAE_CANDIDATE["latent_channels"],
-        "out_channels": config.VAE_CANDIDATE["latent_channels"],
+        "in_channels": config.LATENT_CHANNELS,
+        "out_channels": config.LATENT_CHANNELS,
         "patch_size": config.FLOW_PATCH,
         "vec_in_dim": numbers["pooled_projection_dim"],
         "context_in_dim": numbers["joint_attention_dim"],
@@ -154,7 +147,7 @@ def load_model_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.Mod
 
 def load_flow_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The tiny flow matching transformer as a MODEL."""
-    patcher = _patcher(TinyFlow(flow_config()), flow_tensors(read_weights("transformer", BUNDLED)), disable_dynamic)
+    patcher = _patcher(TinyFlow(flow_config()), flow_tensors(read_weights("transformer")), disable_dynamic)
     patcher.cached_patcher_init = (load_flow_patcher, ())
     return patcher
 
@@ -205,29 +198,18 @@ def _clip(model: type, again: Callable[..., comfy.model_patcher.ModelPatcher], d
         model_options={"clip_l_model_config": shape, "dtype": torch.float32},
         disable_dynamic=disable_dynamic,
     )
-    # The flow matching model is one and the same in either form.
-    form = BUNDLED if model is TinyFlowClip else FORM
-    load_exactly(clip.cond_stage_model.clip_l.transformer, read_weights("text_encoder", form))
+    load_exactly(clip.cond_stage_model.clip_l.transformer, read_weights("text_encoder"))
     clip.patcher.cached_patcher_init = (again, ())
     return clip
 
 
 def load_vae() -> comfy.sd.VAE:
-    """The tiny autoencoder as a VAE, inside ComfyUI's TAESD."""
-    return _vae("vae", _load_vae_patcher)
-
-
-def load_flow_vae() -> comfy.sd.VAE:
-    """That of the tiny flow matching model, which has 16 latent channels."""
-    return _vae("flow_vae", _load_flow_vae_patcher, BUNDLED)
-
-
-def _vae(part: str, again: Callable[..., comfy.model_patcher.ModelPatcher], form: str = FORM) -> comfy.sd.VAE:
-    tensors = taesd_tensors(read_weights(part, form))
+    """The tiny autoencoder, which both models share, as a VAE, inside ComfyUI's TAESD."""
+    tensors = taesd_tensors(read_weights("vae"))
     tensors["vae_scale"] = torch.tensor(1 / config.VAE["scaling_factor"])
     tensors["vae_shift"] = torch.tensor(0.0)
     vae = comfy.sd.VAE(sd=tensors, dtype=torch.float32)
-    vae.patcher.cached_patcher_init = (again, ())
+    vae.patcher.cached_patcher_init = (_load_vae_patcher, ())
     return vae
 
 
@@ -279,7 +261,3 @@ def _load_flow_clip_patcher(disable_dynamic: bool = False) -> comfy.model_patche
 
 def _load_vae_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     return load_vae().patcher
-
-
-def _load_flow_vae_patcher(disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    return load_flow_vae().patcher

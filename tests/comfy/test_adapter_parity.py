@@ -77,11 +77,11 @@ def agree(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
     equal_but_for_rounding(ours, theirs, TOLERANCE, what)
 
 
-def noisy(seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+def noisy(model: TextToImageModel, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     # 16 x 16, so that SD's deepest level is 2 x 2: on one pixel a group norm sees two numbers and is a step function,
     # whose gradient says nothing.
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, 4, 16, 16, generator=generator), torch.tensor([17, 903])
+    return torch.randn(2, model.latent_channels, 16, 16, generator=generator), torch.tensor([17, 903])
 
 
 def new_vectors(model: TextToImageModel, count: int = 2) -> dict[str, torch.Tensor]:
@@ -96,7 +96,7 @@ def new_vectors(model: TextToImageModel, count: int = 2) -> dict[str, torch.Tens
 
 def losses(model: TextToImageModel, vectors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The diffusion loss and CoRe's (METHODS.md C1-C4) as a trainer would put them together."""
-    clean, timesteps = noisy(3)
+    clean, timesteps = noisy(model, 3)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(4))
     power = model.schedule.alpha_bar[timesteps].float()
     latents = power.sqrt().view(-1, 1, 1, 1) * clean + (1 - power).sqrt().view(-1, 1, 1, 1) * noise
@@ -181,7 +181,7 @@ def test_same_prediction_and_attention(pair: Pair) -> None:
         with torch.no_grad():
             conditioning = model.conditioning(encode_prompts(model, [PROMPT, "{}"], words="dog"), SIZE)
             means = TokenMeans()
-            plain, watched = (model.predict(*noisy(), conditioning, probe) for probe in (None, means))
+            plain, watched = (model.predict(*noisy(model), conditioning, probe) for probe in (None, means))
         equal_but_for_rounding(watched, plain)
         found.append((plain, means.layers))
     (ours, our_layers), (theirs, their_layers) = found
@@ -196,7 +196,7 @@ def test_same_features(pair: Pair) -> None:
     for model in pair.both:
         with torch.no_grad():
             conditioning = model.conditioning(encode_prompts(model, ["", ""]), SIZE)
-        found.append(model.features(*noisy(), conditioning))
+        found.append(model.features(*noisy(model), conditioning))
     ours, theirs = found
     for index, (one, two) in enumerate(zip(ours, theirs, strict=True)):
         assert not one.requires_grad
@@ -301,7 +301,7 @@ def test_a_vector_for_every_layer(pair: Pair, checkpointing: bool) -> None:
             means = {name: value.mean(0) for name, value in layers.items()}
             given = model.conditioning(encode_prompts(model, [PROMPT], vectors=means, layers=layers), SIZE)
             probe = TokenMeans()
-            output = model.predict(*noisy(), given.expand(2), probe)
+            output = model.predict(*noisy(model), given.expand(2), probe)
             total = output.square().mean() + sum(layer.square().sum() for layer in probe.layers)
             gradients = torch.autograd.grad(total, list(layers.values()))
             found.append([output, *probe.layers, *gradients])
@@ -317,15 +317,15 @@ def test_equal_vectors_for_all_layers_change_nothing(pair: Pair) -> None:
         with torch.no_grad():
             plain = model.conditioning(encode_prompts(model, [PROMPT], vectors=vectors), SIZE)
             own = model.conditioning(encode_prompts(model, [PROMPT], vectors=vectors, layers=layers), SIZE)
-            expected = model.predict(*noisy(), plain.expand(2))
-            equal_but_for_rounding(model.predict(*noisy(), own.expand(2)), expected)
+            expected = model.predict(*noisy(model), plain.expand(2))
+            equal_but_for_rounding(model.predict(*noisy(model), own.expand(2)), expected)
         with pytest.raises(ValueError, match="cross-attention layers"):
-            model.predict(*noisy(), replace(own, layers=own.layers[1:]).expand(2))
+            model.predict(*noisy(model), replace(own, layers=own.layers[1:]).expand(2))
 
 
 def test_predict_is_what_the_sampler_would_denoise_with(pair: Pair) -> None:
     model, base = pair.comfy, pair.sockets.model.model
-    latents, timesteps = noisy()
+    latents, timesteps = noisy(model)
     sigma = base.model_sampling.sigma(timesteps)
     scale = (sigma**2 + 1).sqrt().view(-1, 1, 1, 1)
     with torch.no_grad():
@@ -360,7 +360,7 @@ def test_attention_rows_sum_to_one(pair: Pair) -> None:
 
     with torch.no_grad():
         given = pair.comfy.conditioning(encode_prompts(pair.comfy, ["a dog", ""]), SIZE)
-        pair.comfy.predict(*noisy(), given, probe)
+        pair.comfy.predict(*noisy(pair.comfy), given, probe)
     assert seen == list(range(len(pair.comfy.cross_attention_layers())))
 
 
@@ -450,8 +450,8 @@ def test_attention_patches_of_others(pair: Pair) -> None:
     adapter = type(pair.comfy)(model, pair.sockets.clip, pair.sockets.vae)
     with torch.no_grad():
         given = adapter.conditioning(encode_prompts(adapter, ["a dog", ""]), SIZE)
-        plain, watched = (adapter.predict(*noisy(), given, probe) for probe in (None, TokenMeans()))
-        unpatched = pair.comfy.predict(*noisy(), given)
+        plain, watched = (adapter.predict(*noisy(adapter), given, probe) for probe in (None, TokenMeans()))
+        unpatched = pair.comfy.predict(*noisy(pair.comfy), given)
     assert len(calls) == 2 * len(adapter.cross_attention_layers())
     equal_but_for_rounding(watched, plain)
     assert not torch.allclose(plain, unpatched, atol=1e-4)
@@ -461,9 +461,9 @@ def test_attention_patches_of_others(pair: Pair) -> None:
         model.set_model_attn2_replace(lambda q, k, v, _: q, *key)
         adapter = type(pair.comfy)(model, pair.sockets.clip, pair.sockets.vae)
         with torch.no_grad():
-            adapter.predict(*noisy(), given)
+            adapter.predict(*noisy(adapter), given)
             with pytest.raises(RuntimeError, match="another node replaces the cross-attention"):
-                adapter.predict(*noisy(), given, TokenMeans())
+                adapter.predict(*noisy(adapter), given, TokenMeans())
 
 
 # What came in is as it was

@@ -29,14 +29,12 @@ def pair(comfyui: Any) -> tuple[FlowModel, Any]:
     from contextual_inversion.nodes.comfy.adapting import adapted
 
     with torch.inference_mode():
-        sockets = demo_model.load_flow_patcher(), demo_model.load_flow_clip(), demo_model.load_flow_vae()
+        sockets = demo_model.load_flow_patcher(), demo_model.load_flow_clip(), demo_model.load_vae()
     return FlowModel(load_flow()), adapted(*sockets)
 
 
 def noisy() -> tuple[torch.Tensor, torch.Tensor]:
-    latents = torch.randn(
-        2, config.VAE_CANDIDATE["latent_channels"], 16, 16, generator=torch.Generator().manual_seed(1)
-    )
+    latents = torch.randn(2, config.LATENT_CHANNELS, 16, 16, generator=torch.Generator().manual_seed(1))
     return latents, torch.tensor([1700, 9030])
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from messages import LONGEST, own_length
 
+from contextual_inversion.core.models.tiny.config import LATENT_CHANNELS
+
 from .hostile_graphs import (
     PREFIX,
     SOURCE,
@@ -71,7 +73,7 @@ def values(run_graph, comfyui):
     assert run.status == "success", run.error
     found = dict(run.kept)
     found["by_name"] = {"prompt": "a photo of <ptn> in the snow"}
-    found["LATENT"] = {"samples": torch.zeros(1, 4, 16, 16)}
+    found["LATENT"] = {"samples": torch.zeros(1, LATENT_CHANNELS, 16, 16)}
     _, other = build("sdxl")
     concept = found["CONCEPT"]
     found["strange"] = {

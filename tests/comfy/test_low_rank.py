@@ -52,7 +52,7 @@ def pair(request: pytest.FixtureRequest, comfyui: Any) -> Iterator[Pair]:
 
 
 def picture(model: TextToImageModel) -> torch.Tensor:
-    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(9))
+    latents = torch.randn(2, model.latent_channels, 16, 16, generator=torch.Generator().manual_seed(9))
     given = model.conditioning(encode_prompts(model, ["a photo of a dog", "snow"]), ImageSize(64, 64))
     return model.predict(latents, torch.tensor([40, 900]), given)
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from rounding import equal_but_for_rounding
 
+from contextual_inversion.core.models.tiny.config import LATENT_CHANNELS
+
 PREFIX = "ContextualInversion"
 TITLES = {
     "XTI: a vector for every layer": {},
@@ -152,7 +154,7 @@ def test_equal_vectors_for_all_layers_draw_the_plain_picture(run_graph: object, 
             model, clip = apply.execute(kept["base"], kept["base_clip"], one, 1.0, 1.0, "").args
             clip = clip.clone()  # as CLIPSetLastLayer and LoraLoader do
             texts = [nodes.CLIPTextEncode().encode(clip, text)[0] for text in (f"(red:1.2) {PROMPT}", "blurry")]
-            empty = {"samples": torch.zeros(1, 4, 8, 8)}
+            empty = {"samples": torch.zeros(1, LATENT_CHANNELS, 8, 8)}
             (latent,) = nodes.common_ksampler(model, 5, 3, 4.0, "euler", "normal", *texts, empty)
             pictures.append(latent["samples"])
             assert all((LATENTS in text[0][1].get("model_conds", {})) == (one is layered) for text in texts)

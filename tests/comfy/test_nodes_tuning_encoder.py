@@ -6,6 +6,8 @@ import sys
 import pytest
 import torch
 
+from contextual_inversion.core.models.tiny.config import LATENT_CHANNELS
+
 PREFIX = "ContextualInversion"
 FILE = "small.safetensors"
 
@@ -294,7 +296,7 @@ def test_a_clip_vision_model_may_push_the_unet_out_of_a_small_memory(comfyui, mo
     images = pack("nodes.comfy.clip_vision").image_encoder_of(vision, model)
     size = protocol.ImageSize(128, 128)
     observer = pack("core.training.one_picture.observer").Observer(model, size)
-    latents, when = torch.ones(1, 4, 16, 16), torch.tensor([500])
+    latents, when = torch.ones(1, LATENT_CHANNELS, 16, 16), torch.tensor([500])
 
     def crowded(patcher: object) -> None:
         management.unload_all_models()

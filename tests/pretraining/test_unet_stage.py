@@ -1,15 +1,13 @@
-"""The UNet, transformer and judge stages on another form's latents, and what a form is made of."""
+"""The UNet, transformer and judge stages on other latents, and where their weights go."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.distributed.run import get_args_parser
 
 pytest.importorskip("diffusers")
@@ -17,33 +15,32 @@ pytest.importorskip("diffusers")
 from contextual_inversion.core.models.tiny import config
 from contextual_inversion.core.models.tiny.build import build_unet, build_vae
 from contextual_inversion.core.models.tiny.load import load_part
-from contextual_inversion.core.models.tiny.weights import read_tensors, write_tensors
+from contextual_inversion.core.models.tiny.weights import read_tensors, tiny_weights_path, write_tensors
 from contextual_inversion.core.world.concepts import CONCEPTS
 from contextual_inversion.core.world.render import render
 from contextual_inversion.core.world.scenes import TEXTURES, WORN
-from contextual_inversion.pretraining import form_report, forms, judge, tiny_model, transformer, unet
-from contextual_inversion.pretraining.forms import FORMS, Form, inherit
+from contextual_inversion.pretraining import judge, tiny_model, transformer, unet
+from contextual_inversion.pretraining.forms import Form, inherit
 from contextual_inversion.pretraining.lessons import PRACTICE, SHARE_OF_PAIRS, chances, encoder_digest, object_shares
 from contextual_inversion.pretraining.pictures import scene
 from contextual_inversion.pretraining.processes import Processes
 
+CHANNELS = config.LATENT_CHANNELS + 4
 SHORT = {
     **config.TRANSFORMER,
-    "in_channels": 7 * config.FLOW_PATCH**2,
+    "in_channels": CHANNELS * config.FLOW_PATCH**2,
     "num_layers": 1,
     "num_single_layers": 1,
     "num_attention_heads": 1,
 }
-WIDE = {**config.UNET, "in_channels": 7, "out_channels": 7}
+WIDE = {**config.UNET, "in_channels": CHANNELS, "out_channels": CHANNELS}
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Form:
-    """A form with seven latent channels and an untrained VAE, in place of the candidate."""
-    numbers = {**config.VAE, "latent_channels": 7}
-    form = Form("candidate", tmp_path / "form", {"vae": numbers, "unet": WIDE, "transformer": SHORT})
-    monkeypatch.setitem(FORMS, "candidate", form)
-    monkeypatch.setattr(forms, "FORM", "candidate")  # the concepts of this process will do for it
+def small(tmp_path: Path) -> Form:
+    """A form with twenty latent channels and an untrained VAE."""
+    numbers = {**config.VAE, "latent_channels": CHANNELS}
+    form = Form(tmp_path / "form", {"vae": numbers, "unet": WIDE, "transformer": SHORT})
     torch.manual_seed(0)
     write_tensors(form.path("vae"), build_vae(numbers).state_dict(), {})
     return form
@@ -52,12 +49,12 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Form:
 def test_a_grown_unet_does_what_the_narrow_one_does() -> None:
     narrow, wide = build_unet(), build_unet(WIDE)
     unet.inherit_unet(wide, narrow.state_dict())
-    z, t, context = torch.randn(2, 7, 16, 16), torch.tensor([10, 700]), torch.randn(2, 77, config.WIDTH)
+    z, t, context = torch.randn(2, CHANNELS, 16, 16), torch.tensor([10, 700]), torch.randn(2, 77, config.WIDTH)
     with torch.no_grad():
-        before = narrow(z[:, :4], t, encoder_hidden_states=context).sample
+        before = narrow(z[:, : config.LATENT_CHANNELS], t, encoder_hidden_states=context).sample
         after = wide(z, t, encoder_hidden_states=context).sample
-    assert torch.allclose(after[:, :4], before, rtol=0, atol=float(before.abs().max()) * 1e-5)
-    assert not after[:, 4:].any()
+    assert torch.allclose(after[:, : config.LATENT_CHANNELS], before, rtol=0, atol=float(before.abs().max()) * 1e-5)
+    assert not after[:, config.LATENT_CHANNELS :].any()
 
 
 def test_harder_scenes_are_visited_more_often() -> None:
@@ -125,24 +122,13 @@ def test_a_form_takes_the_bundled_part_where_it_has_none(small: Form) -> None:
 
 
 def test_both_stages_write_into_their_form_alone(small: Form, tmp_path: Path) -> None:
-    bundled = {part: FORMS["bundled"].path(part).read_bytes() for part in ("unet", "judge")}
-    unet.train_unet(tmp_path, Processes("cpu"), steps=2, batch=2, scenes=4, compile_network=False)
-    judge.train_judge(tmp_path, Processes("cpu"), steps=1, batch=2, scenes=4)
-    assert small.load("unet").config.in_channels == 7
-    assert {part: FORMS["bundled"].path(part).read_bytes() for part in bundled} == bundled
+    bundled = {part: tiny_weights_path(part).read_bytes() for part in ("unet", "judge")}
+    unet.train_unet(tmp_path, Processes("cpu"), steps=2, batch=2, scenes=4, compile_network=False, form=small)
+    judge.train_judge(tmp_path, Processes("cpu"), steps=1, batch=2, scenes=4, form=small)
+    assert small.load("unet").config.in_channels == CHANNELS
+    assert {part: tiny_weights_path(part).read_bytes() for part in bundled} == bundled
     state = torch.load(tmp_path / "unet.pt", weights_only=True)
     assert state["step"] == 2
-
-
-def test_a_form_is_judged_in_a_process_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    form_report.main(["--form", "candidate", "--out", str(tmp_path), "--n", "2", "--threads", "1"])
-    told = json.loads(capfd.readouterr().out)
-    assert told["form"] == "candidate"
-    assert (told["n"], told["seed"]) == (2, 0)
-    assert told["judge_on_renders"]["subject_shape"] == 1
-    assert json.loads((tmp_path / "candidate.json").read_text())["background"] == told["background"]
-    with Image.open(tmp_path / "candidate.png") as sheet:
-        assert sheet.width > 2 * 128
 
 
 def test_the_transformer_begins_as_nothing_and_learns(small: Form, tmp_path: Path) -> None:
@@ -155,13 +141,15 @@ def test_the_transformer_begins_as_nothing_and_learns(small: Form, tmp_path: Pat
         "img_ids": torch.zeros(4, 3),
         "txt_ids": torch.zeros(5, 3),
     }
-    assert not fresh(torch.randn(2, 4, 28), **told).sample.any()
+    assert not fresh(torch.randn(2, 4, SHORT["in_channels"]), **told).sample.any()
     states: list[torch.Tensor] = []
     fresh.norm_out.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
-    x = torch.randn(2, 4, 28)
+    x = torch.randn(2, 4, SHORT["in_channels"])
     fresh(x, **told)
     assert torch.equal(states[0], fresh.x_embedder(x))  # every block the identity
-    transformer.train_transformer(tmp_path, Processes("cpu"), steps=2, batch=2, scenes=4, compile_network=False)
+    transformer.train_transformer(
+        tmp_path, Processes("cpu"), steps=2, batch=2, scenes=4, compile_network=False, form=small
+    )
     state = torch.load(tmp_path / "transformer.pt", weights_only=True)
     assert state["step"] == 2
     learned = small.load("transformer")

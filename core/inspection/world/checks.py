@@ -16,15 +16,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ...form import FORM
 from ...models.tiny.weights import read_weights
-from ...world.concepts import CONCEPTS, EVERY
+from ...world.concepts import CONCEPTS
 from ...world.scenes import BACKGROUNDS, COLOURS, CONCEPT_PREFIX, IMAGE_SIZE, SHAPES, STYLES
 
 KINDS = (*SHAPES, *(CONCEPT_PREFIX + name for name in CONCEPTS))
-"""What a pixel of an object may belong to: a shape or a held-out concept."""
-EVERY_KIND = (*SHAPES, *(CONCEPT_PREFIX + name for name in EVERY))
-"""Those of every form. `KINDS` begins it, and so does what any judge knows."""
+"""What a pixel of an object may belong to: a shape or a held-out concept. What any judge knows begins it."""
 ROLES = ("background", "subject", "second")
 HEADS = {"role": len(ROLES), "kind": len(KINDS), "colour": len(COLOURS), "background": len(BACKGROUNDS), "style": 3}
 GRID = 32
@@ -52,7 +49,7 @@ class Block(nn.Module):
 class JudgeNetwork(nn.Module):
     """Pictures (B, 3, 128, 128) in -1..1 to logits per cell: a dict of (B, classes, 32, 32), and features.
 
-    It knows the first `kinds` of `EVERY_KIND`.
+    It knows the first `kinds` of `KINDS`.
     """
 
     def __init__(self, kinds: int = len(KINDS)) -> None:
@@ -87,7 +84,7 @@ class Verdict:
     """What one picture shows. A missing object has shape and colour None.
 
     `subject` is a shape or "concept:<name>". `kinds` is the judge's mean probability of each kind that it knows inside
-    the subject, in the order of `EVERY_KIND`; `mask` (128, 128) covers subject and second object, `subject_mask` the
+    the subject, in the order of `KINDS`; `mask` (128, 128) covers subject and second object, `subject_mask` the
     subject alone. `features` is a unit vector (64,): the judge's features averaged over both.
     """
 
@@ -127,15 +124,15 @@ def _mean_inside(values: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
 
 
 class Judge:
-    """Reads pictures. Takes the weights of the chosen form unless a network is given."""
+    """Reads pictures. Takes the bundled weights unless a network is given."""
 
     @classmethod
-    def of(cls, part: str, form: str = FORM) -> Judge:
-        """That of another model's autoencoder, such as "flow_judge". It knows as many kinds as its weights have.
+    def of(cls, part: str) -> Judge:
+        """The one in the weights of `part`, such as "flow_judge". It knows as many kinds as they have rows for.
 
         Raises FileNotFoundError without its file.
         """
-        state = read_weights(part, form)
+        state = read_weights(part)
         network = JudgeNetwork(len(state[KIND_ROWS]))
         network.load_state_dict(state)
         return cls(network)
@@ -143,7 +140,7 @@ class Judge:
     def __init__(self, network: JudgeNetwork | None = None) -> None:
         network = Judge.of("judge").network if network is None else network
         self.network = network.eval().requires_grad_(False)
-        self.kinds = EVERY_KIND[: network.heads["kind"].out_channels]
+        self.kinds = KINDS[: network.heads["kind"].out_channels]
 
     def read(self, images: np.ndarray | torch.Tensor, batch: int = 64) -> list[Verdict]:
         """One verdict a picture; for the accepted forms see `to_batch`."""
@@ -216,7 +213,7 @@ def subject_similarity(verdicts: Sequence[Verdict], references: Sequence[Verdict
 
 @lru_cache(maxsize=1)
 def default_judge() -> Judge:
-    """The judge with the weights of the chosen form. Raises FileNotFoundError where they are missing."""
+    """The judge with the bundled weights. Raises FileNotFoundError where they are missing."""
     return Judge()
 
 

@@ -11,30 +11,26 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 
-def build_vae(form: dict[str, Any] | None = None) -> AutoencoderTiny:
-    """`AutoencoderTiny` of TAESD's shape: the chosen form's, or of another `form` (as `config.VAE_CANDIDATE`)."""
+def build_vae(numbers: dict[str, Any] | None = None) -> AutoencoderTiny:
+    """`AutoencoderTiny` of TAESD's shape, with other `numbers` than `config.VAE` where they are given."""
     from diffusers import AutoencoderTiny
 
-    return AutoencoderTiny(**(config.VAE if form is None else form))
+    return AutoencoderTiny(**(config.VAE if numbers is None else numbers))
 
 
-def build_flow_vae() -> AutoencoderTiny:
-    """The autoencoder of the tiny flow matching model, with 16 latent channels."""
-    return build_vae(config.VAE_CANDIDATE)
-
-
-def build_unet(form: dict[str, Any] | None = None) -> UNet2DConditionModel:
-    """`UNet2DConditionModel` of SD 1.x's shape with two levels, both with cross-attention; `form` as in `build_vae`."""
+def build_unet(numbers: dict[str, Any] | None = None) -> UNet2DConditionModel:
+    """`UNet2DConditionModel` of SD 1.x's shape with two levels, both with cross-attention; `numbers` as in
+    `build_vae`."""
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(**(config.UNET if form is None else form))
+    return UNet2DConditionModel(**(config.UNET if numbers is None else numbers))
 
 
-def build_transformer(form: dict[str, Any] | None = None) -> FluxTransformer2DModel:
-    """`FluxTransformer2DModel`, two double and five single blocks 192 wide; `form` as in `build_vae`."""
+def build_transformer(numbers: dict[str, Any] | None = None) -> FluxTransformer2DModel:
+    """`FluxTransformer2DModel`, two double and five single blocks 192 wide; `numbers` as in `build_vae`."""
     from diffusers import FluxTransformer2DModel
 
-    return FluxTransformer2DModel(**(config.TRANSFORMER if form is None else form))
+    return FluxTransformer2DModel(**(config.TRANSFORMER if numbers is None else numbers))
 
 
 def build_text_encoder() -> CLIPTextModelWithProjection:

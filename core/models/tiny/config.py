@@ -1,4 +1,4 @@
-"""The tiny Stable Diffusion in plain numbers, those of the chosen form (`core.form`).
+"""The tiny models in plain numbers.
 
 Nothing heavy is imported, so that any loader can build from it.
 """
@@ -7,13 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...form import BUNDLED, CANDIDATE, FORM
-
 IMAGE_SIZE = 128
 LATENT_SIZE = 16
-CHANNELS = {BUNDLED: 4, CANDIDATE: 16}
-"""Latent channels of each form."""
-LATENT_CHANNELS = CHANNELS[FORM]
+LATENT_CHANNELS = 16
 VOCABULARY = 49408
 POSITIONS = 77
 WIDTH = 128
@@ -24,25 +20,20 @@ BOS, EOS = 49406, 49407
 PARTS = ("unet", "text_encoder", "vae", "image_encoder")
 """Weight files `weights/<part>.safetensors` of the model (`judge.safetensors` is `core.inspection.world.checks`'s)."""
 
-VAE_BUNDLED: dict[str, Any] = {
-    "latent_channels": CHANNELS[BUNDLED],
+VAE: dict[str, Any] = {
+    "latent_channels": LATENT_CHANNELS,
     "encoder_block_out_channels": (32, 32, 32, 32),
     "decoder_block_out_channels": (32, 32, 32, 32),
     "num_encoder_blocks": (1, 3, 3, 3),
     "num_decoder_blocks": (3, 3, 3, 1),
     "scaling_factor": 1.0,
 }
-"""`diffusers.AutoencoderTiny`, TAESD's block counts at half its width. Latents have unit variance: scaling factor 1."""
-VAE_CANDIDATE: dict[str, Any] = {**VAE_BUNDLED, "latent_channels": CHANNELS[CANDIDATE]}
-"""The VAE that is to follow once a UNet has learned its latents (docs/tiny_model.md), and the flow matching model's."""
-VAE = {BUNDLED: VAE_BUNDLED, CANDIDATE: VAE_CANDIDATE}[FORM]
+"""`diffusers.AutoencoderTiny`, TAESD's block counts at half its width. Latents have unit variance: scaling factor 1.
+Both models share it."""
 
-SAMPLING: dict[str, Any] = {
-    BUNDLED: {"steps": 25, "guidance": 4.0, "eta": 0.0},
-    CANDIDATE: {"steps": 25, "guidance": 3.0, "eta": 1.0},
-}[FORM]
+SAMPLING: dict[str, Any] = {"steps": 25, "guidance": 3.0, "eta": 1.0}
 """How its pictures are drawn where nothing else is asked for. With noise at every step (`eta` 1), as METHODS.md 2.7
-draws, what a caption asks for is there more often (pretraining/candidates has by how much)."""
+draws, what a caption asks for is there more often (pretraining/README.md has by how much)."""
 
 TEXT_ENCODER: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -73,10 +64,10 @@ IMAGE_ENCODER: dict[str, Any] = {
 }
 """`transformers.CLIPVisionModelWithProjection`; pictures are reduced to 64 x 64 and normalised to mean 0.5, std 0.5."""
 
-UNET_BUNDLED: dict[str, Any] = {
+UNET: dict[str, Any] = {
     "sample_size": LATENT_SIZE,
-    "in_channels": CHANNELS[BUNDLED],
-    "out_channels": CHANNELS[BUNDLED],
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
     "block_out_channels": (64, 128),
     "layers_per_block": 1,
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -91,14 +82,6 @@ UNET_BUNDLED: dict[str, Any] = {
 """`diffusers.UNet2DConditionModel`, SD 1.x's block types. diffusers' `attention_head_dim` is the
 NUMBER of heads of each level; with 32 channels a head this is `num_head_channels: 32` elsewhere."""
 
-UNET_CANDIDATE: dict[str, Any] = {
-    **UNET_BUNDLED,
-    "in_channels": CHANNELS[CANDIDATE],
-    "out_channels": CHANNELS[CANDIDATE],
-}
-"""The UNet on the latents of `VAE_CANDIDATE`."""
-UNET = {BUNDLED: UNET_BUNDLED, CANDIDATE: UNET_CANDIDATE}[FORM]
-
 FLOW_PATCH = 2
 """Latents a side of one token of the transformer."""
 FLOW_TOKENS = 32
@@ -108,7 +91,7 @@ FLOW_SHIFT = 1.15
 FLOW_STEPS = 10_000
 """Levels of noise in the table of sigmas, as ComfyUI's ModelSamplingFlux has them."""
 TRANSFORMER: dict[str, Any] = {
-    "in_channels": VAE_CANDIDATE["latent_channels"] * FLOW_PATCH**2,
+    "in_channels": LATENT_CHANNELS * FLOW_PATCH**2,
     "num_layers": 2,
     "num_single_layers": 5,
     "attention_head_dim": 32,
@@ -117,7 +100,7 @@ TRANSFORMER: dict[str, Any] = {
     "pooled_projection_dim": WIDTH,
     "axes_dims_rope": (8, 12, 12),
 }
-"""`diffusers.FluxTransformer2DModel` on the latents of `VAE_CANDIDATE`, as tokens of 2 x 2."""
+"""`diffusers.FluxTransformer2DModel` on the latents of `VAE`, as tokens of 2 x 2."""
 
 SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ...form import BUNDLED, FORM
 from . import build, config
 from .tokenizer import tiny_tokenizer
 from .weights import fingerprint, read_weights, tiny_weights_path
@@ -49,18 +48,16 @@ class TinyFlow:
     vae: AutoencoderTiny
 
 
-def load_part(
-    part: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, form: str = FORM
-) -> torch.nn.Module:
-    """One of `config.PARTS`, frozen, with the weights of `form` and the numbers of the chosen one.
+def load_part(part: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """One of `config.PARTS`, or "transformer", with its weights, frozen.
 
     Where its weight file is missing it warns and keeps random weights (seed 0).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = getattr(build, f"build_{part}")()
-    if tiny_weights_path(part, form).exists():
-        module.load_state_dict(read_weights(part, form))
+    if tiny_weights_path(part).exists():
+        module.load_state_dict(read_weights(part))
     else:
         warnings.warn(f"tiny model: no trained weights for {part}, using random ones", stacklevel=2)
     module = module.requires_grad_(False).eval().to(device)
@@ -68,10 +65,7 @@ def load_part(
 
 
 def load_tiny(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> TinyStableDiffusion:
-    """Build the tiny Stable Diffusion of the chosen form (`core.form`) with its weights.
-
-    Needs diffusers (the `train` extra).
-    """
+    """Build the tiny Stable Diffusion and load its weights. Needs diffusers (the `train` extra)."""
     parts = {part: load_part(part, device, dtype) for part in config.PARTS}
     return TinyStableDiffusion(
         tokenizer=tiny_tokenizer(), scheduler_config=dict(config.SCHEDULER), fingerprint=fingerprint(), **parts
@@ -79,14 +73,6 @@ def load_tiny(device: str | torch.device = "cpu", dtype: torch.dtype = torch.flo
 
 
 def load_flow(device: str | torch.device = "cpu") -> TinyFlow:
-    """Build the tiny flow matching model and load its bundled weights, whatever the form of the other model.
-
-    Needs diffusers (the `train` extra).
-    """
-    parts = {part: load_part(part, device, form=BUNDLED) for part in ("text_encoder", "transformer", "flow_vae")}
-    return TinyFlow(
-        tokenizer=tiny_tokenizer(),
-        text_encoder=parts["text_encoder"],
-        transformer=parts["transformer"],
-        vae=parts["flow_vae"],
-    )
+    """Build the tiny flow matching model and load its weights. Needs diffusers (the `train` extra)."""
+    parts = {part: load_part(part, device) for part in ("text_encoder", "transformer", "vae")}
+    return TinyFlow(tokenizer=tiny_tokenizer(), **parts)

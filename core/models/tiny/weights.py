@@ -9,27 +9,23 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ...form import BUNDLED, CANDIDATE, FORM
 from .token_table import IDS_KEY, ROWS_KEY, TABLE_KEY, unpack
 
 FOLDER = Path(__file__).parent / "weights"
-FOLDERS = {BUNDLED: FOLDER, CANDIDATE: FOLDER / CANDIDATE}
-"""Where each form has the files of its own."""
+"""Where the bundled weights are."""
 
 
-def tiny_weights_path(part: str, form: str = FORM) -> Path:
-    """Where the file of `part` ("unet", "text_encoder", "vae", "image_encoder", "judge") is: the form's own where it
-    has one, else the bundled one."""
-    own = FOLDERS[form] / f"{part}.safetensors"
-    return own if own.exists() else FOLDER / own.name
+def tiny_weights_path(part: str) -> Path:
+    """Where the file of `part` ("unet", "text_encoder", "vae", "image_encoder", "judge", ...) is."""
+    return FOLDER / f"{part}.safetensors"
 
 
-def read_weights(part: str, form: str = FORM) -> dict[str, torch.Tensor]:
+def read_weights(part: str) -> dict[str, torch.Tensor]:
     """State dict of `part` in fp32, in the diffusers or transformers layout; the token table is rebuilt in full.
 
     Raises FileNotFoundError when the file is not there.
     """
-    return read_tensors(tiny_weights_path(part, form))
+    return read_tensors(tiny_weights_path(part))
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -57,8 +53,8 @@ def trained_rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def write_weights(part: str, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    """Write the weights of `part` into the chosen form's own file, as `write_tensors` does."""
-    return write_tensors(FOLDERS[FORM] / f"{part}.safetensors", state, metadata)
+    """Write the weights of `part` into its file, as `write_tensors` does."""
+    return write_tensors(tiny_weights_path(part), state, metadata)
 
 
 def write_tensors(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:

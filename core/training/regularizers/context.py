@@ -23,6 +23,7 @@ from ...maths.finite import require_finite
 from ...models.families import is_narrow
 from ...models.protocol import Conditioning, Encoding, TextEncoder, TextToImageModel, TokenMeans
 from ...prompts.tokens import ConceptRows, Words, tokenize_prompt
+from ..methods import method_called
 from ..run.draws import send
 from .seam import AttentionPass, LossTerm, Terms, TrainingStep
 
@@ -41,14 +42,19 @@ class CoReWeights:
 
 
 PAPER = CoReWeights(LAMBDA_EMB, LAMBDA_ATTN, "the CoRe paper, for Stable Diffusion's encoders (METHODS.md C4)")
-NARROW = CoReWeights(0.15, 1.5, "chosen on development concepts for the bundled tiny model (docs/claims.md)")
+SEARCHED = "chosen by `search` on six development concepts for the bundled tiny model (docs/claims/search.json)"
+NARROW = CoReWeights(0.04, 1.5, SEARCHED)
+NARROW_BESIDE_WEIGHTS = CoReWeights(0.015, 0.5, SEARCHED)
+"""Where the denoiser learns beside the word, less of the picture is the word's."""
 
 
-def recommended_weights(model: TextToImageModel) -> CoReWeights:
+def recommended_weights(model: TextToImageModel, method: str = "ti") -> CoReWeights:
     """lambda does not carry over between models: the paper's for encoders of Stable Diffusion's width (768 and more,
     METHODS.md C4), larger ones for narrow encoders such as the bundled tiny model's, whose gradient of the diffusion
-    loss is larger (docs/claims.md has the sweep)."""
-    return NARROW if is_narrow(model) else PAPER
+    loss is larger, and there by whether `method` (`METHODS`) trains a word alone."""
+    if not is_narrow(model):
+        return PAPER
+    return NARROW_BESIDE_WEIGHTS if method_called(method).trains_weights else NARROW
 
 
 class CoReRegularizer:

@@ -25,8 +25,9 @@ from .seam import LossTerm, Terms, TrainingStep, one_class_word
 
 KEPT_ROWS = 1 << 16
 """Tokenized prompts that are kept; a set of METHODS.md 2.5 fits."""
-NARROW_LAMBDA = 0.03
-"""For encoders narrower than Stable Diffusion's, such as the bundled tiny model's (docs/claims.md)."""
+NARROW_LAMBDA, NARROW_LAMBDA_BESIDE_WEIGHTS = 0.06, 1e-3
+"""For encoders narrower than Stable Diffusion's, such as the bundled tiny model's, of a word alone and of one beside
+which the denoiser learns: chosen by `search` on six development concepts (docs/claims/search.json)."""
 
 BATCH = 25
 XTI_BATCH = 12
@@ -37,7 +38,10 @@ def recommended_lambda(model: TextToImageModel, method: str = "ti") -> float:
     """lambda does not carry over between models: the paper's for encoders of Stable Diffusion's width (768 and more,
     METHODS.md 2.8 no. 5, by the method that it is added to), a larger one for narrow encoders, whose gradient of the
     diffusion loss is larger."""
-    return NARROW_LAMBDA if is_narrow(model) else method_called(method).mlm_weight
+    called = method_called(method)
+    if not is_narrow(model):
+        return called.mlm_weight
+    return NARROW_LAMBDA_BESIDE_WEIGHTS if called.trains_weights else NARROW_LAMBDA
 
 
 def recommended_batch(method: str = "ti") -> int:

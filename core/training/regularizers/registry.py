@@ -69,8 +69,8 @@ def make_core(
     attention_weight: float | None = None,
     **options: Any,
 ) -> CoReRegularizer:
-    """CoRe, at the weights recommended for the model where they are not given."""
-    weights = recommended_weights(model)
+    """CoRe, at the weights recommended for model and method where they are not given."""
+    weights = recommended_weights(model, method)
     return CoReRegularizer(
         prompts or built_in_set(PROMPTS).prompts,
         embedding_weight=weights.embedding if embedding_weight is None else embedding_weight,

@@ -12,11 +12,9 @@ from contextual_inversion.cli.experiments import claims, quality_trials
 from contextual_inversion.cli.experiments.claim_parts import KINDS, NORM_MODES, PARTS
 from contextual_inversion.cli.experiments.claims import cell_name
 from contextual_inversion.cli.experiments.paper_tables import (
-    LABELS,
     NOT_YET,
     ROWS,
     gathered,
-    methods_table,
     papers_table,
 )
 from contextual_inversion.cli.experiments.quality_trials import first_reaching, reached_table, run_quality_trial
@@ -104,7 +102,6 @@ def test_the_papers_rows_name_what_the_parts_compare():
         part = PARTS[row.part](NARROW)
         assert (row.treated, row.control) in part.pairs, row
         assert row.measure in claims.MEASURES
-    assert set(LABELS) == set(KINDS)
 
 
 def test_a_comparison_pairs_concepts_and_seeds_and_says_what_the_treated_one_gains():
@@ -148,26 +145,28 @@ def test_a_row_says_whether_the_sign_is_the_papers(along, verdict):
 
 
 def test_summaries_come_from_all_reports_and_the_newest_counts(tmp_path):
-    def report(fidelity):
-        cells = [{"concept": "moth", "seed": seed, "fidelity": value} for seed, value in enumerate(fidelity)]
-        trials = [{**cell, "method": method, "recognised": 0.25} for cell in cells for method in ("ti_core", "core")]
-        return {"commit": "new", "model": "m", "parts": {"methods": {"trials": trials, "comparisons": []}}}
+    own = {"method": "core_lora", "label": "CoRe + LoRA", "fidelity": 0.5, "recognised": 0.25, "similarity": 0.75}
+    own |= {"concept": "moth", "steps": 75, "second_steps": 57, "seconds": 2.0}
+
+    def report(shares):
+        trials = [{**own, "seed": seed, "composed": share} for seed, share in enumerate(shares)]
+        return {"commit": "new", "model": "m", "parts": {"pipelines": {"trials": trials, "comparisons": []}}}
 
     (tmp_path / "a.json").write_text(json.dumps(report([0.0])))
     (tmp_path / "b.json").write_text(json.dumps({"other": 1}))
-    assert "| textual inversion | not measured yet | 0%, 25% (1) |" in "\n".join(methods_table(gathered(tmp_path, {})))
+    (tmp_path / "c.json").write_text(json.dumps({**report([0.25]), "complete": False}))
     pages = [tmp_path / "claims.md", tmp_path / "README.md"]
-    for page, name in zip(pages, ("papers", "method-figures"), strict=True):
+    for page, name in zip(pages, ("papers", "pipeline-figures"), strict=True):
         page.write_text(f"before\n{START.format(name)}\nold\n{END.format(name)}\nafter\n")
     claims.write_summaries(pages, gathered(tmp_path, report([0.5, 1.0])))
     text = pages[1].read_text()
-    assert "75%, 25% (2)" in text
+    assert "| CoRe + LoRA | **0.750** (0.500 to 1.000) | 0.500 | 0.250 | 0.750 | 75 + 57 | 2.0 |" in text
     assert "old" not in text
     assert (text[:7], text[-7:]) == ("before\n", "\nafter\n")
     assert "commit new, model m" in text
     assert NOT_YET in pages[0].read_text()
     claims.main((), markdown=tuple(pages), results=tmp_path)
-    assert "0%, 25%" in pages[1].read_text()
+    assert "| CoRe + LoRA | **0.000** (0.000 to 0.000) |" in pages[1].read_text()
 
 
 def test_quality_is_reached_where_it_first_is():

@@ -1,46 +1,101 @@
 """The demo and the comparison, as a person runs them, with a handful of steps."""
 
+import inspect
 import json
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from contextual_inversion.cli.experiments import every_concept
+from contextual_inversion.cli.experiments import demo, every_concept, pipelines
 from contextual_inversion.cli.experiments.claims import as_markdown, compare
+from contextual_inversion.cli.experiments.defaults import BEST, PLAIN
 from contextual_inversion.cli.experiments.pipelines import Pipeline
 from contextual_inversion.cli.experiments.tables import END, START, rewrite_tables
 from contextual_inversion.cli.experiments.trials import Arm, Comparison, Trial, cached_trial
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.files import load_embedding
+from contextual_inversion.core.files.bundle import load_bundle
 from contextual_inversion.core.training.presets import DEMO
 from contextual_inversion.core.world import prompts as world_prompts
+from contextual_inversion.core.world.captions import BACKGROUND_PHRASES
 from contextual_inversion.core.world.concepts import CONCEPTS, TEN
+from contextual_inversion.core.world.render import render
+from contextual_inversion.core.world.scenes import Scene
 
 HEADLINE = {"prompt_fidelity", "subject_similarity", "sim1", "sim2", "seconds"}
 
 
-def test_demo_writes_pictures_embeddings_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_writes_pictures_words_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = world_prompts.evaluation_prompts(without="grass")[-6:-4]
     monkeypatch.setattr("contextual_inversion.core.world.prompts.evaluation_prompts", lambda **_: few)
-    report_file = tmp_path / "report.json"
-    assert (
-        main(["demo", "--out", str(tmp_path), "--concept", "castle", "--steps", "3", "--json", str(report_file)]) == 0
-    )
+    report_file, recipes = tmp_path / "report.json", ("ti", "word-lora_core", "core_lora")
+    monkeypatch.setattr(pipelines, "SECOND_STEPS", 2)
+    call = ["demo", "--out", str(tmp_path), "--concept", "castle", "--steps", "3", "--json", str(report_file)]
+    assert main([*call, "--recipes", *recipes]) == 0
     report = json.loads(report_file.read_text())
-    words = {method: load_embedding(tmp_path / report[method]["embedding"]) for method in ("ti", "core", "mlm")}
-    for method in ("ti", "core", "mlm"):
-        assert set(report[method]) >= HEADLINE
-        assert report[method]["all"]["pictures"] == len(few)
+    assert report["recipes"] == list(recipes)
+    words = {name: load_bundle(tmp_path / report[name]["embedding"]) for name in recipes[1:]}
+    words["ti"] = load_embedding(tmp_path / report["ti"]["embedding"])
+    assert {name: word.lora is not None for name, word in words.items()} == {name: name != "ti" for name in recipes}
+    for name in recipes:
+        assert set(report[name]) >= HEADLINE
+        assert report[name]["all"]["pictures"] == len(few)
+        assert report[name]["shown"]["pictures"] == 5
     vectors = [word.vectors["clip_l"] for word in words.values()]
     assert vectors[0].shape == (DEMO.values["vectors"], 128)
     assert not any(torch.equal(one, other) for one, other in combinations(vectors, 2))
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert sheet.width > 5 * 160
         assert sheet.height > 4 * 160
+
+
+def test_the_demo_shows_plain_inversion_and_the_best_recipe() -> None:
+    assert inspect.signature(demo.main).parameters["recipes"].default == (PLAIN, BEST)
+    assert {PLAIN, BEST} <= set(pipelines.RECIPES)
+
+
+def test_the_bar_goes_on_through_a_second_stage() -> None:
+    bar = SimpleNamespace(n=0, total=5, desc="a: ", update=lambda k: setattr(bar, "n", bar.n + k))
+    bar.set_description = lambda text: setattr(bar, "desc", text)
+    watch, seen = demo._follow(bar), []
+    for step in (1, 3, 1, 2):
+        watch(SimpleNamespace(step=step, losses=None))
+        seen.append(bar.n)
+    assert seen == [1, 3, 4, 5]
+    assert bar.desc == "a, judging its pictures"
+
+
+@pytest.mark.parametrize("recipes", [["unknown"], []])
+def test_a_recipe_that_there_is_not_is_answered_with_all(
+    recipes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "--recipes", *recipes]) in (1, 2)
+    assert "word-lora_core" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("concept", TEN)
+def test_what_the_sheet_asks_for_is_in_its_prompts(concept: str) -> None:
+    own = CONCEPTS[concept].background
+    prompts, scenes = demo.showcase(own), demo.showcase_scenes(own)
+    assert len(prompts) == len(set(prompts)) == len(scenes) == 5
+    for text, (place, style) in zip(prompts, scenes, strict=True):
+        assert place in world_prompts.EVALUATION_BACKGROUNDS
+        assert place != own
+        assert f"a {style} of a {{}}" in text
+        assert BACKGROUND_PHRASES[place][0] in text
+
+
+def test_pictures_of_the_sheet_are_judged() -> None:
+    concept = CONCEPTS["castle"]
+    scenes = [Scene(concept.subject, background=place, style=style) for place, style in demo.showcase_scenes("sand")]
+    wrong = [Scene("fish", "red", background="sand")] * 2
+    drawn = np.stack([render(scene)[0] for scene in (*scenes[:3], *wrong)])
+    assert demo.on_the_sheet(drawn, "castle") == {"pictures": 5, "recognised": 3, "places": 3}
 
 
 def test_demo_names_the_concepts_it_has(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,10 +158,10 @@ def test_what_was_learned_is_on_the_sheet_when_the_next_one_fails(
         assert 2 * 160 < sheet.height < 3 * 160
 
 
-@pytest.mark.parametrize("more", [["--concept", "castle"], ["--steps", "3"]])
+@pytest.mark.parametrize("more", [["--concept", "moth"], ["--steps", "3"], ["--recipes", "ti"]])
 def test_every_concept_takes_no_concept_and_no_steps(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--every", *more]) == 1
-    assert "leave out --concept and --steps" in capsys.readouterr().err
+    assert "leave out --concept, --steps" in capsys.readouterr().err
 
 
 def test_a_comparison_is_paired_by_concept_and_seed() -> None:

@@ -21,7 +21,8 @@ from contextual_inversion.cli.experiments.tables import END, START
 from contextual_inversion.cli.experiments.trials import Arm, Comparison
 
 BEGIN = {"claims": ("claims", "--parts", "toy", "--concepts", "moth", "castle", "--seeds", "2"),
-         "search": ("search", "--recipes", "core", "mlm_lora", "--candidates", "4")}  # fmt: skip
+         "search": ("search", "--recipes", "core", "mlm_lora", "--candidates", "4",
+                    "--concepts", "goblet", "teapot")}  # fmt: skip
 TRIALS = {"claims": 2 * 2 * 2, "search": 2 * (4 * 2 + 2 * 2)}
 
 
@@ -187,7 +188,7 @@ def test_costs_of_a_published_search_are_its_plan_on_another_machine(toy, tmp_pa
 def test_figures_come_with_the_interruption(toy, tmp_path):
     toy.stop, toy.at = interrupt, 2
     with pytest.raises(Stopped, match="2 of 24 trials are done; they are kept, and --json") as stop:
-        search.main(recipes=("core", "mlm_lora"), folder=tmp_path, candidates=4)
+        search.main(recipes=("core", "mlm_lora"), folder=tmp_path, candidates=4, concepts=("goblet", "teapot"))
     assert len(stop.value.figures["trials"]) == 2
 
 

@@ -23,7 +23,7 @@ from contextual_inversion.core.models.tiny.load import load_flow
 from contextual_inversion.core.prompts.tokens import tokenize_prompt
 
 SIZE = ImageSize(config.IMAGE_SIZE, config.IMAGE_SIZE)
-CHANNELS = config.VAE_CANDIDATE["latent_channels"]
+CHANNELS = config.LATENT_CHANNELS
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,9 @@ def test_the_rescaling_window_comes_and_goes_with_core(folder, tmp_path, preset,
 @pytest.mark.parametrize("method", ["xti", "custom-diffusion", "dreambooth-lora", "dreambooth"])
 def test_any_method_then_the_second_stage_then_a_repair(folder, tmp_path, monkeypatch, method):
     monkeypatch.setattr(optimize, "load_model", lambda name, device: StubModel())
-    monkeypatch.setattr(context, "recommended_weights", lambda model: CoReWeights(1.0, 1.0, "large enough to see"))
+    monkeypatch.setattr(
+        context, "recommended_weights", lambda model, method="ti": CoReWeights(1.0, 1.0, "large enough to see")
+    )
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a {} in the snow\n")
     keywords = {"class_word": "dog", "steps": 3, "batch": 2, "prompts": str(prompts), "name": "thing"}

@@ -70,8 +70,8 @@ def test_specific_prompts_name_the_companion_and_no_evaluated_background(compani
 
 
 @pytest.mark.parametrize(("concept", "name"), PAIRS)
-def test_the_judge_says_where_a_word_went(concept, name):
-    """On renders, where it is known: each alone, both together, and something else."""
+def test_the_judge_says_where_a_word_went(autoencode, concept, name):
+    """On renders through the VAE, where it is known: each alone, both together, and something else."""
     companion = companion_for(concept, name)
     elsewhere = [Scene(CONCEPTS[concept].subject, background=place, seed=7) for place in ("grass", "water", "bricks")]
     other = CONCEPTS[companion.concept] if companion.concept else None
@@ -83,7 +83,7 @@ def test_the_judge_says_where_a_word_went(concept, name):
     neither = [Scene("fish" if concept != "unicorn-fish" else "cup", "red", background="wood", seed=9)]
 
     def judged(scenes: list[Scene]) -> WordTargets:
-        return word_targets(np.stack([render(scene)[0] for scene in scenes]), concept, companion)
+        return word_targets(autoencode(np.stack([render(scene)[0] for scene in scenes])), concept, companion)
 
     assert judged(elsewhere) == WordTargets(3, 0, 0, 0)
     assert judged(alone) == WordTargets(0, 2, 0, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from contextual_inversion.core.world.concepts import CONCEPTS
+from contextual_inversion.core.world.concepts import CONCEPTS, TEN
 from contextual_inversion.core.world.render import concept_images
 from contextual_inversion.core.world.scenes import COLOURS
 from contextual_inversion.core.world.spots import SMALLEST, colour_name, compare_spots, patches, spot_labels
@@ -36,7 +36,7 @@ def test_colours_have_their_own_names() -> None:
     assert all(colour_name(np.array(rgb)) == name for name, rgb in COLOURS.items())
 
 
-@pytest.mark.parametrize("name", [c.name for c in CONCEPTS.values() if c.texture == "spotted"])
+@pytest.mark.parametrize("name", [c.name for c in TEN.values() if c.texture == "spotted"])
 def test_a_picture_keeps_its_own_spots(name: str) -> None:
     images, masks, _ = concept_images(name, 4)
     for image, mask in zip(images, masks, strict=True):

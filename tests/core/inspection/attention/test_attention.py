@@ -119,7 +119,9 @@ def picture(model: DiffusersModel, steps: int, probe=None, height: int = 12, wid
     size = ImageSize(8 * height, 8 * width)
     with model.session(), torch.no_grad():
         positive, negative = (model.conditioning(encode_prompts(model, [t]), size) for t in ("a red cat", ""))
-        return sample(model, positive, negative, shape=(2, 4, height, width), steps=steps, seed=3, probe=probe)
+        return sample(
+            model, positive, negative, shape=(2, model.latent_channels, height, width), steps=steps, seed=3, probe=probe
+        )
 
 
 def test_sampling_is_bit_equal_and_its_maps_are_those_of_the_probe_in_training(model: DiffusersModel) -> None:

@@ -135,7 +135,7 @@ def test_skl_is_that_of_the_last_steps_probabilities(model: DiffusersModel, word
         def watch(step: int, steps: int, rows: slice):
             return lambda layer, p: last.__setitem__(layer, p[rows].mean(1)[0])
 
-        sample(model, positive, negative, shape=(1, 4, 16, 16), steps=2, seed=[9], probe=watch)
+        sample(model, positive, negative, shape=(1, model.latent_channels, 16, 16), steps=2, seed=[9], probe=watch)
     maps = torch.stack([p for p in last.values() if p.shape[0] == 256]).mean(0).double().numpy()
     (concept,), context = word_pair(model, probe, None, "cat")
     assert len(context) == tokens

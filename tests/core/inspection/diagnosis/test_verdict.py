@@ -59,8 +59,8 @@ def test_every_compared_word_has_a_line_in_the_table():
 
 @pytest.fixture(scope="module")
 def trials(repository) -> list[tuple[str, float]]:
-    """(verdict, prompt fidelity) of every trial of docs/claims whose class word was measured."""
-    folder = repository / "docs" / "claims"
+    """(verdict, prompt fidelity) of every trial of docs/claims/first_model whose class word was measured."""
+    folder = repository / "docs" / "claims" / "first_model"
     words = json.loads((folder / "class-words.json").read_text())["class_words"]
     found = {}
     for path in sorted(folder.glob("*.json")):
@@ -78,11 +78,11 @@ def trials(repository) -> list[tuple[str, float]]:
 
 
 def test_what_a_verdict_was_worth_over_the_trials(repository, trials):
-    """As docs/claims.md says it; a threshold that is moved says something else there."""
+    """As docs/claims_first_model.md says it; a threshold that is moved says something else there."""
     badly = {says: [fidelity < BADLY for verdict, fidelity in trials if verdict == says] for says in RANK}
     share = {says: sum(found) / len(found) for says, found in badly.items()}
     assert share[KEEPS] < share[MAY] / 2
     assert share[MAY] < share[RISKS] / 2
-    text = (repository / "docs" / "claims.md").read_text(encoding="utf-8")
+    text = (repository / "docs" / "claims_first_model.md").read_text(encoding="utf-8")
     for says, count in Counter(verdict for verdict, _ in trials).items():
         assert f"| {says} | {count} | {share[says]:.0%} |" in text

@@ -11,6 +11,7 @@ from contextual_inversion.core.models.protocol import TokenMeans
 from contextual_inversion.core.prompts.tokens import tokenize_prompt
 from contextual_inversion.core.training.regularizers.context import (
     NARROW,
+    NARROW_BESIDE_WEIGHTS,
     PAPER,
     CoReRegularizer,
     recommended_weights,
@@ -190,7 +191,8 @@ def test_a_prompt_that_does_not_fit_the_encoder_is_named():
 
 
 def test_weights_follow_the_encoder():
-    assert recommended_weights(StubModel()) == NARROW
+    assert recommended_weights(StubModel()) == recommended_weights(StubModel(), "xti") == NARROW
+    assert recommended_weights(StubModel(), "word-lora") == NARROW_BESIDE_WEIGHTS
     model = StubModel()
     model.text_encoders["clip_l"].width = 768
     assert recommended_weights(model) == PAPER

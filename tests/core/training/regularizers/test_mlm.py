@@ -33,6 +33,8 @@ from contextual_inversion.core.training.methods import METHODS
 from contextual_inversion.core.training.prompts import PromptEncoder, StepView
 from contextual_inversion.core.training.regularizers.context import CoReRegularizer
 from contextual_inversion.core.training.regularizers.mlm import (
+    NARROW_LAMBDA,
+    NARROW_LAMBDA_BESIDE_WEIGHTS,
     MLMRegularizer,
     recommended_lambda,
     recommended_mlm,
@@ -370,7 +372,10 @@ def test_lambda_is_that_of_the_method_on_stable_diffusions_encoders_alone():
     assert {one for one in found if found[one] == LAMBDA_MLM == 1e-4} == {"ti", "refine", "refine-all"}
     assert found["xti"] == found["xti-blocks"] == 2.5e-4
     assert found["custom-diffusion"] == found["dreambooth-lora"] == found["dreambooth"] == 5e-4
-    assert len({recommended_lambda(narrow, method) for method in METHODS}) == 1
+    own = {method: recommended_lambda(narrow, method) for method in METHODS}
+    beside = {method for method, kind in METHODS.items() if kind.trains_weights}
+    assert {own[method] for method in beside} == {NARROW_LAMBDA_BESIDE_WEIGHTS}
+    assert {own[method] for method in METHODS if method not in beside} == {NARROW_LAMBDA}
 
 
 def test_the_recommended_one_suits_the_model_and_names_no_evaluated_background():

@@ -1,8 +1,4 @@
-"""Four development concepts to come: unlike the ten in parts and patterns, and never shown to the candidate.
-
-They are among `core.world.concepts.CONCEPTS` with the candidate (`core.form`) alone, because the judge has a class for
-every concept. The candidate's training leaves out what would imitate them in either form, as it does for the ten.
-"""
+"""Four concepts for development alone: unlike the ten in parts and patterns, and never judged."""
 
 from __future__ import annotations
 
@@ -50,7 +46,7 @@ def parrot() -> list[Polygon]:
     return [*feathers, beak, *rest]
 
 
-COMING: dict[str, WorldConcept] = {
+FOUR: dict[str, WorldConcept] = {
     c.name: c
     for c in (
         WorldConcept("comet", "ball", "yellow", "purple", "two-tone", "yellow over purple ball with tails", comet),

@@ -19,12 +19,12 @@ class Vae:
         self.vae = load_part("vae")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def judge() -> Judge:
     return Judge()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def autoencode() -> Callable[[np.ndarray], np.ndarray]:
     pytest.importorskip("diffusers")
     return tiny_autoencode(Vae())

@@ -1,4 +1,4 @@
-"""The candidate form behind Load Demo Model; `test_candidate_demo.py` runs this in a process of that form."""
+"""Load Demo Model's tiny Stable Diffusion: ComfyUI's classes and diffusers', one adapter against the other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from autoencoders import same_latents_and_images
 from family_graphs import call, stock
 from rounding import equal_but_for_rounding
 
-from contextual_inversion.core.form import CANDIDATE, FORM
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.text import encode_prompts
@@ -27,7 +26,6 @@ def pair(comfyui: Any) -> tuple[DiffusersModel, Any]:
     from contextual_inversion.nodes.comfy import demo_model
     from contextual_inversion.nodes.comfy.adapting import adapted
 
-    assert FORM == CANDIDATE
     with torch.inference_mode():
         sockets = demo_model.load_model_patcher(), demo_model.load_clip(), demo_model.load_vae()
     return DiffusersModel.from_tiny(load_tiny()), adapted(*sockets)

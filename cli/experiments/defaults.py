@@ -1,0 +1,6 @@
+"""What stands for the plain way to learn a word, and for the best one. Nothing heavy is imported."""
+
+PLAIN = "ti"
+"""Textual inversion alone."""
+BEST = "word-lora_core"
+"""The pipeline of `claims` that shows the subject and obeys most often (docs/claims/pipelines.json)."""
