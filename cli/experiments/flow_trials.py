@@ -14,6 +14,8 @@ from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.models.diffusers_flow import FlowModel
 from ...core.models.tiny.load import load_flow
 from ...core.models.tiny.weights import tiny_weights_path
+from ...core.training.regularizers.context import NARROW_FLOW
+from ...core.training.regularizers.mlm import NARROW_FLOW_LAMBDA
 from ...core.world import concepts as world
 from ...core.world.prompts import held_out_prompts
 from ...core.world.render import concept_images
@@ -23,7 +25,7 @@ LEARNED = {"ti": "TI", "word-lora": "word + LoRA"}
 """What is trained, by the name in `METHODS`."""
 RECIPES: dict[str, dict[str, Any]] = {
     "ti": {"steps": 100, "learning_rate": 2e-2},
-    "word-lora": {"steps": 100},
+    "word-lora": {"steps": 100, "learning_rate": 1e-2, "weight_rate": 1e-3},
 }
 """What differs from the bundled Stable Diffusion's recipes: chosen on the goblet with one seed, in five trainings."""
 SAMPLING = {"steps": 25, "guidance": 4.0, "eta": 0.0}
@@ -73,8 +75,11 @@ def beyond_part(model: DiffusersModel) -> Comparison:
 
 
 def _arm(arm: Arm, recipe: dict[str, Any]) -> FlowArm:
+    """`arm` with what suits this model in place of what suits the other one."""
     own = {one.name: getattr(arm, one.name) for one in fields(arm)}
-    return FlowArm(**{**own, "changes": {**arm.changes, **recipe}})
+    core = None if arm.core is None else (NARROW_FLOW.embedding, NARROW_FLOW.attention)
+    mlm = None if arm.mlm is None else (NARROW_FLOW_LAMBDA, *arm.mlm[1:])
+    return FlowArm(**{**own, "core": core, "mlm": mlm, "changes": {**arm.changes, **recipe}})
 
 
 def run_flow_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Trial:

@@ -83,11 +83,13 @@ def _core() -> Iterator[Row]:
 
 
 def _pipelines() -> Iterator[Row]:
-    others = {"ti_lora": "TI", "dreambooth-lora": "DreamBooth-LoRA", "custom-diffusion": "Custom Diffusion"}
-    for control, label in others.items():
-        for metric, measure in STAND_INS.items():
-            what = f"{label} → CoRe, both stages: {metric}"
-            yield Row("CoRe, equal seconds", what, "better", 1, "pipelines", "core_lora", control, measure)
+    others = {"ti": "TI", "dreambooth-lora": "DreamBooth-LoRA"}
+    ways = {"core_lora": "CoRe, both stages", "word-lora_core": "CoRe, word and LoRA together"}
+    for treated, way in ways.items():
+        for control, label in others.items():
+            for metric, measure in (*STAND_INS.items(), ("recognised and obeyed", "composed")):
+                what = f"{label} → {way}: {metric}"
+                yield Row("CoRe, equal seconds", what, "better", 1, "leaders", treated, control, measure)
     what = "CoRe, LoRA → LoRA by timestep: recognised and obeyed"
     yield Row("T-LoRA", what, "better balance", 1, "pipelines", "core_tlora", "core_lora", "composed")
     yield Row("DTI", "TI → DTI: CLIP-T", "better", 1, "pipelines", "dti", "ti", "fidelity")

@@ -23,12 +23,26 @@ RECORD = "search.json"
 """The record of `search`, in the folder of results."""
 STAGES = "stages"
 """The folder of first stages, in that of the trials."""
+LEADERS = ("ti", "ti_lora", "core_lora", "word-lora", "word-lora_core", "dreambooth-lora")
+"""What the papers' methods and the best of one seed are told apart by, in more seeds than all pipelines have."""
 PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
 
 
 def pipelines_part(model: DiffusersModel) -> Comparison:
     """Every pipeline, as recommended and at its recipe's steps; `prepared` gives it what was chosen and measured."""
     return replace(_compared(model, {}, BEST, None), prepared=_prepared)
+
+
+def leaders_part(model: DiffusersModel) -> Comparison:
+    """`LEADERS` among the pipelines, whose trials are the same ones."""
+    whole = pipelines_part(model)
+    return replace(_leading(whole), prepared=lambda *folders: _leading(_prepared(*folders)))
+
+
+def _leading(part: Comparison) -> Comparison:
+    arms = tuple(arm for arm in part.arms if arm.name in LEADERS)
+    between = tuple(pair for pair in part.pairs if set(pair) <= set(LEADERS))
+    return replace(part, name="leaders", arms=arms, pairs=between)
 
 
 def _prepared(model: DiffusersModel, folder: Path, results: Path) -> Comparison:
@@ -93,6 +107,8 @@ def pairs(best: str) -> tuple[tuple[str, str], ...]:
     found += [(f"{other}_mlm", other) for other in ("dreambooth-lora", "custom-diffusion")]
     found += [(f"word-lora_{name}", "word-lora") for name in FIRST if name != "ti"]
     found += [("word-lora" if name == "ti" else f"word-lora_{name}", f"{name}_lora") for name in FIRST]
+    found += [(one, "ti") for one in ("core_lora", "mlm_lora", "word-lora", "word-lora_core")]
+    found += [(f"word-lora{end}", other) for end in ("", "_core") for other in ("dreambooth-lora", "custom-diffusion")]
     found += [("xti", "ti"), ("xti_mlm", "ti"), ("xti_mlm", "xti"), ("dti", "ti"), ("predicted", "ti_lora")]
     found += [(best, "dreambooth-lora_mlm"), (f"{best}_repair", best), (f"{best}_repair", f"{best}_redraw")]
     return tuple(found)

@@ -15,6 +15,11 @@ def is_narrow(model: TextToImageModel) -> bool:
     return max(encoder.width for encoder in model.text_encoders.values()) < NARROWEST
 
 
+def is_flow(model: TextToImageModel) -> bool:
+    """Whether the model is asked for the velocity of flow matching, as Flux and its kin."""
+    return model.schedule.prediction_type == "flow"
+
+
 def native_resolution(model: TextToImageModel) -> int | None:
     """Pixels a side that a family was trained at: 512, SD 2.x with v-prediction 768, SDXL 1024.
 

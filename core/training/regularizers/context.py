@@ -20,7 +20,7 @@ from ...maths.context import (
     paired_context_positions,
 )
 from ...maths.finite import require_finite
-from ...models.families import is_narrow
+from ...models.families import is_flow, is_narrow
 from ...models.protocol import Conditioning, Encoding, TextEncoder, TextToImageModel, TokenMeans
 from ...prompts.tokens import ConceptRows, Words, tokenize_prompt
 from ..methods import method_called
@@ -46,14 +46,17 @@ SEARCHED = "chosen by `search` on six development concepts for the bundled tiny 
 NARROW = CoReWeights(0.04, 1.5, SEARCHED)
 NARROW_BESIDE_WEIGHTS = CoReWeights(0.015, 0.5, SEARCHED)
 """Where the denoiser learns beside the word, less of the picture is the word's."""
+NARROW_FLOW = CoReWeights(0.15, 1.5, "measured on the bundled flow matching model (docs/claims.md)")
 
 
 def recommended_weights(model: TextToImageModel, method: str = "ti") -> CoReWeights:
     """lambda does not carry over between models: the paper's for encoders of Stable Diffusion's width (768 and more,
     METHODS.md C4), larger ones for narrow encoders such as the bundled tiny model's, whose gradient of the diffusion
-    loss is larger, and there by whether `method` (`METHODS`) trains a word alone."""
+    loss is larger, and there by whether `method` (`METHODS`) trains a word alone, or for flow matching."""
     if not is_narrow(model):
         return PAPER
+    if is_flow(model):
+        return NARROW_FLOW
     return NARROW_BESIDE_WEIGHTS if method_called(method).trains_weights else NARROW
 
 

@@ -11,7 +11,7 @@ from einops import rearrange
 
 from ...maths.finite import require_finite
 from ...maths.mlm import LAMBDA_MLM, RHO, cross_entropy, masked_loss
-from ...models.families import is_narrow
+from ...models.families import is_flow, is_narrow
 from ...models.frozen import autograd
 from ...models.protocol import TextEncoder, TextToImageModel, fingerprint
 from ...networks.contextualizer import Contextualizer, ShortEncoder
@@ -28,6 +28,8 @@ KEPT_ROWS = 1 << 16
 NARROW_LAMBDA, NARROW_LAMBDA_BESIDE_WEIGHTS = 0.06, 1e-3
 """For encoders narrower than Stable Diffusion's, such as the bundled tiny model's, of a word alone and of one beside
 which the denoiser learns: chosen by `search` on six development concepts (docs/claims/search.json)."""
+NARROW_FLOW_LAMBDA = 0.03
+"""For flow matching with such encoders, as measured on the bundled one (docs/claims.md)."""
 
 BATCH = 25
 XTI_BATCH = 12
@@ -41,6 +43,8 @@ def recommended_lambda(model: TextToImageModel, method: str = "ti") -> float:
     called = method_called(method)
     if not is_narrow(model):
         return called.mlm_weight
+    if is_flow(model):
+        return NARROW_FLOW_LAMBDA
     return NARROW_LAMBDA_BESIDE_WEIGHTS if called.trains_weights else NARROW_LAMBDA
 
 

@@ -30,7 +30,9 @@ from contextual_inversion.cli.experiments.trials import (
 from contextual_inversion.core.training.plan import plan
 from contextual_inversion.core.training.presets import DEMO, demo_preset
 
-NARROW = SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=128)})
+NARROW = SimpleNamespace(
+    text_encoders={"clip_l": SimpleNamespace(width=128)}, schedule=SimpleNamespace(prediction_type="v_prediction")
+)
 
 
 def test_every_pair_is_of_one_method_and_trains_on_its_own():

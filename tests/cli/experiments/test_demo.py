@@ -33,7 +33,7 @@ HEADLINE = {"prompt_fidelity", "subject_similarity", "sim1", "sim2", "seconds"}
 def test_demo_writes_pictures_words_and_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = world_prompts.evaluation_prompts(without="grass")[-6:-4]
     monkeypatch.setattr("contextual_inversion.core.world.prompts.evaluation_prompts", lambda **_: few)
-    report_file, recipes = tmp_path / "report.json", ("ti", "word-lora_core", "core_lora")
+    report_file, recipes = tmp_path / "report.json", ("ti", "core_lora")
     monkeypatch.setattr(pipelines, "SECOND_STEPS", 2)
     call = ["demo", "--out", str(tmp_path), "--concept", "castle", "--steps", "3", "--json", str(report_file)]
     assert main([*call, "--recipes", *recipes]) == 0

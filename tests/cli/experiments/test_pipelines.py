@@ -21,7 +21,9 @@ from contextual_inversion.cli.experiments import (
     search,
     searching,
 )
-from contextual_inversion.cli.experiments.pipeline_parts import RECORD, pairs, pipelines_part
+from contextual_inversion.cli.experiments.claims import cell_name
+from contextual_inversion.cli.experiments.defaults import BEST
+from contextual_inversion.cli.experiments.pipeline_parts import LEADERS, RECORD, leaders_part, pairs, pipelines_part
 from contextual_inversion.cli.experiments.pipeline_tables import leading_table, pipelines_table
 from contextual_inversion.cli.experiments.pipeline_trials import redrawn, run_pipeline_trial
 from contextual_inversion.cli.experiments.pipelines import (
@@ -43,7 +45,11 @@ from contextual_inversion.core.inspection.world import world_evaluation
 from contextual_inversion.core.training.plan import plan
 from contextual_inversion.core.world.prompts import EvaluationPrompt
 
-NARROW = SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=128)}, fingerprint="narrow")
+NARROW = SimpleNamespace(
+    text_encoders={"clip_l": SimpleNamespace(width=128)},
+    schedule=SimpleNamespace(prediction_type="v_prediction"),
+    fingerprint="narrow",
+)
 STAGES = {one.first_cost({"core_attention": weight}) for one in RECIPES.values() for weight in (0.0, 1.0)}
 ALL = STAGES | {"lora", "tlora", "self"}
 seconds = st.floats(0.05, 1.0)
@@ -115,6 +121,19 @@ def test_word_and_lora_together_are_searched_without_and_with_each_regularizer()
         assert (arm.second, arm.changes["rank"], arm.label.count("+")) == (None, 8, sum(found[name]))
         assert plan(demo_model(), choices(arm, "castle", "house", 1)).settings.method == "word-lora"
     assert {("word-lora_mlm", "word-lora"), ("word-lora_core_mlm", "core_mlm_lora")} <= set(pairs("mlm_lora"))
+
+
+def test_the_leaders_are_the_same_trials_as_among_all_pipelines(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline_parts, "encoder_fits", lambda model: True)
+    (tmp_path / RECORD).write_text(json.dumps(record("narrow")))
+    folders = (NARROW, tmp_path, tmp_path)
+    whole, few = (make(NARROW).prepared(*folders) for make in (pipelines_part, leaders_part))
+    assert [arm.name for arm in few.arms] == [name for name in RECIPES if name in LEADERS]
+    assert {arm_key(arm) for arm in few.arms} <= {arm_key(arm) for arm in whole.arms}
+    assert set(few.pairs) == {pair for pair in whole.pairs if set(pair) <= set(LEADERS)}
+    assert ("word-lora_core", "ti") in few.pairs
+    assert few.facts == whole.facts
+    assert cell_name(few, few.arms[0], "moth", 1) == cell_name(whole, whole.arms[0], "moth", 1)
 
 
 def test_pipelines_whose_costs_no_record_has_are_left_out_and_said(tmp_path, monkeypatch, capsys):
@@ -189,7 +208,7 @@ def test_the_part_goes_by_a_search_on_the_same_model_alone(tmp_path, monkeypatch
     (tmp_path / RECORD).write_text(json.dumps(record("another", chosen=chosen)))
     part = pipelines_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
     assert {arm.name: arm for arm in part.arms}["core_lora"].core[0] != 0.07
-    assert "mlm_lora_repair" in {arm.name for arm in part.arms}
+    assert f"{BEST}_repair" in {arm.name for arm in part.arms}
     assert "no search on model narrow" in capsys.readouterr().out
 
 
@@ -305,10 +324,10 @@ def test_from_the_search_to_the_table_on_the_bundled_model(quick, tmp_path, monk
     options = {"concepts": ("castle",), "seeds": 1, "markdown": (page,), "results": tmp_path}
     report = claims.main(("pipelines",), tmp_path / "b", **options)
     trials = {one["method"]: one for one in report["parts"]["pipelines"]["trials"]}
-    assert set(trials) == {"mlm", "mlm_lora", "mlm_lora_repair", "mlm_lora_redraw"}
+    assert set(trials) == {"mlm", "mlm_lora", f"{BEST}_repair", "mlm_lora_redraw"}
     assert trials["mlm_lora"]["planned"]["values"] == made["chosen"]["mlm_lora"]
     assert trials["mlm"]["steps"] == 5
-    assert trials["mlm_lora_repair"]["failing"] == trials["mlm_lora_redraw"]["failing"]
+    assert trials[f"{BEST}_repair"]["failing"] == trials["mlm_lora_redraw"]["failing"]
     assert "recognised and obeyed (95 % interval)" in page.read_text().splitlines()[1]
     again = claims.main(("pipelines",), tmp_path / "b", **options)
     assert json.dumps(again) == json.dumps(report)  # in which "not asked for" is NaN

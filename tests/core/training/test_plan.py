@@ -34,7 +34,10 @@ from contextual_inversion.core.training.regularizers.seam import LossTerm, Terms
 from contextual_inversion.core.training.run.events import Finished
 from contextual_inversion.core.world.render import concept_images
 
-WIDE, NARROW = (SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=width)}) for width in (768, 128))
+V = SimpleNamespace(prediction_type="v_prediction")
+WIDE, NARROW = (
+    SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=width)}, schedule=V) for width in (768, 128)
+)
 PROMPTS = ("a {} in the snow",)
 SHORT = {"steps": 1, "batch": 1, "resolution": 64}
 
@@ -157,7 +160,7 @@ def test_a_word_that_is_gone_on_with_keeps_its_length():
 def test_mlm_takes_as_many_prompts_as_the_paper_does_with_the_method_or_as_many_as_were_chosen(method):
     """METHODS.md 2.6: each prompt is encoded once a vector with XTI."""
     encoder = DiffusersTextEncoder("clip_l", load_part("text_encoder"), tiny_tokenizer())
-    bundled = SimpleNamespace(text_encoders={"clip_l": encoder})
+    bundled = SimpleNamespace(text_encoders={"clip_l": encoder}, schedule=V)
     own = Added("mlm", {"prompts": ListedPrompts(PROMPTS)})
     assert own.make(bundled, method).batch == (12 if METHODS[method].word in ("layers", "blocks") else 25)
     assert replace(own, options={**own.options, "batch": 25}).make(bundled, method).batch == 25

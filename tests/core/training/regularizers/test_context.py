@@ -1,5 +1,7 @@
 """CoRe behind the seam: zero at the class word, honest estimates, cheap passes (METHODS.md 1.11)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from contextual_inversion.core.prompts.tokens import tokenize_prompt
 from contextual_inversion.core.training.regularizers.context import (
     NARROW,
     NARROW_BESIDE_WEIGHTS,
+    NARROW_FLOW,
     PAPER,
     CoReRegularizer,
     recommended_weights,
@@ -193,6 +196,9 @@ def test_a_prompt_that_does_not_fit_the_encoder_is_named():
 def test_weights_follow_the_encoder():
     assert recommended_weights(StubModel()) == recommended_weights(StubModel(), "xti") == NARROW
     assert recommended_weights(StubModel(), "word-lora") == NARROW_BESIDE_WEIGHTS
+    flow = StubModel()
+    flow.schedule = replace(flow.schedule, prediction_type="flow")
+    assert recommended_weights(flow) == recommended_weights(flow, "word-lora") == NARROW_FLOW
     model = StubModel()
     model.text_encoders["clip_l"].width = 768
     assert recommended_weights(model) == PAPER

@@ -33,6 +33,7 @@ from contextual_inversion.core.training.methods import METHODS
 from contextual_inversion.core.training.prompts import PromptEncoder, StepView
 from contextual_inversion.core.training.regularizers.context import CoReRegularizer
 from contextual_inversion.core.training.regularizers.mlm import (
+    NARROW_FLOW_LAMBDA,
     NARROW_LAMBDA,
     NARROW_LAMBDA_BESIDE_WEIGHTS,
     MLMRegularizer,
@@ -367,7 +368,10 @@ def test_settings_that_mean_nothing_are_errors(model, wrong):
 
 def test_lambda_is_that_of_the_method_on_stable_diffusions_encoders_alone():
     """METHODS.md 2.8 no. 5."""
-    wide, narrow = (SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=width)}) for width in (768, 128))
+    v = SimpleNamespace(prediction_type="v_prediction")
+    wide, narrow = (
+        SimpleNamespace(text_encoders={"clip_l": SimpleNamespace(width=width)}, schedule=v) for width in (768, 128)
+    )
     found = {method: recommended_lambda(wide, method) for method in METHODS}
     assert {one for one in found if found[one] == LAMBDA_MLM == 1e-4} == {"ti", "refine", "refine-all"}
     assert found["xti"] == found["xti-blocks"] == 2.5e-4
@@ -376,6 +380,8 @@ def test_lambda_is_that_of_the_method_on_stable_diffusions_encoders_alone():
     beside = {method for method, kind in METHODS.items() if kind.trains_weights}
     assert {own[method] for method in beside} == {NARROW_LAMBDA_BESIDE_WEIGHTS}
     assert {own[method] for method in METHODS if method not in beside} == {NARROW_LAMBDA}
+    narrow.schedule = SimpleNamespace(prediction_type="flow")
+    assert {recommended_lambda(narrow, method) for method in METHODS} == {NARROW_FLOW_LAMBDA}
 
 
 def test_the_recommended_one_suits_the_model_and_names_no_evaluated_background():
@@ -384,7 +390,8 @@ def test_the_recommended_one_suits_the_model_and_names_no_evaluated_background()
     from contextual_inversion.core.models.tiny.load import load_part
 
     encoder = DiffusersTextEncoder("clip_l", load_part("text_encoder"), tiny_tokenizer())
-    model = SimpleNamespace(text_encoders={"clip_l": encoder}, device=torch.device("cpu"))
+    v = SimpleNamespace(prediction_type="v_prediction")
+    model = SimpleNamespace(text_encoders={"clip_l": encoder}, schedule=v, device=torch.device("cpu"))
     chosen = recommended_mlm(model)
     chosen.prepare(model, "butterfly", 2)
     assert chosen.weight == recommended_lambda(model) > LAMBDA_MLM
