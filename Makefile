@@ -26,7 +26,7 @@ setup: .venv/stamp-pack ## Only make .venv (minutes the first time, instant afte
 test: setup ## All tests; those inside a real ComfyUI where one is found. WORKERS=n, ARGS="-k word"
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile $(ARGS)
 
-demo: setup ## Train one word with plain TI, CoRe and MLM; pictures and figures in out/demo
+demo: setup ## Train one word plainly and by the best recipe; pictures and figures in out/demo
 	@$(BIN)/contextual-inversion demo --out out/demo --json out/demo/report.json
 
 bench: setup ## Time and memory of a training step; figures in out/bench.json

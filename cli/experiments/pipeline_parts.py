@@ -14,7 +14,7 @@ from ...core.training.one_picture.predict import require_fit
 from .defaults import BEST
 from .encoder_ways import loaded
 from .pipeline_costs import as_costs, as_data, measured_costs
-from .pipeline_tables import PART, leading_table
+from .pipeline_tables import LEADING, PART, leading_table
 from .pipeline_trials import run_pipeline_trial
 from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, inherited, pipeline, priced, repaired
 from .trials import Comparison
@@ -42,7 +42,7 @@ def leaders_part(model: DiffusersModel) -> Comparison:
 def _leading(part: Comparison) -> Comparison:
     arms = tuple(arm for arm in part.arms if arm.name in LEADERS)
     between = tuple(pair for pair in part.pairs if set(pair) <= set(LEADERS))
-    return replace(part, name="leaders", arms=arms, pairs=between)
+    return replace(part, name=LEADING, arms=arms, pairs=between)
 
 
 def _prepared(model: DiffusersModel, folder: Path, results: Path) -> Comparison:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ...core.maths.statistics import Interval
     from .trials import Arm
 
-PART = "pipelines"
+PART, LEADING = "pipelines", "leaders"
 SORTED_BY = "composed"
 COLUMNS = ("fidelity", "recognised", "similarity")
 
@@ -52,12 +52,14 @@ def reached(trials: Sequence[Mapping[str, Any]], name: str) -> tuple[Interval, l
 
 
 def pipelines_table(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The leading table out of stored results, for the documents that begin with it; empty where there are none."""
+    """The leading table out of stored results, for the documents that begin with it: of the leaders, or of all
+    pipelines where those were not run; empty where there are none."""
     from .trials import Arm
 
-    trials = parts.get(PART, {}).get("trials", [])
+    part = LEADING if parts.get(LEADING, {}).get("trials") else PART
+    trials = parts.get(part, {}).get("trials", [])
     arms = [Arm(name, label) for name, label in labels(trials).items()]
-    return [*leading_table(arms, trials), *provenance(parts, [PART])] if trials else []
+    return [*leading_table(arms, trials), *provenance(parts, [part])] if trials else []
 
 
 def labels(trials: Sequence[Mapping[str, Any]]) -> dict[str, str]:
