@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -36,27 +37,31 @@ def paired_bootstrap(
         raise ValueError(f"pairs expected, at least two: {np.shape(treated)} and {np.shape(control)}")
     if groups is not None and len(groups) != difference.size:
         raise ValueError(f"one group a pair expected: {len(groups)} groups, {difference.size} pairs")
-    rng = np.random.default_rng(seed)
     if groups is None:
+        rng = np.random.default_rng(seed)
         means = difference[rng.integers(difference.size, size=(resamples, difference.size))].mean(axis=1)
     else:
-        means = _two_level_means(difference, groups, resamples, rng)
+        means = _two_level_weights(tuple(groups), resamples, seed) @ difference
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(difference.mean()), float(low), float(high))
 
 
-def _two_level_means(
-    difference: np.ndarray, groups: Sequence[Hashable], resamples: int, rng: np.random.Generator
-) -> np.ndarray:
-    members: dict[Hashable, list[float]] = {}
-    for label, value in zip(groups, difference, strict=True):
-        members.setdefault(label, []).append(value)
-    pools = [np.asarray(values) for values in members.values()]
-    means = np.empty(resamples)
+@lru_cache(maxsize=4)
+def _two_level_weights(groups: tuple[Hashable, ...], resamples: int, seed: int) -> np.ndarray:
+    """How much each pair counts in each resample (resamples, pairs): the same for everything that is measured of them,
+    so that a table of many measures draws once."""
+    rng = np.random.default_rng(seed)
+    members: dict[Hashable, list[int]] = {}
+    for index, label in enumerate(groups):
+        members.setdefault(label, []).append(index)
+    pools = [np.asarray(indices) for indices in members.values()]
+    weights = np.empty((resamples, len(groups)))
     for r in range(resamples):
         drawn = [pools[g] for g in rng.integers(len(pools), size=len(pools))]
-        means[r] = np.concatenate([pool[rng.integers(pool.size, size=pool.size)] for pool in drawn]).mean()
-    return means
+        own = np.concatenate([pool[rng.integers(pool.size, size=pool.size)] for pool in drawn])
+        weights[r] = np.bincount(own, minlength=len(groups)) / own.size
+    weights.flags.writeable = False
+    return weights
 
 
 def wilson(successes: int, trials: int, z: float = 1.959964) -> Interval:

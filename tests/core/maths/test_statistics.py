@@ -49,6 +49,20 @@ def test_seeds_of_one_concept_do_not_pass_for_many_concepts():
     assert 2.4 < ratio < 3.6
 
 
+def test_a_grouped_interval_is_that_of_pools_drawn_one_by_one():
+    """Groups first, then as many pairs of each as it has; every measure of the same pairs from the same draws."""
+    groups, r = list("abbacccc"), np.random.default_rng(3)
+    for measure in range(3):
+        difference, draws, means = r.normal(size=8), np.random.default_rng(7), []
+        pools = [difference[[label == name for label in groups]] for name in "abc"]
+        for _ in range(500):
+            drawn = [pools[g] for g in draws.integers(3, size=3)]
+            means.append(np.concatenate([pool[draws.integers(pool.size, size=pool.size)] for pool in drawn]).mean())
+        found = statistics.paired_bootstrap(difference, 0 * difference, groups=groups, resamples=500, seed=7)
+        expected = [difference.mean(), *np.quantile(means, [0.025, 0.975])]
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12, err_msg=str(measure))
+
+
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     r = np.random.default_rng(2)
     covered = 0
