@@ -52,7 +52,7 @@ def main(
     from ..places import require_folder, write_picture
     from .pipeline_trials import run_pipeline_trial
     from .pipelines import RECIPES
-    from .trials import PICTURES, demo_model, diagnosis
+    from .trials import PICTURES, demo_model, similarities
 
     if concept not in world.CONCEPTS:
         raise ValueError(f"no held-out concept {concept!r}; there are {', '.join(world.CONCEPTS)}")
@@ -90,8 +90,8 @@ def main(
     for name in recipes:
         arm = _arm(model, name, steps)
         with tqdm(total=sum(arm.steps), desc=f"{arm.label:9}", unit="step") as bar:
-            trial = run_pipeline_trial(model, arm, concept, seed, watch=_follow(bar))
-        figures = {**trial.figures, **diagnosis(model, trial.concept, seed)}
+            trial = run_pipeline_trial(model, arm, concept, seed, timed=False, watch=_follow(bar))
+        figures = {**trial.figures, **similarities(model, trial.concept)}
         pictures = draw(model, templates, seeds, concept=trial.concept)
         found = {"embedding": _save(trial.concept.renamed(name), out), "shown": on_the_sheet(pictures, concept)}
         report[name] = {**headline(figures), **found, "all": figures}

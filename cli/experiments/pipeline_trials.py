@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ def run_pipeline_trial(
     count: int = 0,
     plain: int = 0,
     stages: Path | None = None,
+    timed: bool = True,
     watch: Watch | None = None,
 ) -> Trial:
     """Train both stages of `arm` on `PICTURES` pictures of the concept `name`, and judge one picture a held-out prompt,
@@ -49,19 +51,20 @@ def run_pipeline_trial(
 
     Paired by seed as `run_trial`. `seconds` are the processor's, of all that is learned: stages and repairs. First
     stages are kept in the folder `stages`, where one is given, for the arms that begin with the same. `watch` hears of
-    every step of both stages.
+    every step of both stages. What is not `timed` may learn on all threads.
     """
+    learning = one_thread if timed else nullcontext
     subject = world.CONCEPTS[name]
     references, _, class_word = concept_images(name, PICTURES, seed=seed)
     seen = clock(model)
-    with one_thread():
+    with learning():
         started = seen()
         concept, drawing, before = learned(model, arm, name, class_word, references, seed, stages, watch)
         seconds = before + seen() - started
     asked = spread(held_out_prompts(subject.background), count)
     pictures, found = judge(drawing, asked, subject, references, seed, plain)
     if arm.repairs:
-        with one_thread():
+        with learning():
             started = seen()
             pictures, mended = redrawn(model, arm, concept, pictures, asked, seed)
             seconds += seen() - started

@@ -185,14 +185,18 @@ def judge(
 
 def diagnosis(model: DiffusersModel, concept: Concept, seed: int) -> dict[str, float]:
     """sim1, sim2 and SKL (METHODS.md 2.7), of a word with vectors of every layer the mean over what each layer sees."""
-    probes = context_probes()
     word = {"vectors": concept.vectors, "layers": concept.layer_vectors}
     with with_lora(model, concept):
-        context = context_similarity(model, probes, **word)
-        divergence = skl(model, probes[::2], Filling(**word), Sampling(seed=1000 * seed + 900))
-    return {
-        "sim1": context.sim1, "sim2": context.sim2, "skl": divergence.raw, "skl_pixels": divergence.normalised
-    }  # fmt: skip
+        divergence = skl(model, context_probes()[::2], Filling(**word), Sampling(seed=1000 * seed + 900))
+    return {**similarities(model, concept), "skl": divergence.raw, "skl_pixels": divergence.normalised}
+
+
+def similarities(model: DiffusersModel, concept: Concept) -> dict[str, float]:
+    """sim1 and sim2 alone, which take no sampling."""
+    with with_lora(model, concept):
+        word = {"vectors": concept.vectors, "layers": concept.layer_vectors}
+        context = context_similarity(model, context_probes(), **word)
+    return {"sim1": context.sim1, "sim2": context.sim2}
 
 
 def learn(

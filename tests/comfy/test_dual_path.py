@@ -66,7 +66,7 @@ class World:
     ) -> torch.Tensor:
         import comfy.sample
 
-        latent = torch.zeros(1, 4, 16, 16)
+        latent = torch.zeros(1, self.diffusers.latent_channels, 16, 16)
         noise = comfy.sample.prepare_noise(latent, 5)
         return comfy.sample.sample(
             model, noise, steps, cfg, sampler, "normal", positive, self.encode(""), latent, disable_pbar=True, seed=5
@@ -194,7 +194,7 @@ def test_without_a_difference_alpha_does_not_matter(world: World) -> None:
 @pytest.mark.parametrize("modulated", ["soft", "hard"])
 @torch.inference_mode()
 def test_the_adapters_agree(world: World, modulated: str) -> None:
-    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(9))
+    latents = torch.randn(2, world.diffusers.latent_channels, 16, 16, generator=torch.Generator().manual_seed(9))
     found = []
     for model in (world.diffusers, world.comfy):
         hard, soft = (model.conditioning(encode_prompts(model, [p]), ImageSize(64, 64)) for p in ("a dog", "a house"))

@@ -1,6 +1,7 @@
 """The nodes' contract with people's workflows, and the demo, prompt and regularizer nodes in real graphs."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -284,6 +285,7 @@ class Model:
 
     def __init__(self, width):
         self.text_encoders = {"clip_l": Encoder(width)}
+        self.schedule = SimpleNamespace(prediction_type="v_prediction")
 
 
 def test_regularizers_are_recipes_that_add_up(run_graph):

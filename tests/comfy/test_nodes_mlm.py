@@ -239,6 +239,7 @@ class Model:
 
     def __init__(self, width):
         self.text_encoders = {"clip_l": Encoder(width)}
+        self.schedule = SimpleNamespace(prediction_type="v_prediction")
 
 
 KEPT = ("mlm", "both", "back", "strong", "paper", "p", "zero", "paper's")

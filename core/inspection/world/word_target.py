@@ -45,7 +45,7 @@ class WordTargets:
 
 def word_target(verdict: Verdict, concept: str, companion: SecondObject) -> Target:
     """What one picture shows. The concept's class counts as the concept: the word may be learned badly, but it went to
-    the right thing."""
+    the right thing. Beside another concept the bundled judge overlooks a companion that is a concept too."""
     shown = (verdict.subject, verdict.second)
     named = any(is_concept(kind, concept) for kind in shown)
     other = any(is_companion(kind, companion) for kind in shown)

@@ -108,7 +108,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Trials that take no time: the later a concept comes, the better its word. What was asked for."""
     asked: list[tuple[str, str]] = []
 
-    def trial(model: object, arm: Pipeline, name: str, seed: int) -> Trial:
+    def trial(model: object, arm: Pipeline, name: str, seed: int, timed: bool) -> Trial:
         asked.append((arm.name, name))
         prompts = world_prompts.held_out_prompts(CONCEPTS[name].background)
         pictures = np.stack([np.full((128, 128, 3), index, np.uint8) for index, _ in enumerate(prompts)])
@@ -146,10 +146,10 @@ def test_what_was_learned_is_on_the_sheet_when_the_next_one_fails(
 ) -> None:
     fine = every_concept.run_pipeline_trial
 
-    def stopped(model: object, arm: Pipeline, name: str, seed: int) -> Trial:
+    def stopped(model: object, arm: Pipeline, name: str, seed: int, timed: bool) -> Trial:
         if len(learned) == 4:
             raise KeyboardInterrupt
-        return fine(model, arm, name, seed)
+        return fine(model, arm, name, seed, timed)
 
     monkeypatch.setattr(every_concept, "run_pipeline_trial", stopped)
     with pytest.raises(KeyboardInterrupt):

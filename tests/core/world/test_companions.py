@@ -88,7 +88,9 @@ def test_the_judge_says_where_a_word_went(autoencode, concept, name):
     assert judged(elsewhere) == WordTargets(3, 0, 0, 0)
     assert judged(alone) == WordTargets(0, 2, 0, 0)
     assert judged(neither) == WordTargets(0, 0, 0, 1)
-    assert judged(both).both >= 3
+    # Second objects of the judge's training are shapes: of two concepts it sees the first alone (docs/tiny_model.md).
+    seen = judged(both)
+    assert (seen.both if companion.concept is None else seen.concept) >= 3
     figures = judged([*elsewhere, *alone, *neither]).figures()
     assert (figures["concept"], figures["companion"], figures["neither"]) == (3 / 6, 2 / 6, 1 / 6)
     low, high = figures["concept_interval"]
