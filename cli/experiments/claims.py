@@ -13,7 +13,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.world.development import FOUR
 from .paper_tables import Parts, gathered, papers_table, provenance, reports_in
 from .pipeline_tables import pipelines_table
 from .resuming import COSTS, done_of, end_of, kept, published, take_up, unfinished, weights_digest
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from ...core.models.diffusers_adapter import DiffusersModel
     from .trials import Arm, Comparison
 
-DEVELOPMENT = ("crested-bird", "goblet", *FOUR)
+DEVELOPMENT = ("crested-bird", "goblet", "comet", "teapot", "fire-engine", "parrot")
 """Concepts on which rates, steps and weights were chosen; never among those that are judged."""
 
 

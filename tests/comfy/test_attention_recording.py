@@ -10,6 +10,8 @@ import pytest
 import torch
 from rounding import equal_but_for_rounding
 
+from contextual_inversion.core.models.tiny.config import LATENT_CHANNELS
+
 pytest.importorskip("diffusers")
 pytest.importorskip("open_clip")
 
@@ -46,7 +48,7 @@ def sockets(comfyui: Any) -> Any:
 
 
 def latents() -> torch.Tensor:
-    return torch.randn(BATCH, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5))
+    return torch.randn(BATCH, LATENT_CHANNELS, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5))
 
 
 def encoded(clip: Any, prompt: str) -> Any:
@@ -59,7 +61,7 @@ def sampled(
     import comfy.sample
 
     positive = encoded(clip, "a photo of a red cat on the grass") if positive is None else positive
-    empty = torch.zeros(BATCH, 4, HEIGHT, WIDTH)
+    empty = torch.zeros(BATCH, LATENT_CHANNELS, HEIGHT, WIDTH)
     noise = comfy.sample.prepare_noise(empty, 7)
     with torch.inference_mode():
         return comfy.sample.sample(

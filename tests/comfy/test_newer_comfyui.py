@@ -16,6 +16,7 @@ from contextual_inversion.core.inspection.attention.recorder import AttentionRec
 from contextual_inversion.core.models.low_rank import LowRankDelta, apply_deltas
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.text import encode_prompts
+from contextual_inversion.core.models.tiny.config import LATENT_CHANNELS
 
 HEIGHT, WIDTH, BATCH = 8, 12, 2
 
@@ -117,7 +118,7 @@ def sampled(model: Any, clip: Any, steps: int = 2) -> torch.Tensor:
     import comfy.sample
 
     positive, negative = (encoded(clip, text) for text in ("a photo of a red cat", "blurry"))
-    empty = torch.zeros(BATCH, 4, HEIGHT, WIDTH)
+    empty = torch.zeros(BATCH, LATENT_CHANNELS, HEIGHT, WIDTH)
     noise = comfy.sample.prepare_noise(empty, 7)
     given = (model, noise, steps, 4.0, "euler", "normal", positive, negative, empty)
     with torch.inference_mode():
@@ -202,7 +203,7 @@ def gradient_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the UNet says of a noisy picture, and the gradient of its mean square in the context."""
     size = ImageSize(8 * HEIGHT, 8 * WIDTH)
-    latents = torch.randn(BATCH, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3))
+    latents = torch.randn(BATCH, LATENT_CHANNELS, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3))
     with model.session(gradient_checkpointing=checkpointing):
         with torch.no_grad():
             given = model.conditioning(encode_prompts(model, ["a photo of a cat"]), size).expand(BATCH)

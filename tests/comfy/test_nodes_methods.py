@@ -123,7 +123,7 @@ def test_stock_nodes_draw_what_was_trained(run_graph: object, title: str) -> Non
     # The same prompt through our own adapter, on the model as it came and with the concept laid over it.
     ours = pack("nodes.comfy.model").ComfyModel(kept["base"], kept["base_clip"], kept["vae"])
     base = kept["base"].model
-    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(1, LATENT_CHANNELS, 8, 8, generator=torch.Generator().manual_seed(0))
     timestep = torch.tensor([600])
     sigma = base.model_sampling.sigma(timestep)
     scale = (sigma**2 + 1).sqrt().view(-1, 1, 1, 1)

@@ -10,6 +10,7 @@ import torch
 
 from contextual_inversion.core.models.protocol import ImageSize
 from contextual_inversion.core.models.text import encode_prompts
+from contextual_inversion.core.models.tiny.config import LATENT_CHANNELS
 
 HEIGHT, WIDTH, BATCH = 16, 16, 2
 NODES = {
@@ -58,7 +59,7 @@ def pass_through(model: Any, context: torch.Tensor) -> torch.Tensor:
     """A loss of what the UNet says of a noisy picture."""
     from contextual_inversion.core.models.protocol import Conditioning
 
-    latents = torch.randn(BATCH, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3))
+    latents = torch.randn(BATCH, LATENT_CHANNELS, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(3))
     torch.manual_seed(11)  # some patches draw
     return model.predict(latents, torch.tensor([400, 500]), Conditioning(context)).double().square().mean()
 

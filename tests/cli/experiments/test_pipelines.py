@@ -294,6 +294,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(pipelines, "SECOND_STEPS", 2)
     monkeypatch.setattr(pipelines, "BUDGET", {"ti": 5})
     monkeypatch.setattr(pipeline_parts, "RECIPES", few)
+    monkeypatch.setattr(pipeline_parts, "BEST", "mlm_lora")
     monkeypatch.setattr(pipeline_costs, "RECIPES", {**few, "ti": RECIPES["ti"]})
     monkeypatch.setattr(pipeline_trials, "draw", partial(world_evaluation.draw, steps=2))
     first = [EvaluationPrompt("a photo of a {} on lava", "lava"), EvaluationPrompt("a {} by night", "night")]

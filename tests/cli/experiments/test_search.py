@@ -10,6 +10,7 @@ from contextual_inversion.cli import main as cli
 from contextual_inversion.cli.experiments import claims, search, searching
 from contextual_inversion.cli.experiments.pipelines import SEARCHED, Pipeline, recommended
 from contextual_inversion.core.world.concepts import CONCEPTS
+from contextual_inversion.core.world.development import FOUR
 
 
 @pytest.fixture
@@ -52,6 +53,10 @@ def test_it_looks_at_development_concepts_alone_and_chooses_the_best(fake, tmp_p
     assert len(fake.seen) == len(report["trials"]) == len(SEARCHED) * (6 * cells + 3 * cells)
     assert report["model"] == "model"
     assert report["best"] in SEARCHED
+
+
+def test_the_four_that_are_never_judged_are_for_development():
+    assert {*claims.DEVELOPMENT} == {"crested-bird", "goblet", *FOUR}
 
 
 @pytest.mark.parametrize("name", [name for name in CONCEPTS if name not in claims.DEVELOPMENT])
