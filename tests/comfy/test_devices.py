@@ -125,7 +125,7 @@ def gradient(sockets):
     """Of a prediction, to what cross-attention attends to."""
     model = adapted(sockets)
     generator = torch.Generator().manual_seed(2)
-    latents = torch.randn(2, 4, 8, 8, generator=generator)
+    latents = torch.randn(2, model.latent_channels, 8, 8, generator=generator)
     with model.session():
         with torch.no_grad():
             given = model.conditioning(encode_prompts(model, PROMPTS, words="dog"), ImageSize(64, 64))
