@@ -98,7 +98,7 @@ def test_parts_fit_together(model) -> None:
     assert context.shape == (2, config.POSITIONS, config.WIDTH)
 
     positive, negative = (Conditioning(part) for part in context.split(1))
-    protocol, shape = DiffusersModel.from_tiny(model), (1, 4, config.LATENT_SIZE, config.LATENT_SIZE)
+    protocol, shape = DiffusersModel.from_tiny(model), (1, config.LATENT_CHANNELS, *[config.LATENT_SIZE] * 2)
     z, again = (sample(protocol, positive, negative, shape=shape, seed=0, steps=2) for _ in range(2))
     assert torch.equal(z, again)
     assert torch.isfinite(z).all()
