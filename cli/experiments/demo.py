@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from .pipelines import Pipeline
 
 DEFAULT_CONCEPT, DEFAULT_SEED = "castle", 1
-"""Of the judged concepts the one that the best recipe learns best in docs/claims/pipelines.json, and the first seed.
-
-The typical one and the worst are on the sheet of `every_concept`."""
+"""Of the judged concepts the one that the best recipe learns best (docs/claims/leaders.json), and the first seed. All
+ten are on the sheet of `every_concept`."""
 
 
 def main(

@@ -4,6 +4,7 @@ import inspect
 import json
 from itertools import combinations
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 
 from contextual_inversion.cli.experiments import demo, every_concept, pipelines
-from contextual_inversion.cli.experiments.claims import as_markdown, compare
+from contextual_inversion.cli.experiments.claims import DEVELOPMENT, as_markdown, compare
 from contextual_inversion.cli.experiments.defaults import BEST, PLAIN
+from contextual_inversion.cli.experiments.pipeline_parts import LEADERS
 from contextual_inversion.cli.experiments.pipelines import Pipeline
 from contextual_inversion.cli.experiments.tables import END, START, rewrite_tables
 from contextual_inversion.cli.experiments.trials import Arm, Comparison, Trial, cached_trial
@@ -57,6 +59,31 @@ def test_demo_writes_pictures_words_and_report(tmp_path: Path, monkeypatch: pyte
 def test_the_demo_shows_plain_inversion_and_the_best_recipe() -> None:
     assert inspect.signature(demo.main).parameters["recipes"].default == (PLAIN, BEST)
     assert {PLAIN, BEST} <= set(pipelines.RECIPES)
+
+
+def test_the_demos_concept_is_the_judged_one_that_is_learned_best(repository: Path) -> None:
+    report = json.loads((repository / "docs" / "claims" / "leaders.json").read_text(encoding="utf-8"))
+    found: dict[str, list[float]] = {}
+    for trial in report["parts"]["leaders"]["trials"]:
+        if trial["method"] == BEST:
+            found.setdefault(trial["concept"], []).append(trial["composed"])
+    assert len(found) == 5
+    assert not found.keys() & set(DEVELOPMENT)
+    assert max(found, key=lambda name: mean(found[name])) == demo.DEFAULT_CONCEPT
+    best = max(
+        LEADERS,
+        key=lambda name: mean(t["composed"] for t in report["parts"]["leaders"]["trials"] if t["method"] == name),
+    )
+    assert best == BEST
+
+
+def test_the_pictured_demo_shows_its_subject_in_every_place(repository: Path) -> None:
+    """README's first picture: in at least three of five, and every place right."""
+    report = json.loads((repository / "docs" / "demo.json").read_text(encoding="utf-8"))
+    assert (report["concept"], report["seed"]) == (demo.DEFAULT_CONCEPT, demo.DEFAULT_SEED)
+    shown = report[BEST]["shown"]
+    assert shown["recognised"] >= 3
+    assert shown["places"] == shown["pictures"] == 5
 
 
 def test_the_bar_goes_on_through_a_second_stage() -> None:
