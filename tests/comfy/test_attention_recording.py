@@ -10,8 +10,6 @@ import pytest
 import torch
 from rounding import equal_but_for_rounding
 
-from contextual_inversion.core.models.tiny.config import LATENT_CHANNELS
-
 pytest.importorskip("diffusers")
 pytest.importorskip("open_clip")
 
@@ -47,8 +45,12 @@ def sockets(comfyui: Any) -> Any:
         return SimpleNamespace(model=demo_model.load_model_patcher(), clip=demo_model.load_clip())
 
 
-def latents() -> torch.Tensor:
-    return torch.randn(BATCH, LATENT_CHANNELS, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5))
+def channels(model: Any) -> int:
+    return model.model.latent_format.latent_channels
+
+
+def latents(model: Any) -> torch.Tensor:
+    return torch.randn(BATCH, channels(model), HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5))
 
 
 def encoded(clip: Any, prompt: str) -> Any:
@@ -61,7 +63,7 @@ def sampled(
     import comfy.sample
 
     positive = encoded(clip, "a photo of a red cat on the grass") if positive is None else positive
-    empty = torch.zeros(BATCH, LATENT_CHANNELS, HEIGHT, WIDTH)
+    empty = torch.zeros(BATCH, channels(model), HEIGHT, WIDTH)
     noise = comfy.sample.prepare_noise(empty, 7)
     with torch.inference_mode():
         return comfy.sample.sample(
@@ -76,14 +78,14 @@ def test_maps_are_those_of_the_diffusers_adapter(pair: tuple[DiffusersModel, Any
     prompt, timestep, seed = "a photo of a red cat", 500, 11
     ours = AttentionRecorder()
     with torch.inference_mode():
-        attend(sockets.model, sockets.clip, latents(), prompt, [timestep], seed, ours)
+        attend(sockets.model, sockets.clip, latents(sockets.model), prompt, [timestep], seed, ours)
     theirs = AttentionRecorder()
     theirs.begin(model.cross_attention_layers())
     with model.session(), torch.no_grad():
         size = ImageSize(8 * HEIGHT, 8 * WIDTH)
         alpha_bar = float(model.schedule.alpha_bar[timestep])
-        clean = sockets.model.model.process_latent_in(latents())
-        noise = torch.randn(latents().shape, generator=torch.manual_seed(seed))
+        clean = sockets.model.model.process_latent_in(latents(sockets.model))
+        noise = torch.randn(clean.shape, generator=torch.manual_seed(seed))
         noisy = alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * noise
         given = model.conditioning(encode_prompts(model, [prompt]), size).expand(BATCH)
         watch = theirs.watch(0, {"prompt": [slice(None)]}, (HEIGHT, WIDTH))
@@ -276,7 +278,7 @@ def test_training_on_the_recorded_model_is_no_sampling(sockets: Any) -> None:
     model = ComfyModel(recording(sockets.model, recorder), sockets.clip, None)
     with torch.no_grad():
         given = model.conditioning(encode_prompts(model, ["a cat"]), ImageSize(128, 128)).expand(BATCH)
-        model.predict(latents(), torch.tensor([5, 500]), given)
+        model.predict(latents(sockets.model), torch.tensor([5, 500]), given)
     assert recorder.conditionings == 0
 
 
