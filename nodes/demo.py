@@ -57,10 +57,10 @@ class LoadDemoModel(io.ComfyNode):
     @classmethod
     def execute(cls, kind: str = STABLE_DIFFUSION) -> io.NodeOutput:
         if kind == FLOW:
-            parts = demo_model.load_flow_patcher, demo_model.load_flow_clip, demo_model.load_vae
+            model, clip = demo_model.load_flow_patcher(), demo_model.load_flow_clip()
         else:
-            parts = demo_model.load_model_patcher, demo_model.load_clip, demo_model.load_vae
-        return io.NodeOutput(*(load() for load in parts))
+            model, clip = demo_model.load_model_patcher(), demo_model.load_clip()
+        return io.NodeOutput(model, clip, demo_model.load_vae())
 
 
 class DemoImages(io.ComfyNode):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ..core.models.tiny import build
-from ..core.models.tiny.load import load_part
 from ..core.models.tiny.weights import FOLDER, read_tensors, tiny_weights_path
 
 
@@ -38,10 +37,8 @@ class Form:
 
     def load(self, part: str, device: str | torch.device = "cpu") -> torch.nn.Module:
         """`part` with its weights, frozen. Raises FileNotFoundError where `found` names a file that is not there."""
-        if self.found(part) == tiny_weights_path(part):
-            return load_part(part, device)
         module = self.build(part)
-        module.load_state_dict(read_tensors(self.path(part)))
+        module.load_state_dict(read_tensors(self.found(part)))
         return module.requires_grad_(False).eval().to(device)
 
 

@@ -3,4 +3,4 @@
 PLAIN = "ti"
 """Textual inversion alone."""
 BEST = "word-lora_core"
-"""The pipeline of `claims` that shows the subject and obeys most often (docs/claims/pipelines.json)."""
+"""The pipeline of `claims` that shows the subject and obeys most often (docs/claims/leaders.json)."""

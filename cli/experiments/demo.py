@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ...core.concept import Concept
+    from ...core.world.prompts import EvaluationPrompt
     from .pipelines import Pipeline
 
 DEFAULT_CONCEPT, DEFAULT_SEED = "castle", 1
@@ -74,7 +75,7 @@ def main(
     model = demo_model()
     subject = world.CONCEPTS[concept]
     references, _, class_word = concept_images(concept, PICTURES, seed=seed)
-    templates = showcase(subject.background)
+    templates = [prompt.text for prompt in showcase(subject.background)]
     seeds = [1000 * seed + 700 + index for index in range(len(templates))]
     rows = [
         Row("training pictures", list(references), f"all {subject.background}: {subject.description}"),
@@ -123,37 +124,32 @@ def _save(concept: Concept, out: Path) -> str:
 
 
 def on_the_sheet(pictures: np.ndarray, concept: str) -> dict[str, int]:
-    """Of the pictures of `showcase`'s prompts: on how many the judge names the concept, and on how many the place (or
+    """Of the pictures of `showcase`'s prompts: on how many the judge names the concept, and on how many the place (and
     the style) is the one that was asked for."""
     from ...core.inspection.world.checks import default_judge
+    from ...core.inspection.world.world_evaluation import obeys
     from ...core.world.concepts import CONCEPTS
 
     verdicts = default_judge().read(pictures)
-    asked = showcase_scenes(CONCEPTS[concept].background)
-    right = [
-        one.background == place and one.style == style for (place, style), one in zip(asked, verdicts, strict=True)
-    ]
     return {
         "pictures": len(verdicts),
         "recognised": sum(verdict.subject == CONCEPTS[concept].subject for verdict in verdicts),
-        "places": sum(right),
+        "places": sum(obeys(showcase(CONCEPTS[concept].background), verdicts)),
     }
 
 
-def showcase_scenes(without: str) -> list[tuple[str, str]]:
-    """Places and styles of five pictures whose backgrounds are held out of training and regularization alike: the four
-    but the concept's own, then in a sketch."""
-    from ...core.world.prompts import EVALUATION_BACKGROUNDS
-
-    places = [background for background in EVALUATION_BACKGROUNDS if background != without]
-    return [*((place, "photo") for place in places), *((place, "sketch") for place in places)][:5]
-
-
-def showcase(without: str) -> list[str]:
-    """Prompts for `showcase_scenes`."""
+def showcase(without: str) -> list[EvaluationPrompt]:
+    """Five prompts whose backgrounds are held out of training and regularization alike: a photo in each of the four but
+    the concept's own, then a sketch."""
     from ...core.world.captions import BACKGROUND_PHRASES
+    from ...core.world.prompts import EVALUATION_BACKGROUNDS, EvaluationPrompt
 
-    return [f"a {style} of a {{}} {BACKGROUND_PHRASES[place][0]}" for place, style in showcase_scenes(without)]
+    return [
+        EvaluationPrompt(f"a {style} of a {{}} {BACKGROUND_PHRASES[place][0]}", place, style=style)
+        for style in ("photo", "sketch")
+        for place in EVALUATION_BACKGROUNDS
+        if place != without
+    ][:5]
 
 
 def headline(figures: dict[str, Any]) -> dict[str, float]:

@@ -29,13 +29,12 @@ from ...core.training.one_picture.footprint import Footprint
 from ...core.training.one_picture.predict import predict_concept
 from ...core.training.one_picture.tuning import MOST_STEPS, TuneSettings, tune
 from ...core.training.presets import DEMO
-from ...core.training.run.events import Finished
 from ...core.training.trainer import train
 from ...core.world import concepts as world
 from ...core.world.prompts import held_out_prompts, spread
 from ...core.world.render import concept_images
 from ..loading import load_tuning_encoder
-from .trials import Trial, judge
+from .trials import Trial, finished, judge
 
 ALPHA = 0.5
 RATES = {"lora_learning_rate": 3e-3, "vector_learning_rate": 1e-2}
@@ -196,8 +195,7 @@ def word(
         alpha = ALPHA if way.dual else None
         chosen = TuneSettings(**{"steps": way.steps, "alpha": alpha, "seed": seed, **RATES, **way.changes})
         run = tune(model, images, network, picture, chosen, predicted=start)
-    with run:
-        return next(event.concept for event in run if isinstance(event, Finished))
+    return finished(run)
 
 
 def with_rank(model: TextToImageModel, concept: Concept, rank: int | None) -> Concept:

@@ -15,11 +15,9 @@ from ...core.concept import Concept
 from ...core.files.atomic import make_folder
 from ...core.files.bundle import load_bundle, save_bundle
 from ...core.inspection.world.checks import default_judge
-from ...core.inspection.world.world_evaluation import answered, as_training_images, draw, score
+from ...core.inspection.world.world_evaluation import as_training_images, draw, obeys, score
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.prompt_repair import LEARNING_RATE, STEPS, repair
-from ...core.training.run.events import Finished, Step
-from ...core.training.trainer import TrainingRun
 from ...core.world import concepts as world
 from ...core.world.prompts import EvaluationPrompt, held_out_prompts, spread
 from ...core.world.render import concept_images
@@ -27,9 +25,8 @@ from .encoder_ways import TUNED, draw_dual, loaded, word
 from .pipeline_costs import clock, one_thread, second_plan
 from .pipelines import Pipeline
 from .resuming import keep, kept, read_kept
-from .trials import PICTURES, Trial, arm_key, judge, learn
+from .trials import PICTURES, Trial, Watch, arm_key, finished, judge, learn
 
-Watch = Callable[[Step], None]
 ANOTHER = 500_000
 """Added to a picture's seed where it is drawn once more."""
 
@@ -135,17 +132,6 @@ def kept_stage(
     return concept, 0.0
 
 
-def finished(training: TrainingRun, watch: Watch | None = None) -> Concept:
-    """What a training ends with."""
-    with training as run:
-        for event in run:
-            if watch is not None and isinstance(event, Step):
-                watch(event)
-            if isinstance(event, Finished):
-                return event.concept
-    raise RuntimeError("the training ended without a result")
-
-
 def redrawn(
     model: DiffusersModel,
     arm: Pipeline,
@@ -171,8 +157,7 @@ def redrawn(
 
 def obeyed(pictures: np.ndarray, prompts: Sequence[EvaluationPrompt]) -> list[bool]:
     """For every picture whether all is there that its prompt asks for beside the subject."""
-    verdicts = default_judge().read(pictures)
-    return [all(answered(prompt, verdict).values()) for prompt, verdict in zip(prompts, verdicts, strict=True)]
+    return obeys(prompts, default_judge().read(pictures))
 
 
 def repaired_for(model: DiffusersModel, concept: Concept, prompt: str, seed: int) -> Concept:

@@ -36,6 +36,7 @@ from ...core.world.prompts import EvaluationPrompt, held_out_prompts
 from ...core.world.render import concept_images
 from .resuming import keep, kept, read_kept
 
+Watch = Callable[[Step], None]
 PICTURES = 4
 """Training pictures of a concept, as a user would have."""
 PLAIN = 6
@@ -125,15 +126,7 @@ def demo_model() -> DiffusersModel:
     return DiffusersModel.from_tiny(load_tiny())
 
 
-def run_trial(
-    model: DiffusersModel,
-    arm: Arm,
-    name: str,
-    seed: int,
-    *,
-    prompts: Sequence[EvaluationPrompt] | None = None,
-    watch: Callable[[Step], None] | None = None,
-) -> Trial:
+def run_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Trial:
     """Train `arm` on `PICTURES` pictures of the held-out concept `name` and judge one picture a prompt.
 
     Seeds are paired: two arms with the same `seed` see the same noise in training and start their pictures from the
@@ -142,9 +135,9 @@ def run_trial(
     subject = world.CONCEPTS[name]
     references, _, class_word = concept_images(name, PICTURES, seed=seed)
     started = time.perf_counter()
-    concept = learn(model, arm, name, class_word, references, seed, watch)
+    concept = learn(model, arm, name, class_word, references, seed)
     seconds = time.perf_counter() - started
-    prompts = list(prompts or held_out_prompts(subject.background))
+    prompts = held_out_prompts(subject.background)
     pictures, found = judge(partial(draw, model, concept=concept), prompts, subject, references, seed, PLAIN)
     figures = {
         "method": arm.name,
@@ -206,11 +199,16 @@ def learn(
     class_word: str,
     pictures: np.ndarray,
     seed: int,
-    watch: Callable[[Step], None] | None = None,
+    watch: Watch | None = None,
     prompts: Sequence[str] | None = None,
 ) -> Concept:
     """The training of a trial. `prompts` stand in for the regularizers' own sets."""
-    with training(model, arm, name, class_word, pictures, seed, prompts) as run:
+    return finished(training(model, arm, name, class_word, pictures, seed, prompts), watch)
+
+
+def finished(run: TrainingRun, watch: Watch | None = None) -> Concept:
+    """What a training ends with; `watch` hears of every step."""
+    with run:
         for event in run:
             if isinstance(event, Step) and watch is not None:
                 watch(event)

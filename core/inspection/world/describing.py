@@ -16,7 +16,7 @@ from ...world.scenes import Scene, sample_scene
 from ...world.two_colours import LAID, laid_out
 from .checks import Judge, Verdict
 from .report import Sampler
-from .world_evaluation import answered, score
+from .world_evaluation import obeys, score
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def described(sampler: Sampler, judge: Judge, seed: int, count: int = 0) -> dict
         references, _, _ = concept_images(concept.name)
         judged = score(pictures, prompts, concept, references, judge=judge, verdicts=verdicts).figures()
         looks = [looking_like(concept, *one) for one in zip(prompts, pictures, verdicts, strict=True)]
-        obeyed = [all(answered(*one).values()) for one in zip(prompts, verdicts, strict=True)]
+        obeyed = obeys(prompts, verdicts)
         found[concept.name] = {
             **{key: judged[key] for key in ("fidelity", "recognised", "composed")},
             "looks": float(np.mean(looks)),

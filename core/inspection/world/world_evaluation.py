@@ -162,6 +162,11 @@ def answered(prompt: EvaluationPrompt, verdict: Verdict) -> dict[str, bool]:
     return right
 
 
+def obeys(prompts: Sequence[EvaluationPrompt], verdicts: Sequence[Verdict]) -> list[bool]:
+    """For every picture whether all is there that its prompt asks for beside the subject."""
+    return [all(answered(*one).values()) for one in zip(prompts, verdicts, strict=True)]
+
+
 def context_probes(backgrounds: Sequence[str] = EVALUATION_BACKGROUNDS) -> list[ContextProbe]:
     """Probes for sim1 and sim2 (METHODS.md 2.7) in this world's words: "a photo of a {} in the snow", its last word
     "snow", and the same without the concept, "a photo in the snow"."""

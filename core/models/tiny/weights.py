@@ -52,11 +52,6 @@ def trained_rows() -> tuple[torch.Tensor, torch.Tensor]:
         return file.get_tensor(IDS_KEY).long(), file.get_tensor(ROWS_KEY)
 
 
-def write_weights(part: str, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    """Write the weights of `part` into its file, as `write_tensors` does."""
-    return write_tensors(tiny_weights_path(part), state, metadata)
-
-
 def write_tensors(path: Path, state: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
     """Write floating-point tensors as fp16 (ids stay integers), whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -108,18 +108,18 @@ def test_a_recipe_that_there_is_not_is_answered_with_all(
 @pytest.mark.parametrize("concept", TEN)
 def test_what_the_sheet_asks_for_is_in_its_prompts(concept: str) -> None:
     own = CONCEPTS[concept].background
-    prompts, scenes = demo.showcase(own), demo.showcase_scenes(own)
-    assert len(prompts) == len(set(prompts)) == len(scenes) == 5
-    for text, (place, style) in zip(prompts, scenes, strict=True):
-        assert place in world_prompts.EVALUATION_BACKGROUNDS
-        assert place != own
-        assert f"a {style} of a {{}}" in text
-        assert BACKGROUND_PHRASES[place][0] in text
+    prompts = demo.showcase(own)
+    assert len(prompts) == len({prompt.text for prompt in prompts}) == 5
+    for prompt in prompts:
+        assert prompt.background in world_prompts.EVALUATION_BACKGROUNDS
+        assert prompt.background != own
+        assert f"a {prompt.style} of a {{}}" in prompt.text
+        assert BACKGROUND_PHRASES[prompt.background][0] in prompt.text
 
 
 def test_pictures_of_the_sheet_are_judged() -> None:
     concept = CONCEPTS["castle"]
-    scenes = [Scene(concept.subject, background=place, style=style) for place, style in demo.showcase_scenes("sand")]
+    scenes = [Scene(concept.subject, background=one.background, style=one.style) for one in demo.showcase("sand")]
     wrong = [Scene("fish", "red", background="sand")] * 2
     drawn = np.stack([render(scene)[0] for scene in (*scenes[:3], *wrong)])
     assert demo.on_the_sheet(drawn, "castle") == {"pictures": 5, "recognised": 3, "places": 3}
