@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch.quasirandom import SobolEngine
@@ -34,6 +34,12 @@ class Range:
         value = math.exp(math.log(self.low) + share * math.log(self.high / self.low))
         return round(value) if self.whole else float(f"{value:.3g}")
 
+    def around(self, value: float) -> Range:
+        """The part of it from half of `value` to twice as much. Raises ValueError for a value outside of it."""
+        if not self.low <= value <= self.high:
+            raise ValueError(f"{value} is not within {self.low} .. {self.high}")
+        return replace(self, low=max(self.low, value / 2), high=min(self.high, value * 2))
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -44,6 +50,13 @@ class Choice:
     def at(self, share: float) -> float | int:
         """The value at a share within 0..1 of the way."""
         return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
+
+    def around(self, value: float) -> Choice:
+        """`value` and those beside it. Raises ValueError for one that it has not."""
+        if value not in self.values:
+            raise ValueError(f"{value} is none of {', '.join(map(str, self.values))}")
+        at = self.values.index(value)
+        return Choice(self.values[max(at - 1, 0) : at + 2])
 
 
 Space = Mapping[str, Range | Choice]

@@ -16,11 +16,11 @@ from .encoder_ways import loaded
 from .pipeline_costs import as_costs, as_data, measured_costs
 from .pipeline_tables import LEADING, PART, leading_table
 from .pipeline_trials import run_pipeline_trial
-from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, inherited, pipeline, priced, repaired
+from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, best_of, inherited, pipeline, priced, repaired
 from .trials import Comparison
 
-RECORD = "search.json"
-"""The record of `search`, in the folder of results."""
+RECORD, AROUND = "search.json", "search_around.json"
+"""The record of `search`, in the folder of results, and that of a second one around what the first has chosen."""
 STAGES = "stages"
 """The folder of first stages, in that of the trials."""
 LEADERS = ("ti", "ti_lora", "core_lora", "word-lora", "word-lora_core", "dreambooth-lora")
@@ -65,13 +65,24 @@ def encoder_fits(model: DiffusersModel) -> bool:
 
 
 def record_for(model: DiffusersModel, results: Path) -> Mapping[str, Any]:
-    """What `search` has written into RESULTS on this very model; nothing where there is none, which is said."""
-    path = results / RECORD
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if found.get("model") == model.fingerprint and found.get("complete", True):
-        return found
-    print(f"{path} has no search on model {model.fingerprint} to its end: recommended weights, costs measured now")
-    return {}
+    """What `search` has written into RESULTS on this very model, a second one's choices before the first one's; nothing
+    where there is none, which is said."""
+    first, second = (finished_search(model, results / name) for name in (RECORD, AROUND))
+    if not first:
+        print(
+            f"{results / RECORD} has no search on model {model.fingerprint} to its end: recommended weights, costs "
+            "measured now"
+        )
+        return {}
+    merged = {key: {**first.get(key, {}), **second.get(key, {})} for key in ("chosen", "reached")}
+    return {**first, **merged, **({"best": best_of(merged["reached"])} if second else {})}
+
+
+def finished_search(model: DiffusersModel, file: Path) -> Mapping[str, Any]:
+    """The record of a search on this very model to its end; nothing where there is none."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    whole = found.get("model") == model.fingerprint and found.get("complete", True)
+    return found if whole else {}
 
 
 def _compared(

@@ -83,6 +83,11 @@ class Recipe:
         parts += ["attention"] if self.core and values["core_attention"] > 0 else []
         return "+".join([*parts, *(["mlm"] if self.mlm else [])])
 
+    @property
+    def regularized(self) -> bool:
+        """Whether there is something that `regularize_every` is about."""
+        return self.core or self.mlm
+
 
 FIRST = {"ti": "TI", "core": "CoRe", "mlm": "MLM", "core_mlm": "CoRe + MLM"}
 """First stages that learn a word alone."""
@@ -149,7 +154,18 @@ def recommended(model: DiffusersModel, recipe: Recipe) -> dict[str, Any]:
         values["weight_rate"] = preset["weight_rate"]
     if rank := METHODS["refine" if recipe.second else recipe.method].rank:
         values["rank"] = rank
+    if recipe.regularized:
+        values["regularize_every"] = 1
     return values | ({"second_steps": SECOND_STEPS} if recipe.second else {})
+
+
+MEASURE, TIE = "composed", "concept_score"
+"""What decides among settings and recipes, and what does among equals: the probability of the subject."""
+
+
+def best_of(reached: Mapping[str, Mapping[str, float]]) -> str:
+    """The recipe that reached most."""
+    return max(reached, key=lambda name: (reached[name][MEASURE], reached[name][TIE]))
 
 
 WEIGHTS = ("core_embedding", "core_attention", "mlm")
@@ -185,6 +201,8 @@ def pipeline(
     changes, second = dict(arm.changes), None
     changes |= {"learning_rate": values["learning_rate"]} if "learning_rate" in values else {}
     changes |= {"norm_mode": "dti"} if recipe.directional else {}
+    # What is so in any case is left unsaid: the trial keeps its name.
+    changes |= {"regularize_every": every} if (every := values.get("regularize_every", 1)) > 1 else {}
     weights = {key: values[key] for key in ("weight_rate", "rank") if key in values}
     if recipe.second:
         second = {"steps": values["second_steps"], **weights}
@@ -209,7 +227,7 @@ def pipeline(
 def priced(recipe: Recipe, costs: Costs) -> bool:
     """Whether it is known what every stage costs that `recipe` may have."""
     first = {recipe.first_cost({"core_attention": weight}) for weight in (0.0, 1.0)}
-    return first <= costs.keys()
+    return first | {recipe.method} <= costs.keys()
 
 
 def least(rank: int) -> int:
@@ -227,19 +245,23 @@ def equal_steps(recipe: Recipe, values: Mapping[str, Any], costs: Costs) -> tupl
 
     Raises ValueError where the second stage leaves none.
     """
-    first, whole = recipe.first_cost(values), budget(costs)
-    left = whole - costs[first].begin
+    first, whole = costs[recipe.first_cost(values)], budget(costs)
+    if recipe.regularized:
+        # Of `regularize_every` steps one costs more than a plain one.
+        plain = costs[recipe.method].step
+        first = Cost(first.begin, plain + (first.step - plain) / values.get("regularize_every", 1))
+    left = whole - first.begin
     if recipe.second:
         # One cost for all kinds, so that they begin with the same word.
         dearer = max((costs[kind] for kind in SECOND if kind), key=lambda cost: cost.step)
         left -= dearer.begin + values["second_steps"] * dearer.step
-    steps = int(left / costs[first].step)
+    steps = int(left / first.step)
     if steps < 1:
         raise ValueError(f"{recipe.name}: a second stage of {values['second_steps']} steps leaves none for the word")
     return steps, {
         "values": dict(values),
         "budget": whole,
-        "cost_of_first": [costs[first].begin, costs[first].step],
+        "cost_of_first": [first.begin, first.step],
         **({"cost_of_second": [dearer.begin, dearer.step]} if recipe.second else {}),
     }
 

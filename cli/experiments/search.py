@@ -18,6 +18,7 @@ def main(
     seed: int = 0,
     prompts: int = 14,
     workers: int = 1,
+    around: Path | None = None,
     hours: float = 0.0,
     json: Path | None = None,
 ) -> dict[str, Any]:
@@ -27,7 +28,8 @@ def main(
     same processor seconds. A trial that is done is kept in FOLDER, under the model's fingerprint, and not done again;
     on another machine the search goes on from what `--json FILE` has of it. One that is interrupted or out of time
     publishes what it has, marked "complete": false, and has chosen nothing.
-    With `--json docs/claims/search.json` the part `pipelines` of `claims` goes by what was chosen.
+    With `--json docs/claims/search.json` the part `pipelines` of `claims` goes by what was chosen, and then by
+    `search_around.json` beside it.
 
     Args:
         recipes: Whose weights are chosen; all if none are named, and an unknown one is answered with a list.
@@ -40,6 +42,8 @@ def main(
         seed: Of the design.
         prompts: So many of the evaluation prompts, evenly of all kinds; 0: all.
         workers: Processes that train at the same time, one thread each.
+        around: The record of an earlier search: what it chose is the first candidate, and others lie around it, from
+            half to twice as much.
         hours: After so many no new trial is begun; 0: no end.
     """
     from .searching import search
@@ -55,6 +59,7 @@ def main(
         seed=seed,
         prompts=prompts,
         workers=workers,
+        around=around,
         hours=hours,
         target=json,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,10 @@ from tqdm import tqdm
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.world import concepts as world
 from .claims import DEVELOPMENT, Cell, commit, run_cells
-from .halving import Choice, Range, Round, Space, design, halved, rounds
+from .halving import Candidate, Choice, Range, Round, Space, design, halved, rounds
 from .pipeline_costs import as_data, measured_costs
 from .pipeline_trials import run_pipeline_trial
-from .pipelines import SEARCHED, Costs, Pipeline, budget, pipeline, priced, recommended
+from .pipelines import MEASURE, SEARCHED, TIE, Costs, Pipeline, best_of, budget, pipeline, priced, recommended
 from .resuming import COSTS, done_of, end_of, published, take_up, unfinished, weights_digest
 from .tables import table_header, table_row
 from .trials import Trial, arm_key, demo_model
@@ -28,12 +29,11 @@ SPACE: Space = {
     "weight_rate": Range(3e-4, 6e-3),
     "rank": Choice((2, 4, 8, 16)),
     "second_steps": Range(20, 100, whole=True),
+    "regularize_every": Choice((1, 2, 4)),
 }
 """What may be chosen; a recipe has those of them that it has a recommended value of."""
 DTI_RATES = Range(1e-2, 0.1)
 """Radians."""
-MEASURE, TIE = "composed", "concept_score"
-"""What decides, and what does among equals: the probability of the subject."""
 
 
 def search(
@@ -48,6 +48,7 @@ def search(
     seed: int,
     prompts: int,
     workers: int,
+    around: Path | None = None,
     hours: float = 0.0,
     target: Path | None = None,
 ) -> dict[str, Any]:
@@ -66,7 +67,8 @@ def search(
     model = demo_model()
     facts = {"model": model.fingerprint, "weights": weights_digest()}
     folder = folder / model.fingerprint
-    before = published([target] if target else [], **facts)
+    centres = chosen_in(around, recipes, facts) if around else {}
+    before = published([file for file in (around, target) if file], **facts)
     take_up(folder, before, [COSTS], replace=True)
     costs = measured_costs(model, folder)
     if lacking := [name for name in recipes if not priced(SEARCHED[name], costs)]:
@@ -74,7 +76,7 @@ def search(
             f"what steps of {', '.join(lacking)} cost was not measured with the others, in {folder}: name other "
             "--recipes, or another --folder"
         )
-    contests = {name: contenders(model, name, candidates, seed, costs) for name in recipes}
+    contests = {name: contenders(model, name, candidates, seed, costs, centres.get(name)) for name in recipes}
     kept: dict[str, dict[str, Any]] = {}
     trial = partial(run_pipeline_trial, count=prompts, plain=0)
     run = partial(worked, before=before, folder=folder, workers=workers, until=until)
@@ -82,6 +84,7 @@ def search(
     drawn = {"seed": seed, "candidates": candidates, "factor": factor, "prompts": prompts}
     facts |= {"development_concepts": list(concepts), "seeds": seeds, "design": drawn, "commit": commit()}
     facts |= {"budget": budget(costs), "costs": as_data(costs)}
+    facts |= {"around": around.name} if around else {}
     try:
         told = halved({name: len(arms) for name, arms in contests.items()}, plan, judged)
     except Unfinished as end:
@@ -133,11 +136,28 @@ def space(model: DiffusersModel, name: str) -> Space:
     return {**own, "learning_rate": DTI_RATES} if recipe.directional else own
 
 
-def contenders(model: DiffusersModel, name: str, count: int, seed: int, costs: Costs) -> list[Pipeline]:
-    """`count` settings of a recipe, what is recommended first."""
-    recipe = SEARCHED[name]
-    others = design(space(model, name), count - 1, seed)
-    return [pipeline(model, recipe, values, costs) for values in ({}, *others)]
+def chosen_in(file: Path, recipes: Sequence[str], facts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What an earlier search chose for each of `recipes`. Raises ValueError where it did not, or on another model."""
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if {key: record.get(key) for key in facts} != facts:
+        raise ValueError(f"{file} is of another model or judge: search on this one without --around first")
+    found = record.get("chosen", {})
+    if missing := [name for name in recipes if name not in found]:
+        raise ValueError(f"{file} has chosen nothing for {', '.join(missing)}: --recipes may be {', '.join(found)}")
+    return {name: found[name] for name in recipes}
+
+
+def contenders(
+    model: DiffusersModel, name: str, count: int, seed: int, costs: Costs, centre: Candidate | None = None
+) -> list[Pipeline]:
+    """`count` settings of a recipe: what is recommended first, and others of everything that may be chosen; or
+    `centre` first, and others around it."""
+    recipe, axes = SEARCHED[name], space(model, name)
+    if centre is not None:
+        # What was not among the earlier search's axes is free.
+        axes = {key: axis.around(centre[key]) if key in centre else axis for key, axis in axes.items()}
+    others = design(axes, count - 1, seed)
+    return [pipeline(model, recipe, values, costs) for values in (centre or {}, *others)]
 
 
 def scores(
@@ -223,7 +243,7 @@ def chosen(
         "chosen": {name: dict(contests[name][index].planned["values"]) for name, index in winners.items()},
         "steps": {name: list(contests[name][index].steps) for name, index in winners.items()},
         "reached": reached,
-        "best": max(reached, key=lambda name: (reached[name][MEASURE], reached[name][TIE])),
+        "best": best_of(reached),
     }
 
 

@@ -22,6 +22,7 @@ SETTINGS = {
     "Comfy.Window.UnloadConfirmation": False,
 }
 STYLED = "document.querySelector('link[href*=\"/style.css\"]')"
+HISTORY = "/history?max_items=1000"
 LOADED = "!!comfyAPI.app.app.extensionManager.workflow.activeWorkflow?.activeState"
 
 
@@ -112,6 +113,22 @@ class Server:
             f"canvas.ds.scale = {scale}; canvas.ds.offset = [90 / {scale} - x, 110 / {scale} - y];"
             "canvas.setDirty(true, true); })()"
         )
+
+    def queue(self, page: Any) -> int:
+        """Presses Run. Returns how many runs ComfyUI remembered before."""
+        earlier = len(self.ask(HISTORY))
+        page.run("comfyAPI.app.app.queuePrompt(0)")
+        return earlier
+
+    def finished(self, page: Any, earlier: int) -> dict:
+        """The newest entry of the history, once there is one more than `earlier` and the queue is empty."""
+        page.wait(
+            f"Promise.all(['/queue', '{HISTORY}'].map((route) => comfyAPI.api.api.fetchApi(route)"
+            ".then((answer) => answer.json()))).then(([queue, history]) => Object.keys(history).length > "
+            f"{earlier} && queue.queue_running.length + queue.queue_pending.length === 0)",
+            400,
+        )
+        return list(self.ask(HISTORY).values())[-1]
 
 
 @pytest.fixture(scope="session")

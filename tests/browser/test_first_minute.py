@@ -109,8 +109,7 @@ def test_an_empty_class_word_is_marked_and_nothing_trains(comfyui_server, pictur
         f"(() => {{ const node = {node}; const at = node.inputs.findIndex(({{ name }}) => name === 'class_word');"
         "node.disconnectInput(at); })()"
     )
-    earlier = comfyui_server.ask("/history?max_items=1000").keys()
-    page.run(f"{APP}.queuePrompt(0)")
+    earlier = comfyui_server.queue(page)
     page.wait(f"Boolean({APP}.lastNodeErrors?.[{TRAINING}])")
     details = page.run(f"{APP}.lastNodeErrors[{TRAINING}].errors.map((error) => error.details)")
     assert "class_word is empty" in details[0]
@@ -118,10 +117,7 @@ def test_an_empty_class_word_is_marked_and_nothing_trains(comfyui_server, pictur
     page.photograph(pictures / f"{mode}-marked.png")
     assert "class_word" in marked
     # ComfyUI runs what hangs on nothing that is wrong: here the pictures to look at.
-    runs = comfyui_server.ask("/history?max_items=1000")
-    asked_for = {node for run in runs.keys() - earlier for node in runs[run]["prompt"][4]}
-    assert asked_for <= {PICTURES_SHOWN}
-    assert comfyui_server.ask("/queue")["queue_running"] == []
+    assert comfyui_server.finished(page, earlier)["prompt"][4] == [PICTURES_SHOWN]
     page.close()
 
 

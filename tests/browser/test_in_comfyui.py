@@ -51,24 +51,6 @@ def name_view(page, node: int, kind: str, name: str) -> None:
     page.wait(f"(() => {{ const view = {find}; if (view) view.id = '{name[1:]}'; return Boolean(view); }})()")
 
 
-def queue(server, page) -> int:
-    """Presses Run. Returns how many runs ComfyUI remembered before."""
-    earlier = len(server.ask("/history?max_items=1000"))
-    page.run("comfyAPI.app.app.queuePrompt(0)")
-    return earlier
-
-
-def finished(server, page, earlier: int) -> dict:
-    """The newest entry of the history, once there is one more than `earlier` and the queue is empty."""
-    page.wait(
-        "Promise.all(['/queue', '/history?max_items=1000'].map((route) => comfyAPI.api.api.fetchApi(route)"
-        ".then((answer) => answer.json()))).then(([queue, history]) => Object.keys(history).length > "
-        f"{earlier} && queue.queue_running.length + queue.queue_pending.length === 0)",
-        400,
-    )
-    return list(server.ask("/history?max_items=1000").values())[-1]
-
-
 def pinned(page) -> list[str]:
     return page.run(
         f"[...document.querySelectorAll('{VIEW} .ci-chip[aria-selected=true]')].map((chip) => chip.textContent)"
@@ -113,7 +95,7 @@ def test_words_light_up_and_come_back_after_a_reload(comfyui_server, pictures, m
     shorten(page, 100 + list(MODES).index(mode), {})
     name_view(page, SHOW, "attention", VIEW)
     assert "Queue" in page.run(f"document.querySelector('{VIEW} .ci-message').textContent")
-    entry = finished(server, page, queue(server, page))
+    entry = server.finished(page, server.queue(page))
     assert entry["status"]["status_str"] == "success", entry["status"]
     page.wait(f"document.querySelector('{CAT}')")
     page.wait(f"document.querySelector('{VIEW} .ci-frame img').naturalWidth > 0")
@@ -232,7 +214,7 @@ def test_a_remembered_result_is_shown_in_a_new_page(comfyui_server, pictures, mo
         )
         shorten(page, 300 + list(MODES).index(mode), {})
         name_view(page, SHOW, "attention", VIEW)
-        entry = finished(server, page, queue(server, page))
+        entry = server.finished(page, server.queue(page))
         assert entry["status"]["status_str"] == "success", entry["status"]
         (remembered,) = (data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached")
         served.append(str(SHOW) in remembered)
@@ -252,7 +234,7 @@ def test_a_training_is_followed_stopped_and_kept(comfyui_server, pictures, mode)
     page = server.open(nodes_2=MODES[mode], light=False, width=1000, height=1150)
     server.load(page, "train_a_word", STOPPED)
     shorten(page, 200 + list(MODES).index(mode), {STOPPED: {"steps": 5000, "preview_every": 5}})
-    earlier = queue(server, page)
+    earlier = server.queue(page)
     page.wait("document.querySelector('.ci-training')", 400)
     name_view(page, STOPPED, "training", PANEL)
     page.wait(f"document.querySelector('{PANEL} .ci-chart polyline')", 400)
@@ -273,7 +255,7 @@ def test_a_training_is_followed_stopped_and_kept(comfyui_server, pictures, mode)
     assert page.run(f"document.querySelector('{stop}').textContent") == "Stop and keep"
     page.click(stop)
     page.wait(f"document.querySelector('{PANEL} .ci-status').textContent.includes('is kept as it was then')", 400)
-    entry = finished(server, page, earlier)
+    entry = server.finished(page, earlier)
     assert entry["status"]["status_str"] == "success", entry["status"]
     images = [image for output in entry["outputs"].values() for image in output.get("images", ())]
     assert sum(image["type"] == "output" for image in images) == 1, "the nodes behind it ran, the sheet the last"

@@ -35,6 +35,23 @@ def test_an_axis_goes_from_end_to_end():
         design({}, 3, 0)
 
 
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_around_a_value_is_a_part_of_its_axis_that_has_it(where, share):
+    for axis in SPACE.values():
+        value = axis.at(where)
+        near = axis.around(value)
+        if isinstance(axis, Range):
+            assert axis.low <= near.low <= value <= near.high <= axis.high
+            rounding = 0.5 if axis.whole else value / 100
+            assert value / 2 - rounding <= near.at(share) <= value * 2 + rounding
+        else:
+            at = axis.values.index(value)
+            assert set(near.values) == {axis.values[one] for one in (at - 1, at, at + 1) if 0 <= one < 3}
+    for axis, outside in ((SPACE["rate"], 2.0), (SPACE["rank"], 3)):
+        with pytest.raises(ValueError, match=r"\d"):
+            axis.around(outside)
+
+
 @given(plans)
 def test_rounds_see_more_cells_of_fewer_candidates_until_one_is_left(given_plan):
     candidates, cells, first, factor = given_plan

@@ -23,7 +23,14 @@ from contextual_inversion.cli.experiments import (
 )
 from contextual_inversion.cli.experiments.claims import cell_name
 from contextual_inversion.cli.experiments.defaults import BEST
-from contextual_inversion.cli.experiments.pipeline_parts import LEADERS, RECORD, leaders_part, pairs, pipelines_part
+from contextual_inversion.cli.experiments.pipeline_parts import (
+    AROUND,
+    LEADERS,
+    RECORD,
+    leaders_part,
+    pairs,
+    pipelines_part,
+)
 from contextual_inversion.cli.experiments.pipeline_tables import leading_table, pipelines_table
 from contextual_inversion.cli.experiments.pipeline_trials import redrawn, run_pipeline_trial
 from contextual_inversion.cli.experiments.pipelines import (
@@ -56,13 +63,16 @@ seconds = st.floats(0.05, 1.0)
 costs_of = st.fixed_dictionaries({name: st.builds(Cost, st.floats(0, 1), seconds) for name in ALL})
 
 
-@given(costs_of, st.sampled_from(sorted(RECIPES)), st.integers(1, 40), st.sampled_from([0.0, 0.5]))
-def test_every_pipeline_takes_the_same_seconds_to_within_a_step(costs, name, second_steps, attention):
+@given(costs_of, st.sampled_from(sorted(RECIPES)), st.integers(1, 40), st.sampled_from([0.0, 0.5]), st.integers(1, 4))
+def test_every_pipeline_takes_the_same_seconds_to_within_a_step(costs, name, second_steps, attention, every):
     recipe = RECIPES[name]
     own = recommended(NARROW, recipe)
-    chosen = {"second_steps": second_steps, "core_attention": attention}
+    chosen = {"second_steps": second_steps, "core_attention": attention, "regularize_every": every}
     values = {**own, **{key: value for key, value in chosen.items() if key in own}}
     whole, cost = budget(costs), costs[recipe.first_cost(values)]
+    # Of so many steps one has the regularizers, the others are plain ones.
+    seldom = values.get("regularize_every", 1)
+    cost = replace(cost, step=(cost.step + (seldom - 1) * costs[recipe.method].step) / seldom)
     second = max(costs[kind].step for kind in SECOND if kind) * second_steps if recipe.second else 0.0
     try:
         arm = pipeline(NARROW, recipe, values, costs)
@@ -76,6 +86,7 @@ def test_every_pipeline_takes_the_same_seconds_to_within_a_step(costs, name, sec
     assert spent <= whole + 1e-9 < spent + cost.step + 2e-9
     assert arm.planned["budget"] == whole
     assert arm.planned["values"] == values
+    assert arm.changes.get("regularize_every", 1) == seldom
 
 
 @given(costs_of)
@@ -210,6 +221,26 @@ def test_the_part_goes_by_a_search_on_the_same_model_alone(tmp_path, monkeypatch
     assert {arm.name: arm for arm in part.arms}["core_lora"].core[0] != 0.07
     assert f"{BEST}_repair" in {arm.name for arm in part.arms}
     assert "no search on model narrow" in capsys.readouterr().out
+
+
+def test_a_second_search_has_the_last_word_where_it_has_one(tmp_path):
+    reached = {name: {"composed": share, "concept_score": 0.5} for name, share in (("ti", 0.2), ("core_lora", 0.4))}
+    chosen = {"ti": {"learning_rate": 0.03}, "core_lora": {"core_embedding": 0.07}}
+    first = record("narrow", chosen=chosen, reached=reached)
+    (tmp_path / RECORD).write_text(json.dumps(first))
+    assert pipeline_parts.record_for(NARROW, tmp_path) == first
+    second = {"model": "narrow", "chosen": {"ti": {"learning_rate": 0.01}}, "best": "ti",
+              "reached": {"ti": {"composed": 0.5, "concept_score": 0.5}}}  # fmt: skip
+    for away in ({"complete": False}, {"model": "another"}):
+        (tmp_path / AROUND).write_text(json.dumps({**second, **away}))
+        assert pipeline_parts.record_for(NARROW, tmp_path) == first
+    (tmp_path / AROUND).write_text(json.dumps(second))
+    found = pipeline_parts.record_for(NARROW, tmp_path)
+    assert found["chosen"] == {**chosen, **second["chosen"]}
+    assert (found["best"], found["costs"]) == ("ti", first["costs"])
+    second["reached"]["ti"]["composed"] = 0.3
+    (tmp_path / AROUND).write_text(json.dumps(second))
+    assert pipeline_parts.record_for(NARROW, tmp_path)["best"] == "core_lora"
 
 
 def test_whichever_is_best_is_repaired_and_every_pair_is_of_two(tmp_path, monkeypatch):

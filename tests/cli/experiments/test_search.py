@@ -119,3 +119,45 @@ def test_more_development_concepts_are_one_line(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "DEVELOPMENT", ("goblet", "crested-bird", "moth"))
     search.main(folder=tmp_path, recipes=("ti",), candidates=2, seeds=1)
     assert {name for _, name, _ in fake.seen} == {"goblet", "crested-bird", "moth"}
+
+
+@pytest.fixture
+def first(fake, tmp_path):
+    """The file of a first search, of two recipes, of which nobody knows how often to regularize."""
+    file = tmp_path / "first.json"
+    options = ("--recipes", "ti_lora", "word-lora_core", "--candidates", "4", "--folder", str(tmp_path / "a"))
+    assert cli.main(["search", *options, "--json", str(file)]) == 0
+    record = json.loads(file.read_text())
+    del record["chosen"]["word-lora_core"]["regularize_every"]
+    file.write_text(json.dumps(record))
+    fake.seen.clear()
+    return file
+
+
+def test_a_second_search_lies_around_what_the_first_chose(fake, first, tmp_path):
+    centres = json.loads(first.read_text())["chosen"]
+    report = search.main(recipes=("word-lora_core",), folder=tmp_path / "b", candidates=8, around=first)
+    tried = report["searches"]["word-lora_core"]["candidates"]
+    centre = centres["word-lora_core"]
+    assert tried[0] == {**centre, "regularize_every": 1}
+    for one in tried[1:]:
+        for key in ("learning_rate", "core_embedding", "weight_rate"):
+            assert centre[key] / 2.01 <= one[key] <= centre[key] * 2.01
+    # An axis that the first one had not is free.
+    assert {one["regularize_every"] for one in tried} == {1, 2, 4}
+    # What the first has published of its choice is not trained again.
+    again = [arm for arm, _, _ in fake.seen if arm.planned["values"] == tried[0]]
+    assert len(again) < len(claims.DEVELOPMENT) * 2
+    assert report["around"] == "first.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"model": "another"}, "another model or judge"), ({"weights": "x"}, "another model or judge"),
+     ({"chosen": {"ti": {}}}, "chosen nothing for word-lora_core: --recipes may be ti")],
+)  # fmt: skip
+def test_there_has_to_be_something_to_search_around(change, why, fake, first, tmp_path):
+    first.write_text(json.dumps({**json.loads(first.read_text()), **change}))
+    with pytest.raises(ValueError, match=why):
+        search.main(recipes=("word-lora_core",), folder=tmp_path / "b", around=first)
+    assert fake.seen == []
