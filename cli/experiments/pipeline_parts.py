@@ -25,6 +25,7 @@ STAGES = "stages"
 """The folder of first stages, in that of the trials."""
 LEADERS = ("ti", "ti_lora", "core_lora", "word-lora", "word-lora_core", "dreambooth-lora")
 """What the papers' methods and the best of one seed are told apart by, in more seeds than all pipelines have."""
+EXCHANGED = "exchanged"
 PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
 
 
@@ -37,6 +38,40 @@ def leaders_part(model: DiffusersModel) -> Comparison:
     """`LEADERS` among the pipelines, whose trials are the same ones."""
     whole = pipelines_part(model)
     return replace(_leading(whole), prepared=lambda *folders: _leading(_prepared(*folders)))
+
+
+def exchanged_part(model: DiffusersModel) -> Comparison:
+    """Which stage makes CoRe's own pipeline what it is beside plain textual inversion's: each one's word with the other
+    one's LoRA, and each word in as many steps as the other one's."""
+    whole = pipelines_part(model)
+    return replace(_exchanged(whole), prepared=lambda *folders: _exchanged(_prepared(*folders)))
+
+
+def _exchanged(part: Comparison) -> Comparison:
+    arms = {arm.name: arm for arm in part.arms}
+    plain, core = arms["ti_lora"], arms["core_lora"]
+
+    def made(base: Pipeline, name: str, label: str, second: Pipeline, steps: Pipeline) -> Pipeline:
+        changes = {**base.changes, "steps": steps.steps[0]}
+        return replace(base, name=name, label=label, second=second.second, changes=changes)
+
+    new = (
+        made(plain, "ti_lora_of_core", "TI, then CoRe's LoRA", core, plain),
+        made(core, "core_lora_of_ti", "CoRe, then TI's LoRA", plain, core),
+        made(plain, "ti_short_lora", "TI in CoRe's steps + LoRA", plain, core),
+        made(core, "core_long_lora_of_ti", "CoRe in TI's steps (takes longer), then TI's LoRA", plain, plain),
+    )
+    between = (
+        ("core_lora", "ti_lora"),
+        ("ti_lora_of_core", "ti_lora"),
+        ("core_lora_of_ti", "ti_lora"),
+        ("ti_short_lora", "ti_lora"),
+        ("core_long_lora_of_ti", "ti_lora"),
+        ("core_lora_of_ti", "core_lora"),
+        ("core_lora_of_ti", "ti_short_lora"),
+        ("core_long_lora_of_ti", "core_lora_of_ti"),
+    )
+    return replace(part, name=EXCHANGED, arms=(plain, core, *new), pairs=between)
 
 
 def _leading(part: Comparison) -> Comparison:

@@ -14,13 +14,16 @@ PER_CONCEPT = 16
 BESIDE = ("judge_on_renders", "shuffled_floor")
 
 
-def main(n: int = 200, seed: int = 0, sheet: Path | None = Path("out/world-report.png")) -> dict[str, Any]:
+def main(
+    n: int = 200, seed: int = 0, steps: int = 0, sheet: Path | None = Path("out/world-report.png")
+) -> dict[str, Any]:
     """Draw N held-out captions with the bundled model and check every picture against its caption; half as many with
     two colours, which have to lie as it says; and the ten held-out concepts, described in words.
 
     Args:
         n: Captions.
         seed: Of the captions and of the sampler's noise.
+        steps: Of the sampler; 0: as many as trials have.
         sheet: Where to put a picture of the first ones, or nothing.
     """
     from ...core.inspection.contact_sheet import captioned_sheet
@@ -30,11 +33,13 @@ def main(n: int = 200, seed: int = 0, sheet: Path | None = Path("out/world-repor
     from ...core.inspection.world.world_evaluation import draw
     from ...core.models.diffusers_adapter import DiffusersModel
     from ...core.models.tiny import load_tiny
+    from ...core.models.tiny.config import SAMPLING
     from ..places import require_file, write_picture
     from .tables import table_figure
 
-    if n < 1 or seed < 0:
-        raise ValueError(f"--n is at least 1 and --seed at least 0, not {n} and {seed}")
+    if n < 1 or seed < 0 or steps < 0:
+        raise ValueError(f"--n is at least 1, --seed and --steps at least 0, not {n}, {seed} and {steps}")
+    steps = steps or SAMPLING["steps"]
     if sheet is not None:
         require_file(sheet, "--sheet")
     tiny = load_tiny()
@@ -43,13 +48,14 @@ def main(n: int = 200, seed: int = 0, sheet: Path | None = Path("out/world-repor
     drawn: list[Any] = []
 
     def sampler(texts: list[str], seed: int) -> Any:
-        drawn.append(draw(model, texts, seeds_of(seed, len(texts))))
+        drawn.append(draw(model, texts, seeds_of(seed, len(texts)), steps=steps))
         return drawn[-1]
 
     judge, autoencode = default_judge(), tiny_autoencode(tiny)
     report = world_report(sampler, n=n, seed=seed, autoencode=autoencode, judge=judge)
     report["two_colours"] = two_colours(sampler, judge, max(1, n // 2), seed, autoencode)
     report["described"] = described(sampler, judge, seed, max(1, n // PER_CONCEPT))
+    report["steps"] = steps
     report["seconds"] = time.perf_counter() - started
     print(f"{'':<16}{'model':>8}{'renders':>9}{'shuffled':>10}")
     for key in KEYS:

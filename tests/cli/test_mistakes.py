@@ -151,6 +151,8 @@ def test_a_device_that_is_not_there_is_named():
 def test_numbers_that_mean_nothing_are_refused(tmp_path):
     with pytest.raises(ValueError, match="--n is at least 1"):
         world_report.main(n=0)
+    with pytest.raises(ValueError, match="--steps"):
+        world_report.main(steps=-1)
     with pytest.raises(ValueError, match="--seed"):
         demo.main(out=tmp_path, seed=-1)
     with pytest.raises(ValueError, match="at least one concept"):
@@ -163,7 +165,8 @@ def test_numbers_that_mean_nothing_are_refused(tmp_path):
 
 
 def test_one_caption_is_a_report_too(capsys):
-    report = world_report.main(n=1, sheet=None)
+    report = world_report.main(n=1, steps=3, sheet=None)
+    assert report["steps"] == 3
     assert "second_object" not in report, "this caption asks for none"
     assert "–" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("second_object"))
     assert json.dumps(report["background"])

@@ -27,6 +27,7 @@ from contextual_inversion.cli.experiments.pipeline_parts import (
     AROUND,
     LEADERS,
     RECORD,
+    exchanged_part,
     leaders_part,
     pairs,
     pipelines_part,
@@ -145,6 +146,34 @@ def test_the_leaders_are_the_same_trials_as_among_all_pipelines(tmp_path, monkey
     assert ("word-lora_core", "ti") in few.pairs
     assert few.facts == whole.facts
     assert cell_name(few, few.arms[0], "moth", 1) == cell_name(whole, whole.arms[0], "moth", 1)
+
+
+def test_an_exchange_changes_what_it_says_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline_parts, "encoder_fits", lambda model: False)
+    chosen = {"ti_lora": {"rank": 8, "second_steps": 60}, "core_lora": {"rank": 2, "second_steps": 50}}
+    (tmp_path / RECORD).write_text(json.dumps(record("narrow", chosen=chosen)))
+    part = exchanged_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
+    arms = {arm.name: arm for arm in part.arms}
+    plain, core = arms["ti_lora"], arms["core_lora"]
+    assert (plain.steps, core.steps) == ((139, 60), (149, 50))
+    words = {name: (arm.core, arm.steps[0]) for name, arm in arms.items()}
+    assert words == {
+        "ti_lora": (None, 139),
+        "core_lora": (core.core, 149),
+        "ti_lora_of_core": (None, 139),
+        "core_lora_of_ti": (core.core, 149),
+        "ti_short_lora": (None, 149),
+        "core_long_lora_of_ti": (core.core, 139),
+    }
+    assert {name for name, arm in arms.items() if arm.second == core.second} == {"core_lora", "ti_lora_of_core"}
+    assert all(arm.second == plain.second for name, arm in arms.items() if not name.endswith(("core", "core_lora")))
+    assert len({arm_key(arm) for arm in arms.values()}) == len(arms)
+    assert set(sum(part.pairs, ())) == arms.keys()
+    # The two pipelines themselves are the trials that others have of them.
+    whole = pipelines_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
+    assert {cell_name(whole, arm, "moth", 1) for arm in whole.arms} >= {
+        cell_name(part, one, "moth", 1) for one in (plain, core)
+    }
 
 
 def test_pipelines_whose_costs_no_record_has_are_left_out_and_said(tmp_path, monkeypatch, capsys):
