@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,11 +20,13 @@ from ...core.training.run.events import Started, Step
 from ...core.training.trainer import TrainingRun
 from ...core.world.render import concept_images
 from .pipelines import RECIPES, Cost, Costs, Pipeline, pipeline, recommended
-from .resuming import COSTS
+from .resuming import COSTS, keep, kept, read_kept
 from .trials import PICTURES, cached_trial, choices
 
 TURNS, STEPS, WARM = 5, 4, 2
 """How often each stage is begun, how many of its steps are measured then, and how many are let go first."""
+SCALE = "ti"
+"""The stage that measurements of different times have in common."""
 MEASURED_ON = "goblet"
 """A development concept; what a step costs is the same for all."""
 
@@ -75,12 +77,18 @@ def _second(model: DiffusersModel, arm: Pipeline, class_word: str) -> Callable[[
     return lambda: second_plan(model, arm, None, MEASURED_ON, class_word, 1)
 
 
-def measure(model: DiffusersModel, turns: int = TURNS, steps: int = STEPS, warm: int = WARM) -> dict[str, Any]:
-    """Begin every stage in turns, so that a busy machine slows all of them, and take the least of each: whatever else
-    runs can only add. As plain data."""
+def measure(
+    model: DiffusersModel,
+    turns: int = TURNS,
+    steps: int = STEPS,
+    warm: int = WARM,
+    only: Collection[str] | None = None,
+) -> dict[str, Any]:
+    """Begin every stage, or `only` some, in turns, so that a busy machine slows all of them, and take the least of
+    each: whatever else runs can only add. As plain data."""
     pictures, _, _ = concept_images(MEASURED_ON, PICTURES, seed=1)
     images = list(as_training_images(pictures))
-    made, seen = stages(model), clock(model)
+    made, seen = {name: make for name, make in stages(model).items() if only is None or name in only}, clock(model)
     found: dict[str, list[Cost]] = {name: [] for name in made}
     with one_thread():
         for _ in range(turns):
@@ -109,7 +117,23 @@ def _least(costs: Sequence[Cost]) -> Cost:
 
 def measured_costs(model: DiffusersModel, folder: Path) -> Costs:
     """Every stage's costs from `folder`, or measured now and kept there: one measurement for all that is compared."""
-    return as_costs(cached_trial(folder, COSTS, lambda: measure(model)))
+    return completed(model, folder, as_costs(cached_trial(folder, COSTS, lambda: measure(model))))
+
+
+def completed(model: DiffusersModel, folder: Path, known: Costs) -> Costs:
+    """`known`, and what it lacks of the stages that there are by now: from `folder`, or measured now beside `SCALE`, of
+    which it is known what it costs in the seconds of the machine that measured the others."""
+    if not (lacking := stages(model).keys() - known.keys()):
+        return known
+    earlier = as_costs(read_kept(folder, COSTS)) if kept(folder, COSTS) else {}
+    if earlier.get(SCALE) == known[SCALE] and lacking <= earlier.keys():
+        return {**earlier, **known}
+    print(f"measures what steps of {', '.join(sorted(lacking))} cost, beside {SCALE}")
+    found = as_costs(measure(model, only={*lacking, SCALE}))
+    share = known[SCALE].step / found[SCALE].step
+    both = {**known, **{name: Cost(found[name].begin * share, found[name].step * share) for name in sorted(lacking)}}
+    keep(folder, COSTS, as_data(both))
+    return both
 
 
 def as_costs(data: dict[str, Any]) -> Costs:

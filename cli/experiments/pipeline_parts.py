@@ -13,10 +13,10 @@ from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.one_picture.predict import require_fit
 from .defaults import BEST
 from .encoder_ways import loaded
-from .pipeline_costs import as_costs, as_data, measured_costs
+from .pipeline_costs import as_costs, as_data, completed, measured_costs
 from .pipeline_tables import LEADING, PART, leading_table
 from .pipeline_trials import run_pipeline_trial
-from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, best_of, inherited, pipeline, priced, repaired
+from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, best_of, inherited, pipeline, repaired
 from .trials import Comparison
 
 RECORD, AROUND = "search.json", "search_around.json"
@@ -82,7 +82,7 @@ def _leading(part: Comparison) -> Comparison:
 
 def _prepared(model: DiffusersModel, folder: Path, results: Path) -> Comparison:
     record = record_for(model, results)
-    costs = as_costs(record["costs"]) if record else measured_costs(model, folder)
+    costs = completed(model, folder, as_costs(record["costs"])) if record else measured_costs(model, folder)
     part = _compared(model, record.get("chosen", {}), record.get("best", BEST), costs, predicted=encoder_fits(model))
     trial = update_wrapper(partial(run_pipeline_trial, stages=folder / STAGES), run_pipeline_trial)
     return replace(part, trial=trial, facts={"costs": as_data(costs)})
@@ -127,11 +127,7 @@ def _compared(
     costs: Costs | None,
     predicted: bool = True,
 ) -> Comparison:
-    made = [recipe for recipe in RECIPES.values() if costs is None or priced(recipe, costs)]
-    if len(made) < len(RECIPES):
-        lacking = ", ".join(name for name, recipe in RECIPES.items() if recipe not in made)
-        print(f"without {lacking}: what their steps cost was not measured with the others")
-    arms = [pipeline(model, recipe, inherited(model, recipe, chosen), costs) for recipe in made]
+    arms = [pipeline(model, recipe, inherited(model, recipe, chosen), costs) for recipe in RECIPES.values()]
     base = next(arm for arm in arms if arm.name == best)
     arms += [PREDICTED] if predicted else []
     arms += [

@@ -224,12 +224,6 @@ def pipeline(
     )
 
 
-def priced(recipe: Recipe, costs: Costs) -> bool:
-    """Whether it is known what every stage costs that `recipe` may have."""
-    first = {recipe.first_cost({"core_attention": weight}) for weight in (0.0, 1.0)}
-    return first | {recipe.method} <= costs.keys()
-
-
 def least(rank: int) -> int:
     """The rank that acts where there is most noise: half of it, as T-LoRA's authors take."""
     return (rank + 1) // 2

@@ -16,7 +16,7 @@ from .claims import DEVELOPMENT, Cell, commit, run_cells
 from .halving import Candidate, Choice, Range, Round, Space, design, halved, rounds
 from .pipeline_costs import as_data, measured_costs
 from .pipeline_trials import run_pipeline_trial
-from .pipelines import MEASURE, SEARCHED, TIE, Costs, Pipeline, best_of, budget, pipeline, priced, recommended
+from .pipelines import MEASURE, SEARCHED, TIE, Costs, Pipeline, best_of, budget, pipeline, recommended
 from .resuming import COSTS, done_of, end_of, published, take_up, unfinished, weights_digest
 from .tables import table_header, table_row
 from .trials import Trial, arm_key, demo_model
@@ -71,11 +71,6 @@ def search(
     before = published([file for file in (around, target) if file], **facts)
     take_up(folder, before, [COSTS], replace=True)
     costs = measured_costs(model, folder)
-    if lacking := [name for name in recipes if not priced(SEARCHED[name], costs)]:
-        raise ValueError(
-            f"what steps of {', '.join(lacking)} cost was not measured with the others, in {folder}: name other "
-            "--recipes, or another --folder"
-        )
     contests = {name: contenders(model, name, candidates, seed, costs, centres.get(name)) for name in recipes}
     kept: dict[str, dict[str, Any]] = {}
     trial = partial(run_pipeline_trial, count=prompts, plain=0)

@@ -176,16 +176,32 @@ def test_an_exchange_changes_what_it_says_alone(tmp_path, monkeypatch):
     }
 
 
-def test_pipelines_whose_costs_no_record_has_are_left_out_and_said(tmp_path, monkeypatch, capsys):
+def test_what_no_record_has_priced_is_measured_beside_what_it_has(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline_parts, "encoder_fits", lambda model: False)
+    measured = []
+
+    def measure(model, only):
+        measured.append(only)
+        return {name: asdict(Cost(0.3, 0.6 if name == "ti" else 1.2)) for name in only}
+
+    monkeypatch.setattr(pipeline_costs, "measure", measure)
     old = record("narrow")
-    old["costs"] = {name: cost for name, cost in old["costs"].items() if not name.startswith("word-lora")}
+    lacking = {name for name in old["costs"] if name.startswith("xti")}
+    old["costs"] = {name: cost for name, cost in old["costs"].items() if name not in lacking}
     (tmp_path / RECORD).write_text(json.dumps(old))
-    part = pipelines_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
-    left = {name for name in RECIPES if name not in {arm.name for arm in part.arms}}
-    assert left == {name for name in RECIPES if name.startswith("word-lora")}
-    assert f"without {', '.join(name for name in RECIPES if name in left)}: " in capsys.readouterr().out
-    assert part.facts == {"costs": old["costs"]}
+    for _ in range(2):
+        part = pipelines_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
+        assert {arm.name for arm in part.arms} >= RECIPES.keys()
+        # 0.6 seconds of plain textual inversion now are the record's 0.2.
+        assert part.facts["costs"].items() >= old["costs"].items()
+        for name in lacking:
+            assert part.facts["costs"][name] == pytest.approx({"begin": 0.1, "step": 0.4})
+    assert measured == [{"ti", *lacking}]
+    assert "xti" in capsys.readouterr().out
+    # Of another record's plan nothing is taken.
+    (tmp_path / RECORD).write_text(json.dumps({**old, "costs": {**old["costs"], "ti": asdict(Cost(0.1, 0.25))}}))
+    pipelines_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
+    assert len(measured) == 2
 
 
 def test_what_was_not_searched_is_taken_from_the_most_alike():
