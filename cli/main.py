@@ -17,7 +17,7 @@ from ..core.wording import shortened
 COMMANDS = {
     "demo": (
         "experiments.demo",
-        "train one word with plain textual inversion, with CoRe and with MLM, and show all three",
+        "train one word with plain textual inversion and by the best recipe, and show both",
     ),
     "train": ("train", "train a word on your own pictures"),
     "optimize": ("optimize", "repair one prompt with a learned word in it"),

@@ -104,10 +104,10 @@ def main(
         seed: Seed of everything random.
         precision: What the UNet computes in.
         method: What is trained: ti, xti, xti-blocks, custom-diffusion, dreambooth-lora, dreambooth (all weights but
-            the text encoder's tables of tokens and positions), and for a concept given with --initial refine (a LoRA)
-            or refine-all (all weights of the UNet).
+            the text encoder's tables of tokens and positions), word-lora (the word and a LoRA together), and for a
+            concept given with --initial refine (a LoRA) or refine-all (all weights of the UNet).
         rank: Rank of the weights' change, where weights are trained; 0 for whole weights.
-        weight_rate: Learning rate of the weights; the vectors' if not given.
+        weight_rate: Learning rate of the weights; as the recipe says if not given, else the vectors'.
         prior_weight: Weight of prior preservation; as the recipe says if not given.
         prior_pictures: Class pictures that the model draws for it, kept in the output folder.
         keep_latents: Store the training pictures' latents with the concept, for `optimize`.

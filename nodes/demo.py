@@ -35,7 +35,7 @@ class LoadDemoModel(io.ComfyNode):
                 "test model",
                 "sample checkpoint",
             ],
-            description="A bundled tiny model (16 MB, 128 x 128 pictures of a small drawn world). It trains and "
+            description="A bundled tiny model (12 or 14 MB, 128 x 128 pictures of a small drawn world). It trains and "
             "samples on a CPU, so that every graph can be tried before a real checkpoint takes its place.",
             inputs=[
                 io.Combo.Input(

@@ -72,8 +72,8 @@ class TrainConcept(io.ComfyNode):
                     options=list(first_stages()),
                     default=METHODS["ti"].title,
                     tooltip="textual inversion: a word alone. XTI: one for each layer or block. Custom Diffusion: also "
-                    "the cross-attention's keys and values. DreamBooth: the model. word and LoRA together: for Flux "
-                    "and its kin.",
+                    "the cross-attention's keys and values. DreamBooth: the model. word and LoRA together: both at "
+                    "once.",
                 ),
                 inputs.recipe(
                     first_stages().values(),

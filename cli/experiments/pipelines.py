@@ -97,7 +97,7 @@ SECOND: dict[Second, str] = {
     "tlora": " + LoRA with timestep-dependent rank",
     "self": " + LoRA of self-attention",
 }
-"""What may follow. The last is ours: docs/claims.md says what it leaves out, and why."""
+"""What may follow. The last is ours: docs/claims_first_model.md says what it leaves out, and why."""
 OTHERS = (
     Recipe("dreambooth-lora", "DreamBooth-LoRA", "dreambooth-lora"),
     Recipe("dreambooth-lora_mlm", "DreamBooth-LoRA + MLM", "dreambooth-lora", mlm=True),

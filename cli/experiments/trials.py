@@ -44,7 +44,7 @@ PLAIN = 6
 CHOICES = tuple(product((False, True), repeat=2))
 """Without and with MLM, without and with CoRe."""
 CLASS_SEED = 0
-"""Of prior preservation's class pictures: the same for every training seed, as docs/claims.md measured them."""
+"""Of prior preservation's class pictures: the same for every training seed."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def mlm_inversion(model: DiffusersModel, **changes: Any) -> Arm:
 
 def combined(model: DiffusersModel, kind: str, label: str, *, core: bool, mlm: bool) -> Arm:
     """What `kind` of `METHODS` trains, by the bundled model's recipe for it, without or with CoRe and MLM at the
-    weights recommended for the model. Without prior preservation (docs/claims.md says why)."""
+    weights recommended for the model. Without prior preservation (docs/claims_first_model.md says why)."""
     changes = {key: value for key, value in demo_preset(kind).values.items() if DEMO.values.get(key) != value}
     added = {"core": ("CoRe", core), "mlm": ("MLM", mlm)}
     batch = [recommended_batch(kind)] if METHODS[kind].learns_copies else []

@@ -129,10 +129,10 @@ PRESETS = {
         ),
         Preset(
             "Fast",
-            "our own, for XTI alone: half of CoRe's steps, at the rate of CoRe and of P+'s port. On the bundled model "
-            "XTI is as like the pictures after half of plain textual inversion's steps (0.865 and 0.854, three "
-            "concepts and seeds), but keeps less of the prompt (0.64 and 0.87): with MLM it keeps as much (0.89) and "
-            "is as like (0.854; docs/claims.md)",
+            "our own, for XTI alone: half of CoRe's steps, at the rate of CoRe and of P+'s port. On the first bundled "
+            "model XTI was as like the pictures after half of plain textual inversion's steps (0.865 and 0.854, three "
+            "concepts and seeds), but kept less of the prompt (0.64 and 0.87): with MLM it kept as much (0.89) and "
+            "was as like (0.854; docs/claims_first_model.md)",
             {
                 "method": "xti",
                 "steps": 150,
@@ -243,8 +243,8 @@ PRESETS = {
 
 DEMO = Preset(
     "Demo model",
-    "docs/tiny_model.md: where plain textual inversion on the bundled model learns the concept and swallows the "
-    "prompt; no augmentation, because nothing in its world is ever tilted",
+    "docs/tiny_model.md: chosen on the first bundled model, where plain textual inversion learned the concept and "
+    "swallowed the prompt; no augmentation, because nothing in its world is ever tilted",
     {
         "steps": 200,
         "batch": 4,
@@ -283,7 +283,8 @@ def demo_preset(method: str) -> Preset:
     identifier = method_called(method).identifier
     own: dict[str, Any] = {"method": method, **({"identifier": identifier} if identifier else {})}
     own |= TUNED.get(method, UNTUNED.get(method, {}))
-    source = f"{DEMO.source}; {'steps and rates: docs/claims.md' if method in TUNED else 'rates are ours, untuned'}"
+    tuned = "steps and rates: docs/claims.md" + ("_first_model" if method == "xti" else "")
+    source = f"{DEMO.source}; {tuned if method in TUNED else 'rates are ours, untuned'}"
     return Preset(f"{DEMO.name}: {method}", source, {**DEMO.values, **own}, core=DEMO.core)
 
 

@@ -23,7 +23,11 @@ SETTINGS = {
 }
 STYLED = "document.querySelector('link[href*=\"/style.css\"]')"
 HISTORY = "/history?max_items=1000"
-LOADED = "!!comfyAPI.app.app.extensionManager.workflow.activeWorkflow?.activeState"
+LOADED = (
+    "!!comfyAPI.app.app.extensionManager.workflow.activeWorkflow?.activeState"
+    "&& !comfyAPI.app.app.extensionManager.spinner"
+)
+"""A page that restores a workflow of before turns its spinner until the one that its address names is there too."""
 
 
 def sibling(path: Path) -> ModuleType:

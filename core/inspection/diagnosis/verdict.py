@@ -33,8 +33,9 @@ def verdicts(diagnosis: Diagnosis) -> tuple[Verdict, ...]:
 def judged(word: Mapping[str, float], reference: Mapping[str, float]) -> str:
     """KEEPS, MAY or RISKS of means (sim2 and, where it was measured, skl_normalised) and those of the class word.
 
-    sim1 has no say: over the trials of docs/claims.md it goes neither with the prompt nor against it (rank correlation
-    -0.06). Without SKL no word is said to be at high risk, since sim2 alone tells too little (0.13; SKL 0.34).
+    sim1 has no say: over the trials of docs/claims_first_model.md it goes neither with the prompt nor against it (rank
+    correlation -0.06). Without SKL no word is said to be at high risk, since sim2 alone tells too little (0.13; SKL
+    0.34).
     """
     if _share(word, reference, "sim2") >= LIKE_CLASS_WORD:
         return KEEPS
