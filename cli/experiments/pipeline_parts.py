@@ -16,11 +16,12 @@ from .encoder_ways import loaded
 from .pipeline_costs import as_costs, as_data, completed, measured_costs
 from .pipeline_tables import LEADING, PART, leading_table
 from .pipeline_trials import run_pipeline_trial
-from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, best_of, inherited, pipeline, repaired
+from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, inherited, pipeline, repaired
 from .trials import Comparison
 
 RECORD, AROUND = "search.json", "search_around.json"
-"""The record of `search`, in the folder of results, and that of a second one around what the first has chosen."""
+"""The record of `search`, in the folder of results, and that of a second one around what the first has chosen: all
+pipelines go by the first, in which all had alike, and the few that are told apart in more seeds by both."""
 STAGES = "stages"
 """The folder of first stages, in that of the trials."""
 LEADERS = ("ti", "ti_lora", "core_lora", "word-lora", "word-lora_core", "dreambooth-lora")
@@ -37,14 +38,14 @@ def pipelines_part(model: DiffusersModel) -> Comparison:
 def leaders_part(model: DiffusersModel) -> Comparison:
     """`LEADERS` among the pipelines, whose trials are the same ones."""
     whole = pipelines_part(model)
-    return replace(_leading(whole), prepared=lambda *folders: _leading(_prepared(*folders)))
+    return replace(_leading(whole), prepared=lambda *folders: _leading(_prepared(*folders, again=True)))
 
 
 def exchanged_part(model: DiffusersModel) -> Comparison:
     """Which stage makes CoRe's own pipeline what it is beside plain textual inversion's: each one's word with the other
     one's LoRA, and each word in as many steps as the other one's."""
     whole = pipelines_part(model)
-    return replace(_exchanged(whole), prepared=lambda *folders: _exchanged(_prepared(*folders)))
+    return replace(_exchanged(whole), prepared=lambda *folders: _exchanged(_prepared(*folders, again=True)))
 
 
 def _exchanged(part: Comparison) -> Comparison:
@@ -80,8 +81,8 @@ def _leading(part: Comparison) -> Comparison:
     return replace(part, name=LEADING, arms=arms, pairs=between)
 
 
-def _prepared(model: DiffusersModel, folder: Path, results: Path) -> Comparison:
-    record = record_for(model, results)
+def _prepared(model: DiffusersModel, folder: Path, results: Path, again: bool = False) -> Comparison:
+    record = record_for(model, results, again)
     costs = completed(model, folder, as_costs(record["costs"])) if record else measured_costs(model, folder)
     part = _compared(model, record.get("chosen", {}), record.get("best", BEST), costs, predicted=encoder_fits(model))
     trial = update_wrapper(partial(run_pipeline_trial, stages=folder / STAGES), run_pipeline_trial)
@@ -99,9 +100,9 @@ def encoder_fits(model: DiffusersModel) -> bool:
     return True
 
 
-def record_for(model: DiffusersModel, results: Path) -> Mapping[str, Any]:
-    """What `search` has written into RESULTS on this very model, a second one's choices before the first one's; nothing
-    where there is none, which is said."""
+def record_for(model: DiffusersModel, results: Path, again: bool = False) -> Mapping[str, Any]:
+    """What `search` has written into RESULTS on this very model, with `again` a second one's choices before the first
+    one's; nothing where there is none, which is said."""
     first, second = (finished_search(model, results / name) for name in (RECORD, AROUND))
     if not first:
         print(
@@ -109,8 +110,7 @@ def record_for(model: DiffusersModel, results: Path) -> Mapping[str, Any]:
             "measured now"
         )
         return {}
-    merged = {key: {**first.get(key, {}), **second.get(key, {})} for key in ("chosen", "reached")}
-    return {**first, **merged, **({"best": best_of(merged["reached"])} if second else {})}
+    return {**first, "chosen": {**first.get("chosen", {}), **(second.get("chosen", {}) if again else {})}}
 
 
 def finished_search(model: DiffusersModel, file: Path) -> Mapping[str, Any]:

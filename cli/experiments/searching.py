@@ -16,7 +16,7 @@ from .claims import DEVELOPMENT, Cell, commit, run_cells
 from .halving import Candidate, Choice, Range, Round, Space, design, halved, rounds
 from .pipeline_costs import as_data, measured_costs
 from .pipeline_trials import run_pipeline_trial
-from .pipelines import MEASURE, SEARCHED, TIE, Costs, Pipeline, best_of, budget, pipeline, recommended
+from .pipelines import SEARCHED, Costs, Pipeline, budget, pipeline, recommended
 from .resuming import COSTS, done_of, end_of, published, take_up, unfinished, weights_digest
 from .tables import table_header, table_row
 from .trials import Trial, arm_key, demo_model
@@ -34,6 +34,8 @@ SPACE: Space = {
 """What may be chosen; a recipe has those of them that it has a recommended value of."""
 DTI_RATES = Range(1e-2, 0.1)
 """Radians."""
+MEASURE, TIE = "composed", "concept_score"
+"""What decides, and what does among equals: the probability of the subject."""
 
 
 def search(
@@ -238,7 +240,7 @@ def chosen(
         "chosen": {name: dict(contests[name][index].planned["values"]) for name, index in winners.items()},
         "steps": {name: list(contests[name][index].steps) for name, index in winners.items()},
         "reached": reached,
-        "best": best_of(reached),
+        "best": max(reached, key=lambda name: (reached[name][MEASURE], reached[name][TIE])),
     }
 
 

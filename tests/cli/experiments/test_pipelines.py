@@ -268,24 +268,28 @@ def test_the_part_goes_by_a_search_on_the_same_model_alone(tmp_path, monkeypatch
     assert "no search on model narrow" in capsys.readouterr().out
 
 
-def test_a_second_search_has_the_last_word_where_it_has_one(tmp_path):
-    reached = {name: {"composed": share, "concept_score": 0.5} for name, share in (("ti", 0.2), ("core_lora", 0.4))}
-    chosen = {"ti": {"learning_rate": 0.03}, "core_lora": {"core_embedding": 0.07}}
-    first = record("narrow", chosen=chosen, reached=reached)
-    (tmp_path / RECORD).write_text(json.dumps(first))
-    assert pipeline_parts.record_for(NARROW, tmp_path) == first
-    second = {"model": "narrow", "chosen": {"ti": {"learning_rate": 0.01}}, "best": "ti",
-              "reached": {"ti": {"composed": 0.5, "concept_score": 0.5}}}  # fmt: skip
-    for away in ({"complete": False}, {"model": "another"}):
-        (tmp_path / AROUND).write_text(json.dumps({**second, **away}))
-        assert pipeline_parts.record_for(NARROW, tmp_path) == first
+def test_a_second_search_has_the_last_word_about_leaders(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline_parts, "encoder_fits", lambda model: False)
+    chosen = {"ti_lora": {"learning_rate": 0.03, "second_steps": 50}, "core_lora": {"core_embedding": 0.07}}
+    (tmp_path / RECORD).write_text(json.dumps(record("narrow", chosen=chosen)))
+    second = {"model": "narrow", "chosen": {"core_lora": {"core_embedding": 0.05, "regularize_every": 2}}}
+
+    def prepared(part):
+        return {arm.name: arm for arm in part(NARROW).prepared(NARROW, tmp_path, tmp_path).arms}
+
+    for other in (None, {"complete": False}, {"model": "another"}):
+        if other:
+            (tmp_path / AROUND).write_text(json.dumps({**second, **other}))
+        assert prepared(leaders_part)["core_lora"].core[0] == 0.07
     (tmp_path / AROUND).write_text(json.dumps(second))
-    found = pipeline_parts.record_for(NARROW, tmp_path)
-    assert found["chosen"] == {**chosen, **second["chosen"]}
-    assert (found["best"], found["costs"]) == ("ti", first["costs"])
-    second["reached"]["ti"]["composed"] = 0.3
-    (tmp_path / AROUND).write_text(json.dumps(second))
-    assert pipeline_parts.record_for(NARROW, tmp_path)["best"] == "core_lora"
+    for part in (leaders_part, exchanged_part):
+        found = prepared(part)
+        assert found["core_lora"].core[0] == 0.05
+        assert found["core_lora"].changes["regularize_every"] == 2
+        assert found["ti_lora"].changes["learning_rate"] == 0.03
+    whole = prepared(pipelines_part)
+    assert (whole["core_lora"].core[0], whole["core_tlora"].core[0]) == (0.07, 0.07)
+    assert "regularize_every" not in whole["core_lora"].changes
 
 
 def test_whichever_is_best_is_repaired_and_every_pair_is_of_two(tmp_path, monkeypatch):
