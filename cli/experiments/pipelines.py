@@ -152,7 +152,7 @@ def recommended(model: DiffusersModel, recipe: Recipe) -> dict[str, Any]:
         values["mlm"] = own.mlm[0]
     if "weight_rate" in preset:
         values["weight_rate"] = preset["weight_rate"]
-    if rank := METHODS["refine" if recipe.second else recipe.method].rank:
+    if rank := preset.get("rank", METHODS["refine" if recipe.second else recipe.method].rank):
         values["rank"] = rank
     if recipe.regularized:
         values["regularize_every"] = preset.get("regularize_every", 1)

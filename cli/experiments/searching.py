@@ -153,8 +153,10 @@ def contenders(
     if centre is not None:
         # What was not among the earlier search's axes is free.
         axes = {key: axis.around(centre[key]) if key in centre else axis for key, axis in axes.items()}
-    others = design(axes, count - 1, seed)
-    return [pipeline(model, recipe, values, costs) for values in (centre or {}, *others)]
+    # A point of the design may be the first candidate itself; the one after the last takes its place.
+    settings = (centre or {}, *design(axes, 2 * count, seed))
+    arms = [pipeline(model, recipe, values, costs) for values in settings]
+    return list({arm_key(arm): arm for arm in arms}.values())[:count]
 
 
 def scores(

@@ -100,7 +100,7 @@ def test_all_kinds_of_second_stage_begin_with_the_same_word(costs):
         plain, ranked, inner = ends
         for one in (ranked, inner):
             assert (one.core, one.mlm, one.changes) == (plain.core, plain.mlm, plain.changes)
-        assert ranked.second == {**plain.second, "least_rank": 2}
+        assert ranked.second == {**plain.second, "least_rank": 4}
         assert inner.second == {**plain.second, "only_layers": ("attn1",)}
 
 
@@ -417,7 +417,7 @@ def test_from_the_search_to_the_table_on_the_bundled_model(quick, tmp_path, monk
 @pytest.mark.parametrize("end", ["lora", "tlora", "self"])
 def test_the_second_stage_trains_weights_around_a_word_that_stays(end):
     model = demo_model()
-    values = {"second_steps": 1}
+    values = {"second_steps": 1, "rank": 4}
     arm = pipeline(model, RECIPES[f"ti_{end}"], values)
     short = Pipeline(arm.name, arm.label, changes={**arm.changes, "steps": 1, "batch": 1}, second=arm.second)
     alone = Pipeline("ti", "TI", changes=short.changes)
