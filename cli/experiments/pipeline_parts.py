@@ -17,16 +17,16 @@ from .pipeline_costs import as_costs, as_data, completed, measured_costs
 from .pipeline_tables import LEADING, PART, leading_table
 from .pipeline_trials import run_pipeline_trial
 from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, inherited, pipeline, repaired
-from .trials import Comparison
+from .trials import Comparison, arm_key
 
 RECORD, AROUND = "search.json", "search_around.json"
-"""The record of `search`, in the folder of results, and that of a second one around what the first has chosen: all
-pipelines go by the first, in which all had alike, and the few that are told apart in more seeds by both."""
+"""The record of `search`, in the folder of results, and that of a second one around what the first has chosen. All
+pipelines go by the first, in which all had alike; what the second one chose stands beside them among the leaders."""
 STAGES = "stages"
 """The folder of first stages, in that of the trials."""
 LEADERS = ("ti", "ti_lora", "core_lora", "word-lora", "word-lora_core", "dreambooth-lora")
 """What the papers' methods and the best of one seed are told apart by, in more seeds than all pipelines have."""
-EXCHANGED = "exchanged"
+EXCHANGED, AGAIN = "exchanged", "_again"
 PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
 
 
@@ -36,16 +36,40 @@ def pipelines_part(model: DiffusersModel) -> Comparison:
 
 
 def leaders_part(model: DiffusersModel) -> Comparison:
-    """`LEADERS` among the pipelines, whose trials are the same ones."""
-    whole = pipelines_part(model)
-    return replace(_leading(whole), prepared=lambda *folders: _leading(_prepared(*folders, again=True)))
+    """`LEADERS` among the pipelines, whose trials are the same ones, and those of them that a second search changed."""
+
+    def prepared(model: DiffusersModel, folder: Path, results: Path) -> Comparison:
+        part = _leading(_prepared(model, folder, results))
+        second = finished_search(model, results / AROUND).get("chosen", {})
+        arms = _again(model, part, second)
+        between = tuple((arm.name, other) for arm in arms for other in _controls(arm.name.removesuffix(AGAIN)))
+        return replace(part, arms=(*part.arms, *arms), pairs=(*part.pairs, *between))
+
+    return replace(_leading(pipelines_part(model)), prepared=prepared)
+
+
+def _again(model: DiffusersModel, part: Comparison, second: Mapping[str, Mapping[str, Any]]) -> tuple[Pipeline, ...]:
+    """The part's arms with what a second search chose for them, where that is something else."""
+    costs, known = as_costs(part.facts["costs"]), {arm_key(arm) for arm in part.arms}
+    made = [pipeline(model, RECIPES[arm.name], second[arm.name], costs) for arm in part.arms if arm.name in second]
+    return tuple(
+        replace(arm, name=f"{arm.name}{AGAIN}", label=f"{arm.label}, searched again")
+        for arm in made
+        if arm_key(arm) not in known
+    )
+
+
+def _controls(name: str) -> tuple[str, ...]:
+    """What a recipe that was searched again is compared with."""
+    first = ("ti_lora",) if RECIPES[name].second else ("word-lora",)
+    return (name, "ti", *first, "dreambooth-lora")
 
 
 def exchanged_part(model: DiffusersModel) -> Comparison:
     """Which stage makes CoRe's own pipeline what it is beside plain textual inversion's: each one's word with the other
     one's LoRA, and each word in as many steps as the other one's."""
     whole = pipelines_part(model)
-    return replace(_exchanged(whole), prepared=lambda *folders: _exchanged(_prepared(*folders, again=True)))
+    return replace(_exchanged(whole), prepared=lambda *folders: _exchanged(_prepared(*folders)))
 
 
 def _exchanged(part: Comparison) -> Comparison:
@@ -81,8 +105,8 @@ def _leading(part: Comparison) -> Comparison:
     return replace(part, name=LEADING, arms=arms, pairs=between)
 
 
-def _prepared(model: DiffusersModel, folder: Path, results: Path, again: bool = False) -> Comparison:
-    record = record_for(model, results, again)
+def _prepared(model: DiffusersModel, folder: Path, results: Path) -> Comparison:
+    record = record_for(model, results)
     costs = completed(model, folder, as_costs(record["costs"])) if record else measured_costs(model, folder)
     part = _compared(model, record.get("chosen", {}), record.get("best", BEST), costs, predicted=encoder_fits(model))
     trial = update_wrapper(partial(run_pipeline_trial, stages=folder / STAGES), run_pipeline_trial)
@@ -100,17 +124,14 @@ def encoder_fits(model: DiffusersModel) -> bool:
     return True
 
 
-def record_for(model: DiffusersModel, results: Path, again: bool = False) -> Mapping[str, Any]:
-    """What `search` has written into RESULTS on this very model, with `again` a second one's choices before the first
-    one's; nothing where there is none, which is said."""
-    first, second = (finished_search(model, results / name) for name in (RECORD, AROUND))
-    if not first:
+def record_for(model: DiffusersModel, results: Path) -> Mapping[str, Any]:
+    """What `search` has written into RESULTS on this very model; nothing where there is none, which is said."""
+    if not (found := finished_search(model, results / RECORD)):
         print(
             f"{results / RECORD} has no search on model {model.fingerprint} to its end: recommended weights, costs "
             "measured now"
         )
-        return {}
-    return {**first, "chosen": {**first.get("chosen", {}), **(second.get("chosen", {}) if again else {})}}
+    return found
 
 
 def finished_search(model: DiffusersModel, file: Path) -> Mapping[str, Any]:

@@ -28,8 +28,8 @@ def main(
     same processor seconds. A trial that is done is kept in FOLDER, under the model's fingerprint, and not done again;
     on another machine the search goes on from what `--json FILE` has of it. One that is interrupted or out of time
     publishes what it has, marked "complete": false, and has chosen nothing.
-    With `--json docs/claims/search.json` the part `pipelines` of `claims` goes by what was chosen; `leaders` and
-    `exchanged` also by `search_around.json` beside it.
+    With `--json docs/claims/search.json` the part `pipelines` of `claims` goes by what was chosen; what a second
+    search, `search_around.json`, chose otherwise stands beside it among the `leaders`.
 
     Args:
         recipes: Whose weights are chosen; all if none are named, and an unknown one is answered with a list.

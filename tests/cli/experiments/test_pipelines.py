@@ -268,28 +268,36 @@ def test_the_part_goes_by_a_search_on_the_same_model_alone(tmp_path, monkeypatch
     assert "no search on model narrow" in capsys.readouterr().out
 
 
-def test_a_second_search_has_the_last_word_about_leaders(tmp_path, monkeypatch):
+def test_what_a_second_search_chose_stands_beside_the_leaders(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline_parts, "encoder_fits", lambda model: False)
     chosen = {"ti_lora": {"learning_rate": 0.03, "second_steps": 50}, "core_lora": {"core_embedding": 0.07}}
     (tmp_path / RECORD).write_text(json.dumps(record("narrow", chosen=chosen)))
-    second = {"model": "narrow", "chosen": {"core_lora": {"core_embedding": 0.05, "regularize_every": 2}}}
+    own = {"core_embedding": 0.05, "regularize_every": 2}
+    second = {"model": "narrow", "chosen": {"ti_lora": chosen["ti_lora"], "core_lora": own}}
 
-    def prepared(part):
-        return {arm.name: arm for arm in part(NARROW).prepared(NARROW, tmp_path, tmp_path).arms}
+    def prepared(part=leaders_part):
+        made = part(NARROW).prepared(NARROW, tmp_path, tmp_path)
+        return {arm.name: arm for arm in made.arms}, set(made.pairs)
 
     for other in (None, {"complete": False}, {"model": "another"}):
         if other:
             (tmp_path / AROUND).write_text(json.dumps({**second, **other}))
-        assert prepared(leaders_part)["core_lora"].core[0] == 0.07
+        assert prepared()[0].keys() == set(LEADERS)
+    before, pairs_before = prepared()
     (tmp_path / AROUND).write_text(json.dumps(second))
-    for part in (leaders_part, exchanged_part):
-        found = prepared(part)
-        assert found["core_lora"].core[0] == 0.05
-        assert found["core_lora"].changes["regularize_every"] == 2
-        assert found["ti_lora"].changes["learning_rate"] == 0.03
-    whole = prepared(pipelines_part)
+    arms, between = prepared()
+    # What it left as it was is no other pipeline.
+    assert arms.keys() - before.keys() == {"core_lora_again"}
+    again = arms["core_lora_again"]
+    assert (again.core[0], again.changes["regularize_every"]) == (0.05, 2)
+    assert {name: arm_key(arm) for name, arm in arms.items() if name in before} == {
+        name: arm_key(arm) for name, arm in before.items()
+    }
+    assert between - pairs_before == {
+        ("core_lora_again", other) for other in ("core_lora", "ti", "ti_lora", "dreambooth-lora")
+    }
+    whole, _ = prepared(pipelines_part)
     assert (whole["core_lora"].core[0], whole["core_tlora"].core[0]) == (0.07, 0.07)
-    assert "regularize_every" not in whole["core_lora"].changes
 
 
 def test_whichever_is_best_is_repaired_and_every_pair_is_of_two(tmp_path, monkeypatch):
