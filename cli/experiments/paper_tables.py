@@ -83,7 +83,11 @@ def _core() -> Iterator[Row]:
 
 def _pipelines() -> Iterator[Row]:
     others = {"ti": "TI", "dreambooth-lora": "DreamBooth-LoRA"}
-    ways = {"core_lora": "CoRe, both stages", "word-lora_core": "CoRe, word and LoRA together"}
+    ways = {
+        "core_lora": "CoRe, both stages",
+        "core_lora_again": "CoRe, both stages, searched again",
+        "word-lora_core": "CoRe, word and LoRA together",
+    }
     for treated, way in ways.items():
         for control, label in others.items():
             for metric, measure in (*STAND_INS.items(), ("recognised and obeyed", "composed")):
