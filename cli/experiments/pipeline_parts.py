@@ -171,6 +171,7 @@ def pairs(best: str) -> tuple[tuple[str, str], ...]:
     found += [(f"word-lora_{name}", "word-lora") for name in FIRST if name != "ti"]
     found += [("word-lora" if name == "ti" else f"word-lora_{name}", f"{name}_lora") for name in FIRST]
     found += [(one, "ti") for one in ("core_lora", "mlm_lora", "word-lora", "word-lora_core")]
+    found += [("word-lora_core", "ti_lora")]
     found += [(f"word-lora{end}", other) for end in ("", "_core") for other in ("dreambooth-lora", "custom-diffusion")]
     found += [("xti", "ti"), ("xti_mlm", "ti"), ("xti_mlm", "xti"), ("dti", "ti"), ("predicted", "ti_lora")]
     found += [(best, "dreambooth-lora_mlm"), (f"{best}_repair", best), (f"{best}_repair", f"{best}_redraw")]
