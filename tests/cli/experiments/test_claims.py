@@ -41,7 +41,8 @@ def test_every_pair_is_of_one_method_and_trains_on_its_own():
         arms = {method.name: method for method in part.arms}
         assert part.name == name
         assert len(arms) == len(part.arms)
-        assert len({arm_key(method) for method in part.arms}) == len(arms)
+        # Without a search both pipelines whose stages are exchanged have the same numbers; test_pipelines has one.
+        assert len({arm_key(method) for method in part.arms}) == (2 if name == "exchanged" else len(arms))
         assert all(treated != control and {treated, control} <= set(arms) for treated, control in part.pairs)
     methods = PARTS["methods"](NARROW)
     assert len(methods.arms) == len(KINDS) * 4
