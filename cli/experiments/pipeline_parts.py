@@ -42,7 +42,7 @@ def leaders_part(model: DiffusersModel) -> Comparison:
         part = _leading(_prepared(model, folder, results))
         second = finished_search(model, results / AROUND).get("chosen", {})
         arms = _again(model, part, second)
-        between = tuple((arm.name, other) for arm in arms for other in _controls(arm.name.removesuffix(AGAIN)))
+        between = tuple((arm.name, other) for arm in arms for other in controls(arm.name.removesuffix(AGAIN)))
         return replace(part, arms=(*part.arms, *arms), pairs=(*part.pairs, *between))
 
     return replace(_leading(pipelines_part(model)), prepared=prepared)
@@ -59,7 +59,7 @@ def _again(model: DiffusersModel, part: Comparison, second: Mapping[str, Mapping
     )
 
 
-def _controls(name: str) -> tuple[str, ...]:
+def controls(name: str) -> tuple[str, ...]:
     """What a recipe that was searched again is compared with."""
     first = ("ti_lora",) if RECIPES[name].second else ("word-lora",)
     return (name, "ti", *first, "dreambooth-lora")
