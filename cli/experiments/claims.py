@@ -106,7 +106,7 @@ def main(
     done, stop = done_of(running, cells, folder)
     for part in chosen:
         trials = [
-            {**done[cell], "method": arm.name, "cell": cell}
+            {**done[cell], **named(arm, done[cell]), "cell": cell}
             for arm in part.arms
             for name in names
             for seed in range(1, seeds + 1)
@@ -124,6 +124,12 @@ def main(
             rewrite_in_one(markdown, part.name, lines)
     write_summaries(markdown, gathered(results, report))
     return report
+
+
+def named(arm: Arm, figures: Mapping[str, Any]) -> dict[str, str]:
+    """What a trial is called, which another part or an earlier record may have made under other names."""
+    called = {"method": arm.name, "label": arm.label}
+    return {key: name for key, name in called.items() if key in figures}
 
 
 @cache

@@ -39,7 +39,14 @@ def toy(monkeypatch):
         rate = arm.changes.get("learning_rate", 0.01)
         figures = {key: seed + 10 * rate + len(name) / 7 for key in ("fidelity", "recognised", "composed", "seconds")}
         nothing = {"style": math.nan, "core": arm.core, "plain_prompt": {"style": math.nan, "fidelity": 1.0}}
-        figures |= {"method": arm.name, "concept": name, "seed": seed, "concept_score": 0.5, **nothing}
+        figures |= {
+            "method": arm.name,
+            "label": arm.label,
+            "concept": name,
+            "seed": seed,
+            "concept_score": 0.5,
+            **nothing,
+        }
         return SimpleNamespace(figures={**figures, "planned": dict(getattr(arm, "planned", {}))})
 
     arms = (Arm("ti", "plain TI"), Arm("core", "CoRe", core=(0.1, 0.2)))
@@ -135,6 +142,20 @@ def test_trials_are_taken_up_from_the_results_of_others_too(toy, tmp_path):
     more = claims.main(("toy",), tmp_path / "b", **{**options, "concepts": ("moth", "castle", "racer")})
     assert {name for _, _, name, _ in toy.made} == {"racer"}
     assert len(more["parts"]["toy"]["trials"]) == 12
+
+
+def test_a_trial_has_the_names_of_the_part_that_shows_it(toy, tmp_path, monkeypatch):
+    assert run("claims", tmp_path / "a", tmp_path / "results" / "other.json") == 0
+    toy.made.clear()
+    part = claim_parts.PARTS["toy"](None)
+    other = replace(
+        part, name="other", arms=tuple(replace(arm, name=arm.name[::-1], label="other") for arm in part.arms)
+    )
+    monkeypatch.setitem(claim_parts.PARTS, "other", lambda model: other)
+    options = {"concepts": ("moth", "castle"), "seeds": 2, "results": tmp_path / "results"}
+    found = claims.main(("other",), tmp_path / "b", **options)["parts"]["other"]["trials"]
+    assert toy.made == []
+    assert {(one["method"], one["label"]) for one in found} == {("it", "other"), ("eroc", "other")}
 
 
 @pytest.mark.parametrize("other", [{"model": "another"}, {"weights": "others"}])
