@@ -155,7 +155,7 @@ def recommended(model: DiffusersModel, recipe: Recipe) -> dict[str, Any]:
     if rank := preset.get("rank", METHODS["refine" if recipe.second else recipe.method].rank):
         values["rank"] = rank
     if recipe.regularized:
-        values["regularize_every"] = preset.get("regularize_every", 1)
+        values["regularize_every"] = 1
     return values | ({"second_steps": SECOND_STEPS} if recipe.second else {})
 
 
@@ -193,7 +193,6 @@ def pipeline(
     changes |= {"learning_rate": values["learning_rate"]} if "learning_rate" in values else {}
     changes |= {"norm_mode": "dti"} if recipe.directional else {}
     # What is so in any case is left unsaid: the trial keeps its name.
-    changes.pop("regularize_every", None)
     changes |= {"regularize_every": every} if (every := values.get("regularize_every", 1)) > 1 else {}
     weights = {key: values[key] for key in ("weight_rate", "rank") if key in values}
     if recipe.second:
