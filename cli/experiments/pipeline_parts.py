@@ -26,7 +26,9 @@ STAGES = "stages"
 """The folder of first stages, in that of the trials."""
 LEADERS = ("ti", "ti_lora", "core_lora", "word-lora", "word-lora_core", "dreambooth-lora")
 """What the papers' methods and the best of one seed are told apart by, in more seeds than all pipelines have."""
-EXCHANGED, AGAIN = "exchanged", "_again"
+EXCHANGED, LONGER, AGAIN = "exchanged", "longer", "_again"
+PATIENT, TIMES = ("ti", "ti_lora", BEST), (2, 4)
+"""Which pipelines are given more seconds, and how many times as many."""
 PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
 
 
@@ -97,6 +99,31 @@ def _exchanged(part: Comparison) -> Comparison:
         ("core_long_lora_of_ti", "core_lora_of_ti"),
     )
     return replace(part, name=EXCHANGED, arms=(plain, core, *new), pairs=between)
+
+
+def longer_part(model: DiffusersModel) -> Comparison:
+    """What more steps give: some pipelines in several times the seconds that all have, with both stages longer."""
+    whole = pipelines_part(model)
+    return replace(_longer(model, whole), prepared=lambda *folders: _longer(model, _prepared(*folders)))
+
+
+def _longer(model: DiffusersModel, part: Comparison) -> Comparison:
+    costs = as_costs(part.facts["costs"]) if part.facts else None
+    plain = [arm for arm in part.arms if arm.name in PATIENT]
+    arms = {(arm.name, times): _in_times(model, arm, times, costs) for arm in plain for times in (1, *TIMES)}
+    between = [(f"{name}_x{times}", name) for name, times in arms if times > 1]
+    between += [(arms[BEST, times].name, arms[name, times].name) for name, times in arms if name != BEST]
+    return replace(part, name=LONGER, arms=tuple(arms.values()), pairs=tuple(between))
+
+
+def _in_times(model: DiffusersModel, arm: Pipeline, times: int, costs: Costs | None) -> Pipeline:
+    """The pipeline in `times` the seconds, its second stage in `times` the steps."""
+    if times == 1:
+        return arm
+    values = dict(arm.planned["values"])
+    values |= {"second_steps": times * values["second_steps"]} if arm.second else {}
+    made = pipeline(model, RECIPES[arm.name], values, costs, times)
+    return replace(made, name=f"{arm.name}_x{times}", label=f"{arm.label}, {times} times the seconds")
 
 
 def _leading(part: Comparison) -> Comparison:

@@ -183,10 +183,14 @@ def inherited(model: DiffusersModel, recipe: Recipe, chosen: Mapping[str, Mappin
 
 
 def pipeline(
-    model: DiffusersModel, recipe: Recipe, chosen: Mapping[str, Any] | None = None, costs: Costs | None = None
+    model: DiffusersModel,
+    recipe: Recipe,
+    chosen: Mapping[str, Any] | None = None,
+    costs: Costs | None = None,
+    times: int = 1,
 ) -> Pipeline:
     """`recipe` with the `chosen` values in place of recommended ones. With `costs` its first stage gets the steps that
-    are left of `BUDGET`; without them it has its recipe's. Raises ValueError as `equal_steps`."""
+    are left of `times` `BUDGET`; without them it has its recipe's. Raises ValueError as `equal_steps`."""
     values = {**recommended(model, recipe), **(chosen or {})}
     arm = combined(model, recipe.method, recipe.label, core=recipe.core, mlm=recipe.mlm)
     changes, second = dict(arm.changes), None
@@ -203,7 +207,7 @@ def pipeline(
         changes |= weights
     planned: dict[str, Any] = {"values": values}
     if costs is not None:
-        changes["steps"], planned = equal_steps(recipe, values, costs)
+        changes["steps"], planned = equal_steps(recipe, values, costs, times)
     return Pipeline(
         recipe.name,
         recipe.label,
@@ -225,12 +229,12 @@ def budget(costs: Costs) -> float:
     return sum(costs[name].begin + steps * costs[name].step for name, steps in BUDGET.items())
 
 
-def equal_steps(recipe: Recipe, values: Mapping[str, Any], costs: Costs) -> tuple[int, dict[str, Any]]:
-    """The steps of the first stage that fill what the second one leaves of the budget, and how they were found.
+def equal_steps(recipe: Recipe, values: Mapping[str, Any], costs: Costs, times: int = 1) -> tuple[int, dict[str, Any]]:
+    """The steps of the first stage that fill what the second one leaves of `times` the budget, and how they were found.
 
     Raises ValueError where the second stage leaves none.
     """
-    first, whole = costs[recipe.first_cost(values)], budget(costs)
+    first, whole = costs[recipe.first_cost(values)], times * budget(costs)
     if recipe.regularized:
         # Of `regularize_every` steps one costs more than a plain one.
         plain = costs[recipe.method].step

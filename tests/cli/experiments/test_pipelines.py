@@ -26,9 +26,12 @@ from contextual_inversion.cli.experiments.defaults import BEST
 from contextual_inversion.cli.experiments.pipeline_parts import (
     AROUND,
     LEADERS,
+    PATIENT,
     RECORD,
+    TIMES,
     exchanged_part,
     leaders_part,
+    longer_part,
     pairs,
     pipelines_part,
 )
@@ -174,6 +177,32 @@ def test_an_exchange_changes_what_it_says_alone(tmp_path, monkeypatch):
     assert {cell_name(whole, arm, "moth", 1) for arm in whole.arms} >= {
         cell_name(part, one, "moth", 1) for one in (plain, core)
     }
+
+
+def test_what_is_given_more_seconds_has_more_of_both_stages_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline_parts, "encoder_fits", lambda model: False)
+    chosen = {"ti_lora": {"rank": 2, "second_steps": 50}, "word-lora_core": {"core_embedding": 0.07}}
+    (tmp_path / RECORD).write_text(json.dumps(record("narrow", chosen=chosen)))
+    part = longer_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
+    arms = {arm.name: arm for arm in part.arms}
+    assert len({arm_key(arm) for arm in arms.values()}) == len(arms) == len(PATIENT) * (1 + len(TIMES))
+    # 200 steps of 0.2 seconds and 0.1 to begin each stage.
+    assert {name: arm.steps for name, arm in arms.items() if name.startswith("ti")} == {
+        "ti": (200, 0),
+        "ti_x2": (400, 0),
+        "ti_x4": (801, 0),
+        "ti_lora": (149, 50),
+        "ti_lora_x2": (300, 100),
+        "ti_lora_x4": (601, 200),
+    }
+    for name in PATIENT:
+        for arm in (arms[f"{name}_x{times}"] for times in TIMES):
+            assert (arm.core, arm.mlm) == (arms[name].core, arms[name].mlm)
+            assert {**arm.changes, "steps": 0} == {**arms[name].changes, "steps": 0}
+            assert {**(arm.second or {}), "steps": 0} == {**(arms[name].second or {}), "steps": 0}
+    assert set(sum(part.pairs, ())) == arms.keys()
+    whole = pipelines_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
+    assert {arm_key(arm) for arm in whole.arms} >= {arm_key(arms[name]) for name in PATIENT}
 
 
 def test_what_no_record_has_priced_is_measured_beside_what_it_has(tmp_path, monkeypatch, capsys):
