@@ -13,10 +13,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...core.files.atomic import make_folder
 from .paper_tables import Parts, gathered, papers_table, provenance, reports_in
+from .pipeline_figure import write_figure
 from .pipeline_tables import pipelines_table
 from .resuming import COSTS, done_of, end_of, kept, published, take_up, unfinished, weights_digest
 from .tables import (
+    DECIDING,
     MEASURES,
     has_tables,
     require_marks,
@@ -44,6 +47,7 @@ def main(
     markdown: tuple[Path, ...] = (),
     results: Path = Path("docs/claims"),
     hours: float = 0.0,
+    figures: Path | None = None,
     json: Path | None = None,
 ) -> dict[str, Any]:
     """Train every concept with every seed by every method, judge the pictures, and compare pair by pair.
@@ -62,6 +66,7 @@ def main(
             that compare with the papers, from RESULTS and this run. With `--parts` and nothing behind it they alone.
         results: Folder with the JSON files of other runs.
         hours: After so many no new trial is begun; 0: no end.
+        figures: Folder for a picture NAME.png of each part that compares pipelines.
     """
     from tqdm import tqdm
 
@@ -79,6 +84,8 @@ def main(
         )
     until = end_of(hours)
     require_marks(markdown, parts)
+    if figures:
+        make_folder(figures)
     report: dict[str, Any] = {"commit": commit(), "development_concepts": DEVELOPMENT, "parts": {}}
     if not parts:
         write_summaries(markdown, gathered(results, report))
@@ -122,6 +129,8 @@ def main(
         print("\n".join(lines))
         if markdown:
             rewrite_in_one(markdown, part.name, lines)
+        if figures and part.leads is not None:
+            write_figure(part.arms, found["trials"], figures / f"{part.name}.png")
     write_summaries(markdown, gathered(results, report))
     return report
 
@@ -258,21 +267,46 @@ def as_markdown(part: Comparison, found: dict[str, Any]) -> list[str]:
         lines.append(table_row(label, *map(table_figure, means)))
     if part.more is not None:
         lines += ["", *part.more(part.arms, trials)]
-    for treated, control in part.pairs:
-        those = [row for row in rows if (row["method"], row["control"]) == (treated, control)]
-        if those:
-            lines += ["", f"**{labels[treated]} against {labels[control]}**, {those[0]['pairs']} pairs", ""]
-            lines += table_header("measure", labels[control], labels[treated], "difference (95 % interval)")
-        for row in those:
-            gain = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
-            means = (f"{row['control_mean']:.3f}", f"{row['mean']:.3f}")
-            lines.append(table_row(MEASURES[row["measure"]], *means, gain))
+    lines += pairs_tables(labels, part.pairs, rows)
     lines += ["", "<details><summary>Every trial</summary>", ""]
     lines += table_header("method", "concept", "seed", *(MEASURES[key] for key in shown))
     for trial in trials:
         values = (table_figure(trial[key]) for key in shown)
         lines.append(table_row(labels[trial["method"]], trial["concept"], str(trial["seed"]), *values))
     return [*lines, "", "</details>"]
+
+
+def pairs_tables(
+    labels: Mapping[str, str], pairs: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """The pairs at a glance, in the measures that decide, then each of them in all; nothing where none is compared."""
+    found = {(row["method"], row["control"], row["measure"]): row for row in rows}
+    there = [pair for pair in pairs if any((*pair, key) in found for key in MEASURES)]
+    if not there:
+        return []
+    decide = [key for key in DECIDING if all((*pair, key) in found for pair in there)]
+    lines = [
+        "",
+        *table_header("difference (95 % interval), bold if clear", *(MEASURES[key] for key in decide)),
+    ]
+    for treated, control in there:
+        gains = [as_gain(found[treated, control, key], clear=True) for key in decide]
+        lines.append(table_row(f"{labels[treated]} against {labels[control]}", *gains))
+    lines += ["", "<details><summary>Every measure of every pair</summary>"]
+    for treated, control in there:
+        those = [found[treated, control, key] for key in MEASURES if (treated, control, key) in found]
+        lines += ["", f"**{labels[treated]} against {labels[control]}**, {those[0]['pairs']} pairs", ""]
+        lines += table_header("measure", labels[control], labels[treated], "difference (95 % interval)")
+        for row in those:
+            means = (f"{row['control_mean']:.3f}", f"{row['mean']:.3f}")
+            lines.append(table_row(MEASURES[row["measure"]], *means, as_gain(row)))
+    return [*lines, "", "</details>"]
+
+
+def as_gain(row: Mapping[str, Any], clear: bool = False) -> str:
+    """A paired difference with its interval; with `clear` in bold where that leaves zero out."""
+    gain = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+    return f"**{gain}**" if clear and not row["low"] <= 0 <= row["high"] else gain
 
 
 SUMMARIES = {"papers": papers_table, "pipeline-figures": pipelines_table}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .paper_tables import provenance
@@ -17,9 +18,20 @@ SORTED_BY = "composed"
 COLUMNS = ("fidelity", "recognised", "similarity")
 
 
+@dataclass(frozen=True)
+class Reached:
+    """What one pipeline reached: the share of pictures that do both with its interval, its other means by `COLUMNS`,
+    the steps of both stages, and seconds."""
+
+    label: str
+    both: Interval
+    means: Mapping[str, float]
+    steps: str
+    seconds: float
+
+
 def leading_table(arms: Sequence[Arm], trials: Sequence[Mapping[str, Any]]) -> list[str]:
     """Every pipeline with its means, those first whose pictures most often show the subject and obey."""
-    rows = sorted(((*reached(trials, arm.name), arm.label) for arm in arms), key=lambda row: -row[0].value)
     lines = table_header(
         "method",
         "recognised and obeyed (95 % interval)",
@@ -29,26 +41,31 @@ def leading_table(arms: Sequence[Arm], trials: Sequence[Mapping[str, Any]]) -> l
         "steps",
         "processor seconds",
     )
-    for both, means, steps, seconds, label in rows:
-        shown = f"**{both.value:.3f}** ({both.low:.3f} to {both.high:.3f})"
-        lines.append(table_row(label, shown, *(f"{mean:.3f}" for mean in means), steps, f"{seconds:.1f}"))
+    for row in in_order(arms, trials):
+        shown = f"**{row.both.value:.3f}** ({row.both.low:.3f} to {row.both.high:.3f})"
+        means = (f"{mean:.3f}" for mean in row.means.values())
+        lines.append(table_row(row.label, shown, *means, row.steps, f"{row.seconds:.1f}"))
     return lines
 
 
-def reached(trials: Sequence[Mapping[str, Any]], name: str) -> tuple[Interval, list[float], str, float]:
-    """Of one method: the share of pictures that do both with its interval, the other means, the steps of both stages,
-    and seconds."""
+def in_order(arms: Sequence[Arm], trials: Sequence[Mapping[str, Any]]) -> list[Reached]:
+    """What every pipeline reached, those first whose pictures most often show the subject and obey."""
+    return sorted((reached(trials, arm) for arm in arms), key=lambda row: -row.both.value)
+
+
+def reached(trials: Sequence[Mapping[str, Any]], arm: Arm) -> Reached:
+    """What `arm` reached in its own trials."""
     from ...core.maths.statistics import Interval, paired_bootstrap
 
-    own = [trial for trial in trials if trial["method"] == name]
+    own = [trial for trial in trials if trial["method"] == arm.name]
     values = [trial[SORTED_BY] for trial in own]
     groups = [trial["concept"] for trial in own]
     both = Interval(values[0], values[0], values[0])
     if len(own) > 1:
         both = paired_bootstrap(values, [0.0] * len(own), groups=groups)
-    means = [sum(trial[key] for trial in own) / len(own) for key in COLUMNS]
+    means = {key: sum(trial[key] for trial in own) / len(own) for key in COLUMNS}
     steps = " + ".join(str(own[0][key]) for key in ("steps", "second_steps") if own[0][key])
-    return both, means, steps, sum(trial["seconds"] for trial in own) / len(own)
+    return Reached(arm.label, both, means, steps, sum(trial["seconds"] for trial in own) / len(own))
 
 
 def pipelines_table(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -31,6 +31,8 @@ MEASURES = {
     "seconds": "seconds",
 }
 """What a trial is judged by, as the tables call it."""
+DECIDING = ("composed", "fidelity", "recognised", "second_object", "similarity")
+"""What most people look for."""
 
 
 def table_header(*names: str) -> list[str]:

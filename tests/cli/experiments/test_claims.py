@@ -119,7 +119,10 @@ def test_a_comparison_pairs_concepts_and_seeds_and_says_what_the_treated_one_gai
     assert [row[key] for key in ("difference", "low", "high")] == [pytest.approx(v) for v in (0.3, 0.2, 0.4)]
     part = Comparison("some", (Arm("plain", "Plain"), Arm("new", "New")), (("new", "plain"),))
     lines = claims.as_markdown(part, {"trials": trials, "comparisons": rows})
-    assert "**New against Plain**, 6 pairs" in lines
+    (glance,) = (line for line in lines if line.startswith("| New against Plain |"))
+    assert glance == "| New against Plain | **+0.300 (+0.200 to +0.400)** |"
+    assert claims.as_gain({**rows[0], "low": -0.1}, clear=True) == "+0.300 (-0.100 to +0.400)"
+    assert lines.index(glance) < lines.index("**New against Plain**, 6 pairs")
     assert "| prompt fidelity | 0.200 | 0.500 | +0.300 (+0.200 to +0.400) |" in lines
 
 

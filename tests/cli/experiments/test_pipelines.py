@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from contextual_inversion.cli.experiments import (
     claims,
@@ -23,6 +24,7 @@ from contextual_inversion.cli.experiments import (
 )
 from contextual_inversion.cli.experiments.claims import cell_name
 from contextual_inversion.cli.experiments.defaults import BEST
+from contextual_inversion.cli.experiments.pipeline_figure import pipelines_figure, write_figure
 from contextual_inversion.cli.experiments.pipeline_parts import (
     AROUND,
     LEADERS,
@@ -376,6 +378,23 @@ def test_the_first_table_is_sorted_by_what_is_recognised_and_obeyed(tmp_path):
     assert lines[2] in page.read_text()
 
 
+def test_the_picture_says_what_the_table_says(tmp_path):
+    trials = [*stored("a", "A", 0.1, 0.2), *stored("b", "B", 0.6, 0.4), *stored("c", "C", 0.3, 0.3)]
+    arms = [Arm(name, name.upper()) for name in "abc"]
+    left, right = pipelines_figure(arms, trials).axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["B", "C", "A"]
+    assert left.yaxis_inverted()
+    (points, _, (bars,)) = left.containers[0]
+    assert points.get_xydata() == pytest.approx(np.array([[0.5, 0], [0.3, 1], [0.15, 2]]))
+    assert np.array(bars.get_segments())[:, :, 0] == pytest.approx(np.array([[0.4, 0.6], [0.3, 0.3], [0.1, 0.2]]))
+    obeyed, shown = right.get_lines()
+    assert (list(obeyed.get_xdata()), list(shown.get_xdata())) == ([0.5] * 3, pytest.approx([0.5, 0.3, 0.15]))
+    write_figure(arms, trials, tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        picture.load()
+        assert picture.size == (1045, 210)
+
+
 @pytest.mark.parametrize("repairs", ["repair", "redraw"])
 def test_only_prompts_that_fail_are_drawn_again_and_only_once(repairs, monkeypatch):
     drawn = []
@@ -439,7 +458,7 @@ def test_from_the_search_to_the_table_on_the_bundled_model(quick, tmp_path, monk
     (tmp_path / RECORD).write_text(json.dumps(made))
     page = tmp_path / "page.md"
     page.write_text(f"{START.format('pipelines')}\n{END.format('pipelines')}\n")
-    options = {"concepts": ("castle",), "seeds": 1, "markdown": (page,), "results": tmp_path}
+    options = {"concepts": ("castle",), "seeds": 1, "markdown": (page,), "results": tmp_path, "figures": tmp_path}
     report = claims.main(("pipelines",), tmp_path / "b", **options)
     trials = {one["method"]: one for one in report["parts"]["pipelines"]["trials"]}
     assert set(trials) == {"mlm", "mlm_lora", "mlm_lora_repair", "mlm_lora_redraw"}
@@ -447,6 +466,7 @@ def test_from_the_search_to_the_table_on_the_bundled_model(quick, tmp_path, monk
     assert trials["mlm"]["steps"] == 5
     assert trials["mlm_lora_repair"]["failing"] == trials["mlm_lora_redraw"]["failing"]
     assert "recognised and obeyed (95 % interval)" in page.read_text().splitlines()[1]
+    assert (tmp_path / "pipelines.png").is_file()
     again = claims.main(("pipelines",), tmp_path / "b", **options)
     assert json.dumps(again) == json.dumps(report)  # in which "not asked for" is NaN
 
