@@ -20,12 +20,10 @@ from ...maths.context import (
     paired_context_positions,
 )
 from ...maths.finite import require_finite
-from ...models.families import is_flow, is_narrow
 from ...models.protocol import Conditioning, Encoding, TextEncoder, TextToImageModel, TokenMeans
 from ...prompts.tokens import ConceptRows, Words, tokenize_prompt
-from ..methods import method_called
 from ..run.draws import send
-from .seam import AttentionPass, LossTerm, Terms, TrainingStep
+from .seam import AttentionPass, LossTerm, Terms, TrainingStep, suited
 
 ATTENTION_SHARE = 3
 """The attention loss looks at every third latent of the batch by default: CoRe then costs half a plain step more. A
@@ -53,11 +51,7 @@ def recommended_weights(model: TextToImageModel, method: str = "ti") -> CoReWeig
     """lambda does not carry over between models: the paper's for encoders of Stable Diffusion's width (768 and more,
     METHODS.md C4), larger ones for narrow encoders such as the bundled tiny model's, whose gradient of the diffusion
     loss is larger, and there by whether `method` (`METHODS`) trains a word alone, or for flow matching."""
-    if not is_narrow(model):
-        return PAPER
-    if is_flow(model):
-        return NARROW_FLOW
-    return NARROW_BESIDE_WEIGHTS if method_called(method).trains_weights else NARROW
+    return suited(model, method, wide=PAPER, word_alone=NARROW, beside_weights=NARROW_BESIDE_WEIGHTS, flow=NARROW_FLOW)
 
 
 class CoReRegularizer:

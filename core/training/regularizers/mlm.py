@@ -11,7 +11,6 @@ from einops import rearrange
 
 from ...maths.finite import require_finite
 from ...maths.mlm import LAMBDA_MLM, RHO, cross_entropy, masked_loss
-from ...models.families import is_flow, is_narrow
 from ...models.frozen import autograd
 from ...models.protocol import TextEncoder, TextToImageModel, fingerprint
 from ...networks.contextualizer import Contextualizer, ShortEncoder
@@ -21,7 +20,7 @@ from ...prompts.tokens import ConceptRows, Words, tokenize_prompt
 from ..contextualizer.masking import MaskableRow, mask_rows, masked_inputs, nameable_ids, prompt_row
 from ..methods import method_called
 from ..run.remembered import remembered
-from .seam import LossTerm, Terms, TrainingStep, one_class_word
+from .seam import LossTerm, Terms, TrainingStep, one_class_word, suited
 
 KEPT_ROWS = 1 << 16
 """Tokenized prompts that are kept; a set of METHODS.md 2.5 fits."""
@@ -40,12 +39,14 @@ def recommended_lambda(model: TextToImageModel, method: str = "ti") -> float:
     """lambda does not carry over between models: the paper's for encoders of Stable Diffusion's width (768 and more,
     METHODS.md 2.8 no. 5, by the method that it is added to), a larger one for narrow encoders, whose gradient of the
     diffusion loss is larger."""
-    called = method_called(method)
-    if not is_narrow(model):
-        return called.mlm_weight
-    if is_flow(model):
-        return NARROW_FLOW_LAMBDA
-    return NARROW_LAMBDA_BESIDE_WEIGHTS if called.trains_weights else NARROW_LAMBDA
+    return suited(
+        model,
+        method,
+        wide=method_called(method).mlm_weight,
+        word_alone=NARROW_LAMBDA,
+        beside_weights=NARROW_LAMBDA_BESIDE_WEIGHTS,
+        flow=NARROW_FLOW_LAMBDA,
+    )
 
 
 def recommended_batch(method: str = "ti") -> int:

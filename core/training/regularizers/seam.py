@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+from ...models.families import is_flow, is_narrow
 from ...models.protocol import Conditioning, Encoding, TextToImageModel
 from ...prompts.tokens import ConceptRows, Words
+from ..methods import method_called
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,23 @@ class Regularizer(Protocol):
 
     def state(self) -> dict[str, Any]:
         """Plain data for provenance: name, weights, switches."""
+
+
+Value = TypeVar("Value")
+
+
+def suited(
+    model: TextToImageModel, method: str, *, wide: Value, word_alone: Value, beside_weights: Value, flow: Value
+) -> Value:
+    """Of what was chosen for each kind of training the one for `model` and `method`: `wide` for text encoders of Stable
+    Diffusion's width; for narrower ones `flow` in flow matching, else by whether the method trains a word alone. Raises
+    ValueError for an unknown method."""
+    trains_weights = method_called(method).trains_weights
+    if not is_narrow(model):
+        return wide
+    if is_flow(model):
+        return flow
+    return beside_weights if trains_weights else word_alone
 
 
 def one_class_word(class_word: Words, what: str) -> str:
