@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from ...core.inspection.world.word_target import word_targets
@@ -13,6 +12,7 @@ from ...core.world.companions import COMPANIONS, companion_for, specific_prompts
 from ...core.world.prompts import EvaluationPrompt, held_out_prompts
 from ...core.world.render import concept_images
 from ...core.world.scenes import SecondObject
+from .timing import stopwatch
 from .trials import PICTURES, Arm, Trial, learn
 
 PLAIN = 12
@@ -29,10 +29,10 @@ def run_companion_trial(model: DiffusersModel, arm: Arm, name: str, seed: int, s
     """
     subject, companion = world.CONCEPTS[name], companion_of(name)
     pictures, _, class_word = concept_images(name, PICTURES, seed=seed, companion=companion)
-    started = time.perf_counter()
+    taken = stopwatch(model)
     prompts_of_it = specific_prompts(name, companion)
     concept = learn(model, arm, name, start or class_word, pictures, seed, prompts=prompts_of_it)
-    seconds = time.perf_counter() - started
+    seconds = taken()
     places = [prompt for prompt in held_out_prompts(subject.background) if prompt.second is None]
     prompts = [*[EvaluationPrompt("a photo of a {}")] * PLAIN, *places]
     seeds = [1000 * seed + index for index in range(len(prompts))]

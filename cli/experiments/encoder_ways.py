@@ -34,6 +34,7 @@ from ...core.world import concepts as world
 from ...core.world.prompts import held_out_prompts, spread
 from ...core.world.render import concept_images
 from ..loading import load_tuning_encoder
+from .timing import stopwatch
 from .trials import Trial, finished, judge
 
 ALPHA = 0.5
@@ -146,9 +147,9 @@ class EncoderTrial:
         subject = world.CONCEPTS[name]
         references, _, class_word = concept_images(name, 1, seed=seed)
         picture = as_training_images(references)[0]
-        footprint = Footprint(model.device)
+        footprint, taken = Footprint(model.device), stopwatch(model)
         concept = word(model, images, network, way, name, class_word, picture, seed)
-        cost = footprint.stop()
+        cost, seconds = footprint.stop(), taken()
         asked = spread(held_out_prompts(subject.background), self.prompts)
         drawing: Callable[..., np.ndarray] = draw_dual if way.dual else draw
         drawn, found = judge(partial(drawing, model, concept=concept), asked, subject, references, seed, PLAIN)
@@ -162,7 +163,7 @@ class EncoderTrial:
             "nearness": nearness(model, network, concept),
             "norm": float(next(iter(concept.vectors.values())).norm(dim=-1).mean()),
             "numbers": sum(value.numel() for key, value in (concept.lora or {}).items() if not key.endswith("alpha")),
-            "seconds": cost["seconds"],
+            "seconds": seconds,
             "peak_bytes": cost["peak_bytes"],
         }
         return Trial(concept, drawn, asked, figures)

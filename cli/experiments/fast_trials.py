@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -23,6 +22,7 @@ from ...core.world.render import concept_images
 from .encoder_ways import RATES, loaded
 from .quality_trials import JUDGED, STEPS, judged_course, mean_course
 from .tables import table_header, table_row
+from .timing import stopwatch
 from .trials import PICTURES, Arm, Trial, combined, plain_inversion, training
 
 SHARE = 5
@@ -35,12 +35,11 @@ TUNED, SECOND = "tuned", "second"
 def run_fast_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Trial:
     """As `run_quality_trial`, also at the end and for arms that are no single training."""
     references, _, class_word = concept_images(name, PICTURES, seed=seed)
-    clock = time.process_time if model.device.type == "cpu" else time.perf_counter
     if TUNED in arm.changes:
         loaded(None)  # the networks, once a process
-    started = clock()
+    taken = stopwatch(model)
     learned = _learned(model, arm, name, class_word, references, seed)
-    kept = [(step, concept, clock() - started) for step, concept in learned]
+    kept = [(step, concept, taken()) for step, concept in learned]
     return judged_course(model, arm, name, seed, references, kept)
 
 

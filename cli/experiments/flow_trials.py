@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from typing import Any
@@ -19,6 +18,7 @@ from ...core.training.regularizers.mlm import NARROW_FLOW_LAMBDA
 from ...core.world import concepts as world
 from ...core.world.prompts import held_out_prompts
 from ...core.world.render import concept_images
+from .timing import stopwatch
 from .trials import CHOICES, PICTURES, PLAIN, Arm, Comparison, Trial, combined, judge, learn
 
 LEARNED = {"ti": "TI", "word-lora": "word + LoRA"}
@@ -86,9 +86,9 @@ def run_flow_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Tri
     """`run_trial` on the flow matching model and not on `model`, without what looks on at cross-attention."""
     flow, subject = flow_model(), world.CONCEPTS[name]
     references, _, class_word = concept_images(name, PICTURES, seed=seed)
-    started = time.perf_counter()
+    taken = stopwatch(flow)
     concept = learn(flow, arm, name, class_word, references, seed)
-    seconds = time.perf_counter() - started
+    seconds = taken()
     prompts = held_out_prompts(subject.background)
     drawing = partial(draw, flow, concept=concept, **SAMPLING)
     pictures, found = judge(drawing, prompts, subject, references, seed, PLAIN, flow_judge())

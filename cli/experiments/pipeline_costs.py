@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ...core.concept import Concept
 from ...core.inspection.world.world_evaluation import as_training_images
@@ -21,6 +17,7 @@ from ...core.training.trainer import TrainingRun
 from ...core.world.render import concept_images
 from .pipelines import RECIPES, Cost, Costs, Pipeline, pipeline, recommended
 from .resuming import COSTS, keep, kept, read_kept
+from .timing import clock, one_thread
 from .trials import PICTURES, cached_trial, choices
 
 TURNS, STEPS, WARM = 5, 4, 2
@@ -29,22 +26,6 @@ SCALE = "ti"
 """The stage that measurements of different times have in common."""
 MEASURED_ON = "goblet"
 """A development concept; what a step costs is the same for all."""
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """What is measured in processor seconds runs on one thread, since idle ones count too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def clock(model: DiffusersModel) -> Callable[[], float]:
-    """Seconds of the processor where the model is on it, so that they hold beside other work; else of the clock."""
-    return time.process_time if model.device.type == "cpu" else time.perf_counter
 
 
 def second_plan(

@@ -22,9 +22,10 @@ from ...core.world import concepts as world
 from ...core.world.prompts import EvaluationPrompt, held_out_prompts, spread
 from ...core.world.render import concept_images
 from .encoder_ways import TUNED, draw_dual, loaded, word
-from .pipeline_costs import clock, one_thread, second_plan
+from .pipeline_costs import second_plan
 from .pipelines import Pipeline
 from .resuming import keep, kept, read_kept
+from .timing import one_thread, stopwatch
 from .trials import PICTURES, Trial, Watch, arm_key, finished, judge, learn
 
 ANOTHER = 500_000
@@ -53,18 +54,17 @@ def run_pipeline_trial(
     learning = one_thread if timed else nullcontext
     subject = world.CONCEPTS[name]
     references, _, class_word = concept_images(name, PICTURES, seed=seed)
-    seen = clock(model)
     with learning():
-        started = seen()
+        taken = stopwatch(model)
         concept, drawing, before = learned(model, arm, name, class_word, references, seed, stages, watch)
-        seconds = before + seen() - started
+        seconds = before + taken()
     asked = spread(held_out_prompts(subject.background), count)
     pictures, found = judge(drawing, asked, subject, references, seed, plain)
     if arm.repairs:
         with learning():
-            started = seen()
+            taken = stopwatch(model)
             pictures, mended = redrawn(model, arm, concept, pictures, asked, seed)
-            seconds += seen() - started
+            seconds += taken()
         found |= {**score(pictures, asked, subject, references).figures(), **mended}
     first, second = (0, TUNED.steps) if arm.predicted else arm.steps
     figures = {
@@ -108,7 +108,7 @@ def learned(
     key = f"{arm_key(first)}-{name}-{seed}"
     # A file has the pictures' latents, which a repair needs, in half precision.
     alone = stages is None or arm.repairs
-    concept, before = (train(), 0.0) if alone else kept_stage(stages, key, train, clock(model))
+    concept, before = (train(), 0.0) if alone else kept_stage(stages, key, train, stopwatch(model))
     if arm.second is not None:
         stage = second_plan(model, arm, concept, name, class_word, seed)
         concept = finished(stage.begin(model, list(as_training_images(references))), watch)
@@ -116,15 +116,14 @@ def learned(
 
 
 def kept_stage(
-    folder: Path, key: str, train: Callable[[], Concept], seen: Callable[[], float]
+    folder: Path, key: str, train: Callable[[], Concept], taken: Callable[[], float]
 ) -> tuple[Concept, float]:
     """What `train` learns, from `folder` where it is there, with the seconds that it took then; 0 where it is trained
     now. Whoever comes second for one that is still trained trains it too."""
     if kept(folder, key):
         return load_bundle(folder / f"{key}.safetensors"), float(read_kept(folder, key)["seconds"])
-    started = seen()
     concept = train()
-    seconds = seen() - started
+    seconds = taken()
     make_folder(folder)
     save_bundle(concept, folder, key, if_exists="replace")
     # The figures come last: with them the stage counts as kept.

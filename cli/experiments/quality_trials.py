@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from ...core.world import concepts as world
 from ...core.world.prompts import held_out_prompts
 from ...core.world.render import concept_images
 from .tables import table_header, table_row
+from .timing import stopwatch
 from .trials import PICTURES, Arm, Trial, judge, training
 
 STEPS = (25, 50, 100, 200)
@@ -35,12 +35,11 @@ def run_quality_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> 
     """
     references, _, class_word = concept_images(name, PICTURES, seed=seed)
     kept: list[Kept] = []
-    clock = time.process_time if model.device.type == "cpu" else time.perf_counter
-    started = clock()
+    taken = stopwatch(model)
     with training(model, arm, name, class_word, references, seed) as run:
         for event in run:
             if isinstance(event, Step) and event.step in STEPS:
-                kept.append((event.step, run.concept, clock() - started))
+                kept.append((event.step, run.concept, taken()))
     return judged_course(model, arm, name, seed, references, kept)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +34,7 @@ from ...core.world import concepts as world
 from ...core.world.prompts import EvaluationPrompt, held_out_prompts
 from ...core.world.render import concept_images
 from .resuming import keep, kept, read_kept
+from .timing import stopwatch
 
 Watch = Callable[[Step], None]
 PICTURES = 4
@@ -134,9 +134,9 @@ def run_trial(model: DiffusersModel, arm: Arm, name: str, seed: int) -> Trial:
     """
     subject = world.CONCEPTS[name]
     references, _, class_word = concept_images(name, PICTURES, seed=seed)
-    started = time.perf_counter()
+    taken = stopwatch(model)
     concept = learn(model, arm, name, class_word, references, seed)
-    seconds = time.perf_counter() - started
+    seconds = taken()
     prompts = held_out_prompts(subject.background)
     pictures, found = judge(partial(draw, model, concept=concept), prompts, subject, references, seed, PLAIN)
     figures = {
