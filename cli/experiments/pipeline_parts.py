@@ -11,7 +11,7 @@ from typing import Any
 
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.one_picture.predict import require_fit
-from .defaults import BEST
+from .defaults import BEST, LATE_START, PLAIN
 from .encoder_ways import loaded
 from .pipeline_costs import as_costs, as_data, completed, measured_costs
 from .pipeline_tables import LEADING, PART, leading_table
@@ -26,7 +26,9 @@ STAGES = "stages"
 """The folder of first stages, in that of the trials."""
 LEADERS = ("ti", "ti_lora", "core_lora", "word-lora", "word-lora_core", "dreambooth-lora")
 """What the papers' methods and the best of one seed are told apart by, in more seeds than all pipelines have."""
-EXCHANGED, LONGER, AGAIN = "exchanged", "longer", "_again"
+EXCHANGED, LONGER, LATE, AGAIN = "exchanged", "longer", "late", "_again"
+LORAS = ("ti_lora", BEST, "dreambooth-lora")
+"""Whose LoRA is tried from `LATE_START` of the sampling on."""
 PATIENT, TIMES = ("ti", "ti_lora", BEST), (2, 4)
 """Which pipelines are given more seconds, and how many times as many."""
 PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
@@ -124,6 +126,27 @@ def _in_times(model: DiffusersModel, arm: Pipeline, times: int, costs: Costs | N
     values |= {"second_steps": times * values["second_steps"]} if arm.second else {}
     made = pipeline(model, RECIPES[arm.name], values, costs, times)
     return replace(made, name=f"{arm.name}_x{times}", label=f"{arm.label}, {times} times the seconds")
+
+
+def late_part(model: DiffusersModel) -> Comparison:
+    """What a LoRA gives back that acts not before `LATE_START` of the sampling: the leaders that have one, both ways
+    with the same training."""
+    whole = pipelines_part(model)
+    return replace(_late(whole), prepared=lambda *folders: _late(_prepared(*folders)))
+
+
+def _late(part: Comparison) -> Comparison:
+    plain = {arm.name: arm for arm in part.arms if arm.name in (PLAIN, *LORAS)}
+    late = [later(plain[name]) for name in LORAS]
+    between = [(f"{name}_{LATE}", name) for name in LORAS]
+    between += [(f"{name}_{LATE}", PLAIN) for name in LORAS]
+    between += [(f"{BEST}_{LATE}", f"{name}_{LATE}") for name in LORAS if name != BEST]
+    return replace(part, name=LATE, arms=(*plain.values(), *late), pairs=tuple(between))
+
+
+def later(arm: Pipeline) -> Pipeline:
+    """The pipeline with its LoRA from `LATE_START` of the sampling on."""
+    return replace(arm, name=f"{arm.name}_{LATE}", label=f"{arm.label}, LoRA later", lora_start=LATE_START)
 
 
 def _leading(part: Comparison) -> Comparison:

@@ -47,8 +47,8 @@ def run_pipeline_trial(
     """Train both stages of `arm` on `PICTURES` pictures of the concept `name`, and judge one picture a held-out prompt,
     or for each of `count` of them, and `plain` of the prompt that was trained on.
 
-    Paired by seed as `run_trial`. `seconds` are the processor's, of all that is learned: stages and repairs. First
-    stages are kept in the folder `stages`, where one is given, for the arms that begin with the same. `watch` hears of
+    Paired by seed as `run_trial`. `seconds` are the processor's, of all that is learned: stages and repairs. Stages
+    are kept in the folder `stages`, where one is given, for the arms that begin with the same. `watch` hears of
     every step of both stages. What is not `timed` may learn on all threads.
     """
     learning = one_thread if timed else nullcontext
@@ -95,33 +95,40 @@ def learned(
     stages: Path | None = None,
     watch: Watch | None = None,
 ) -> tuple[Concept, Drawing, float]:
-    """What the pipeline learns of the pictures, what draws with it, and the seconds that a first stage out of `stages`
-    took when it was trained."""
+    """What the pipeline learns of the pictures, what draws with it, and the seconds that stages out of the folder
+    `stages` took when they were trained."""
     if arm.predicted:
         images, network = loaded(None)
         way = replace(TUNED, dual=True)
         one = as_training_images(references)[0]
         concept = word(model, images, network, way, name, class_word, one, seed)
         return concept, partial(draw_dual, model, concept=concept), 0.0
-    first = replace(arm, second=None, repairs="")
-    train = partial(learn, model, first, name, class_word, references, seed, watch)
-    key = f"{arm_key(first)}-{name}-{seed}"
+    first = replace(arm.learned, second=None)
     # A file has the pictures' latents, which a repair needs, in half precision.
-    alone = stages is None or arm.repairs
-    concept, before = (train(), 0.0) if alone else kept_stage(stages, key, train, stopwatch(model))
+    stages = None if arm.repairs else stages
+    train = partial(learn, model, first, name, class_word, references, seed, watch)
+    concept, before = kept_stage(stages, f"{arm_key(first)}-{name}-{seed}", train, model)
     if arm.second is not None:
-        stage = second_plan(model, arm, concept, name, class_word, seed)
-        concept = finished(stage.begin(model, list(as_training_images(references))), watch)
-    return concept, partial(draw, model, concept=concept), before
+
+        def refine() -> Concept:
+            stage = second_plan(model, arm, concept, name, class_word, seed)
+            return finished(stage.begin(model, list(as_training_images(references))), watch)
+
+        concept, further = kept_stage(stages, f"{arm_key(arm.learned)}-{name}-{seed}", refine, model)
+        before += further
+    return concept, partial(draw, model, concept=concept, lora_start=arm.lora_start), before
 
 
 def kept_stage(
-    folder: Path, key: str, train: Callable[[], Concept], taken: Callable[[], float]
+    folder: Path | None, key: str, train: Callable[[], Concept], model: DiffusersModel
 ) -> tuple[Concept, float]:
     """What `train` learns, from `folder` where it is there, with the seconds that it took then; 0 where it is trained
-    now. Whoever comes second for one that is still trained trains it too."""
+    now, which it is in any case without a folder. Whoever comes second for one that is still trained trains it too."""
+    if folder is None:
+        return train(), 0.0
     if kept(folder, key):
         return load_bundle(folder / f"{key}.safetensors"), float(read_kept(folder, key)["seconds"])
+    taken = stopwatch(model)
     concept = train()
     seconds = taken()
     make_folder(folder)

@@ -39,17 +39,26 @@ Costs = Mapping[str, Cost]
 class Pipeline(Arm):
     """An arm whose own training is the first stage. `second` are the settings of the LoRA that is trained around its
     word then, None for none. `predicted` takes the tuning-encoder over two paths in place of all that. What `repairs`
-    says is done about prompts that are not obeyed. `planned` is how the steps were found."""
+    says is done about prompts that are not obeyed. Its LoRA acts from `lora_start` of the sampling on. `planned` is how
+    the steps were found."""
 
     second: Mapping[str, Any] | None = None
     predicted: bool = False
     repairs: Repairs = ""
+    lora_start: float = 0.0
     planned: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def beyond(self) -> list[Any]:
         """What decides a trial beside the first stage."""
-        return [self.second, self.predicted, self.repairs]
+        # What is so in any case is left unsaid: the trial keeps its name.
+        late = [self.lora_start] if self.lora_start else []
+        return [self.second, self.predicted, self.repairs, *late]
+
+    @property
+    def learned(self) -> Pipeline:
+        """What of it is learned before anything is drawn."""
+        return replace(self, repairs="", lora_start=0.0)
 
     @property
     def steps(self) -> tuple[int, int]:

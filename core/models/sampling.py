@@ -75,11 +75,13 @@ def sample(
     eta: float = 0.0,
     callback: SampleCallback | None = None,
     probe: SampleProbe | None = None,
+    reached: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Scaled latents of `shape` (B, C, h, w) for `positive` (1 or B prompts) guided away from `negative` (1 or B).
 
     Every picture draws from a CPU generator of its own, so its noise depends neither on its neighbours nor on the
-    device: `seed` is one seed for each, or the first of consecutive ones.
+    device: `seed` is one seed for each, or the first of consecutive ones. `reached` hears of every timestep before the
+    pass at it.
 
     Raises ValueError for a wrong number of seeds or steps.
     """
@@ -99,6 +101,8 @@ def sample(
     latents = noise()
     for index in range(steps):
         alpha_bar, alpha_bar_next = alpha_bars[index], alpha_bars[index + 1]
+        if reached is not None:
+            reached(timesteps[index])
         watcher = None if probe is None else probe(index, steps, slice(batch, 2 * batch))
         output = model.predict(torch.cat([latents, latents]), ticks[index].expand(2 * batch), both, watcher)
         prediction = guided(*output.chunk(2), guidance)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
 
 from ...concept import Concept
+from ...models.late_lora import Reached, deltas_from, require_start
 from ...models.lora import from_lora
-from ...models.low_rank import apply_deltas
+from ...models.low_rank import Delta, apply_deltas, text_weight_layers
 from ...models.protocol import Conditioning, ImageSize, TextToImageModel
 from ...models.sampling import sample
 from ...models.text import encode_prompts
@@ -68,23 +70,39 @@ def draw(
     steps: int = SAMPLING["steps"],
     guidance: float = SAMPLING["guidance"],
     eta: float = SAMPLING["eta"],
+    lora_start: float = 0.0,
 ) -> np.ndarray:
     """One picture a template, uint8 (N, 128, 128, 3): the slot filled with all of a `concept` (its vectors, those of
-    the layers, its LoRA), with bare `vectors`, or with `words`.
+    the layers, its LoRA, whose part for the denoiser acts from `lora_start` of the sampling on), with bare `vectors`,
+    or with `words`.
 
     Picture i depends on its template, its seed and nothing else. DDIM, with `eta` of DDPM's noise at every step
-    (`core.models.sampling`).
+    (`core.models.sampling`). Raises ValueError as `require_start`.
     """
+    require_start(lora_start)
     layers = None if concept is None else concept.layer_vectors
     vectors = vectors if concept is None else concept.vectors
     pictures = []
-    with model.session(), with_lora(model, concept), torch.no_grad():
+    now, late = parted(model, concept, lora_start)
+    options: dict[str, Any] = {"steps": steps, "guidance": guidance, "eta": eta}
+    with model.session(), apply_deltas(model, now), torch.no_grad():
         for start in range(0, len(templates), batch):
             part = slice(start, start + batch)
             encodings = encode_prompts(model, list(templates[part]), vectors=vectors, words=words, layers=layers)
             context = model.conditioning(encodings, SIZE)
-            pictures.append(sampled(model, context, seeds[part], steps=steps, guidance=guidance, eta=eta))
+            with deltas_from(model, late, lora_start) as reached:
+                pictures.append(sampled(model, context, seeds[part], **options, reached=reached))
     return np.concatenate(pictures)
+
+
+def parted(
+    model: TextToImageModel, concept: Concept | None, lora_start: float
+) -> tuple[dict[str, Delta], dict[str, Delta]]:
+    """The changes of a concept's LoRA that act all the time, those of the text encoders among them, and those that act
+    from `lora_start` of the sampling on."""
+    deltas = {} if concept is None else from_lora(model, concept.lora or {})
+    late = set(deltas) - set(text_weight_layers(model)) if lora_start > 0 else set()
+    return tuple({name: deltas[name] for name in deltas if (name in late) == later} for later in (False, True))
 
 
 @torch.no_grad()
@@ -96,6 +114,7 @@ def sampled(
     steps: int = SAMPLING["steps"],
     guidance: float = SAMPLING["guidance"],
     eta: float = SAMPLING["eta"],
+    reached: Reached | None = None,
 ) -> np.ndarray:
     """One picture a seed, uint8 (N, 128, 128, 3), for `context` (N prompts), guided away from the empty prompt.
 
@@ -104,7 +123,8 @@ def sampled(
     side = IMAGE_SIZE // model.latent_factor
     shape = (len(seeds), model.latent_channels, side, side)
     empty = model.conditioning(encode_prompts(model, [""]), SIZE)
-    latents = sample(model, context, empty, shape=shape, steps=steps, guidance=guidance, seed=list(seeds), eta=eta)
+    options: dict[str, Any] = {"steps": steps, "guidance": guidance, "eta": eta, "reached": reached}
+    latents = sample(model, context, empty, shape=shape, seed=list(seeds), **options)
     return as_bytes(model.to_images(latents))
 
 

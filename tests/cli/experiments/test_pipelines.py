@@ -23,15 +23,18 @@ from contextual_inversion.cli.experiments import (
     searching,
 )
 from contextual_inversion.cli.experiments.claims import cell_name
-from contextual_inversion.cli.experiments.defaults import BEST
+from contextual_inversion.cli.experiments.defaults import BEST, LATE_START
 from contextual_inversion.cli.experiments.pipeline_figure import pipelines_figure, write_figure
 from contextual_inversion.cli.experiments.pipeline_parts import (
     AROUND,
     LEADERS,
+    LORAS,
     PATIENT,
     RECORD,
     TIMES,
     exchanged_part,
+    late_part,
+    later,
     leaders_part,
     longer_part,
     pairs,
@@ -179,6 +182,42 @@ def test_an_exchange_changes_what_it_says_alone(tmp_path, monkeypatch):
     assert {cell_name(whole, arm, "moth", 1) for arm in whole.arms} >= {
         cell_name(part, one, "moth", 1) for one in (plain, core)
     }
+
+
+def test_a_lora_that_begins_later_is_of_the_same_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline_parts, "encoder_fits", lambda model: False)
+    (tmp_path / RECORD).write_text(json.dumps(record("narrow")))
+    part = late_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
+    arms = {arm.name: arm for arm in part.arms}
+    late = {name: arm for name, arm in arms.items() if arm.lora_start}
+    assert late.keys() == {f"{name}_late" for name in LORAS}
+    assert {arm.lora_start for arm in late.values()} == {LATE_START}
+    for name, arm in late.items():
+        plain = arms[name.removesuffix("_late")]
+        assert (arm_key(arm.learned), arm.steps) == (arm_key(plain), plain.steps)
+    assert len({arm_key(arm) for arm in arms.values()}) == len(arms)
+    assert set(sum(part.pairs, ())) == arms.keys()
+
+
+def test_both_ways_of_drawing_train_once(quick, tmp_path, monkeypatch):
+    model, trained = demo_model(), []
+    monkeypatch.setattr(pipeline_trials, "learn", lambda *args: trained.append(args[1]) or learn(*args))
+    starts, real = set(), pipeline_trials.draw
+
+    def drawing(*args, lora_start, **more):
+        starts.add(lora_start)
+        return real(*args, **more)
+
+    monkeypatch.setattr(pipeline_trials, "draw", drawing)
+    plain = pipeline(model, RECIPES["ti_lora"], {"second_steps": 1})
+    plain = replace(plain, changes={**plain.changes, "steps": 1, "batch": 1})
+    found = [run_pipeline_trial(model, arm, "moth", 1, stages=tmp_path) for arm in (plain, later(plain))]
+    assert len(trained) == 1
+    assert starts == {0.0, LATE_START}
+    one, other = (trial.concept for trial in found)
+    assert one.lora.keys() == other.lora.keys()
+    assert all(torch.equal(value, other.lora[key]) for key, value in one.lora.items())
+    assert found[0].figures["seconds"] > 0 < found[1].figures["seconds"]
 
 
 def test_what_is_given_more_seconds_has_more_of_both_stages_and_nothing_else(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from contextual_inversion.core.inspection.contact_sheet import Row, contact_shee
 from contextual_inversion.core.inspection.world.world_evaluation import as_training_images, draw, score
 from contextual_inversion.core.models.diffusers_adapter import DiffusersModel
 from contextual_inversion.core.models.lora import to_lora
-from contextual_inversion.core.models.low_rank import LowRankDelta
+from contextual_inversion.core.models.low_rank import LowRankDelta, hooked, text_layers
 from contextual_inversion.core.models.tiny import load_tiny
 from contextual_inversion.core.world.concepts import CONCEPTS, concept_scenes
 from contextual_inversion.core.world.prompts import EvaluationPrompt, evaluation_prompts
@@ -97,6 +97,40 @@ def test_a_concept_draws_with_all_that_it_holds_and_leaves_the_model_as_it_was()
     changed = picture(concept=replace(word, lora=to_lora(model, {layer: delta})))
     assert np.abs(changed - bare).max() > 10
     assert np.array_equal(picture(vectors=vectors), bare)
+
+
+def test_a_lora_that_begins_later_leaves_the_first_steps_to_the_word() -> None:
+    """At 0 all steps have it and at 1 none; between, the passes before it are those of the bare word."""
+    model = DiffusersModel.from_tiny(load_tiny())
+    vectors = {"clip_l": torch.randn(2, 128, generator=torch.Generator().manual_seed(0))}
+    layer = next(name for name in model.linear_layers() if name.endswith("attn2.to_v"))
+    text = next(iter(text_layers(model)))
+    given = {name: LowRankDelta.initial(part, 2) for name, part in
+             {layer: model.linear_layers()[layer], text: text_layers(model)[text]}.items()}  # fmt: skip
+    deltas = {name: LowRankDelta(one.a.detach(), torch.ones_like(one.b)) for name, one in given.items()}
+    word = Concept("word", "house", vectors)
+    both, of_text = (
+        replace(word, lora=to_lora(model, {name: deltas[name] for name in names})) for names in ((layer, text), (text,))
+    )
+    passes: list[torch.Tensor] = []
+
+    def picture(concept: Concept, start: float) -> np.ndarray:
+        passes.clear()
+        with hooked(model.linear_layers()[layer], lambda module, inputs, output: passes.append(output)):
+            return draw(model, ["a photo of a {}"], [1], steps=4, lora_start=start, concept=concept).astype(int)
+
+    whole, without = picture(both, 0.0), picture(of_text, 0.0)
+    bare = [one.clone() for one in passes]
+    assert np.array_equal(picture(both, 1.0), without)  # but for the text encoder's part, which acts all the time
+    assert np.abs(whole - without).max() > 10
+    # Of 4 steps, at timesteps 999, 749, 499 and 249, the last two are behind half of the way; what is seen here is the
+    # layer before the LoRA, which in the third pass looks at what the word alone has drawn.
+    half = picture(both, 0.5)
+    assert [torch.equal(*pair) for pair in zip(passes, bare, strict=True)] == [True, True, True, False]
+    assert not np.array_equal(half, whole)
+    assert np.abs(half - without).max() > 10
+    with pytest.raises(ValueError, match="at 0 of the sampling"):
+        picture(both, 1.5)
 
 
 def test_training_images_are_the_same_pixels() -> None:
