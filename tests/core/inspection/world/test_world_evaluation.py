@@ -105,6 +105,7 @@ def test_a_lora_that_begins_later_leaves_the_first_steps_to_the_word() -> None:
     vectors = {"clip_l": torch.randn(2, 128, generator=torch.Generator().manual_seed(0))}
     layer = next(name for name in model.linear_layers() if name.endswith("attn2.to_v"))
     text = next(iter(text_layers(model)))
+    first = next(name for name in model.linear_layers() if name.endswith("attn1.to_q"))
     given = {name: LowRankDelta.initial(part, 2) for name, part in
              {layer: model.linear_layers()[layer], text: text_layers(model)[text]}.items()}  # fmt: skip
     deltas = {name: LowRankDelta(one.a.detach(), torch.ones_like(one.b)) for name, one in given.items()}
@@ -116,15 +117,15 @@ def test_a_lora_that_begins_later_leaves_the_first_steps_to_the_word() -> None:
 
     def picture(concept: Concept, start: float) -> np.ndarray:
         passes.clear()
-        with hooked(model.linear_layers()[layer], lambda module, inputs, output: passes.append(output)):
+        with hooked(model.linear_layers()[first], lambda module, inputs, output: passes.append(output)):
             return draw(model, ["a photo of a {}"], [1], steps=4, lora_start=start, concept=concept).astype(int)
 
     whole, without = picture(both, 0.0), picture(of_text, 0.0)
     bare = [one.clone() for one in passes]
     assert np.array_equal(picture(both, 1.0), without)  # but for the text encoder's part, which acts all the time
     assert np.abs(whole - without).max() > 10
-    # Of 4 steps, at timesteps 999, 749, 499 and 249, the last two are behind half of the way; what is seen here is the
-    # layer before the LoRA, which in the third pass looks at what the word alone has drawn.
+    # Of 4 steps, at timesteps 999, 749, 499 and 249, the last two are behind half of the way; a layer before the LoRA's
+    # sees in the third pass what the word alone has drawn, and only in the fourth what the LoRA did to it.
     half = picture(both, 0.5)
     assert [torch.equal(*pair) for pair in zip(passes, bare, strict=True)] == [True, True, True, False]
     assert not np.array_equal(half, whole)
