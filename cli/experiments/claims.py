@@ -22,6 +22,7 @@ from .tables import (
     DECIDING,
     MEASURES,
     has_tables,
+    is_clear,
     require_marks,
     rewrite_in_one,
     rewrite_tables,
@@ -304,9 +305,9 @@ def pairs_tables(
 
 
 def as_gain(row: Mapping[str, Any], clear: bool = False) -> str:
-    """A paired difference with its interval; with `clear` in bold where that leaves zero out."""
+    """A paired difference with its interval; with `clear` in bold where it is."""
     gain = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
-    return f"**{gain}**" if clear and not row["low"] <= 0 <= row["high"] else gain
+    return f"**{gain}**" if clear and is_clear(row) else gain
 
 
 SUMMARIES = {"papers": papers_table, "pipeline-figures": pipelines_table}

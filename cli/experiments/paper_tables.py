@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .tables import table_header, table_row
+from .tables import FEWEST, is_clear, table_header, table_row
 
 NOT_YET = "not measured yet"
 Parts = Mapping[str, Mapping[str, Any]]
@@ -145,10 +145,12 @@ def _comparison(parts: Parts, row: Row) -> Mapping[str, Any] | None:
 
 
 def _seen(row: Row, seen: Mapping[str, Any]) -> tuple[str, str, str]:
-    clear = seen["low"] > 0 or seen["high"] < 0
+    clear = is_clear(seen)
     verdict = "not clear" if not clear else "" if row.sign == 0 else "same way"
     if clear and row.sign * seen["difference"] < 0:
         verdict = "**other way**"
+    if seen["pairs"] < FEWEST:
+        verdict = "few pairs"
     means = f"{seen['control_mean']:.3f} → {seen['mean']:.3f}"
     gain = f"{seen['difference']:+.3f}, {seen['low']:+.3f} to {seen['high']:+.3f}"
     return f"{means} ({gain})", str(seen["pairs"]), verdict

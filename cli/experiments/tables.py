@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...core.files.atomic import atomic_write_verified
 
@@ -31,6 +32,8 @@ MEASURES = {
     "seconds": "seconds",
 }
 """What a trial is judged by, as the tables call it."""
+FEWEST = 5
+"""Pairs below which an interval proves nothing: of three, each with the same sign, a quarter comes by chance."""
 DECIDING = ("composed", "fidelity", "recognised", "second_object", "similarity")
 """What most people look for."""
 
@@ -83,3 +86,8 @@ def rewrite_tables(path: Path, part: str, lines: Sequence[str]) -> None:
         raise ValueError(f"{path} needs the lines {start} and {end} around the tables of {part}")
     text = "\n".join([before + start, *lines, "", end + after])
     atomic_write_verified(path, text.encode(), if_exists="replace")
+
+
+def is_clear(row: Mapping[str, Any]) -> bool:
+    """Whether a comparison's interval leaves zero out, and there are pairs enough for that to mean something."""
+    return row["pairs"] >= FEWEST and not row["low"] <= 0 <= row["high"]

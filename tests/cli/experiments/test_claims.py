@@ -121,6 +121,7 @@ def test_a_comparison_pairs_concepts_and_seeds_and_says_what_the_treated_one_gai
     lines = claims.as_markdown(part, {"trials": trials, "comparisons": rows})
     (glance,) = (line for line in lines if line.startswith("| New against Plain |"))
     assert glance == "| New against Plain | **+0.300 (+0.200 to +0.400)** |"
+    assert claims.as_gain({**rows[0], "pairs": 4}, clear=True) == "+0.300 (+0.200 to +0.400)"
     assert claims.as_gain({**rows[0], "low": -0.1}, clear=True) == "+0.300 (-0.100 to +0.400)"
     assert lines.index(glance) < lines.index("**New against Plain**, 6 pairs")
     assert "| prompt fidelity | 0.200 | 0.500 | +0.300 (+0.200 to +0.400) |" in lines
@@ -143,6 +144,11 @@ def test_a_row_says_whether_the_sign_is_the_papers(along, verdict):
     assert line.endswith(f"| 7 | {verdict} |")
     assert f"{along[0]:+.3f}, {along[1]:+.3f} to {along[2]:+.3f}" in line
     assert sum(NOT_YET in line for line in lines) == len(ROWS) - 1
+    few = {**parts[row.part]["comparisons"][0], "pairs": 4}
+    (line,) = [
+        line for line in papers_table({row.part: {"comparisons": [few]}}) if row.what in line and row.table in line
+    ]
+    assert line.endswith("| 4 | few pairs |")
     assert "commit abc, model def" in lines[-1]
 
 
