@@ -19,6 +19,7 @@ from ..core.models.blending import blended
 from .comfy.concept_lora import with_weights
 from .comfy.concept_tokenizer import with_concept
 from .comfy.folders import BUNDLES, EMBEDDINGS, ENDING, LORAS, files_of, first_folder, not_there, told, version
+from .comfy.late_lora import with_late_weights
 from .comfy.layer_contexts import reading_layers, writing_layers
 from .comfy.saving import checked_word, clip_vocabulary, free_name, said_of_meaning, why_no_file, written_as
 from .comfy.text import text_widths
@@ -86,6 +87,17 @@ class ApplyConcept(io.ComfyNode):
                     tooltip="How far the word is on its way to the other one, along the great circle (DTI). Only where "
                     "blend_with is connected.",
                 ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="From this part of the sampling on the LoRA acts; until there the word alone lays the "
+                    "picture out. Where other things of the prompt get lost, try 0.04 to 0.2.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model, with the concept's LoRA where it has one."),
@@ -108,13 +120,18 @@ class ApplyConcept(io.ComfyNode):
         name: str,
         blend_with: Concept | None = None,
         blend: float = 0.5,
+        start_percent: float = 0.0,
     ) -> io.NodeOutput:
         if blend_with is not None:
             concept = blended(concept, blend_with, blend)
         concept = concept.renamed(checked_word(name.strip() or concept.name))
         check_widths(concept, text_widths(clip))
         if concept.lora:
-            model, clip = with_weights(model, clip, concept, strength_model, strength_clip)
+            strengths = strength_model, strength_clip
+            if start_percent > 0:
+                model, clip = with_late_weights(model, clip, concept, *strengths, start_percent)
+            else:
+                model, clip = with_weights(model, clip, concept, *strengths)
         clip = with_concept(clip, concept)
         if concept.layer_vectors:
             model, clip = reading_layers(model, concept), writing_layers(clip, concept)

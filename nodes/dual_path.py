@@ -7,30 +7,25 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import comfy.lora
-import comfy.sd
 import torch
 from comfy_api.latest import io, ui
 
 from ..core.concept import Concept
 from ..core.maths.dual_path import ALPHA
 from ..core.models.dual_path import DualPath
-from ..core.models.lora import TEXT_STEMS, from_lora
-from ..core.models.low_rank import Delta
 from ..core.models.protocol import Conditioning
 from ..core.models.vocabulary import hard_words
 from ..core.wording import quoted
-from .comfy.attention import cross_attention_layers, diffusers_names
-from .comfy.concept_lora import stem_of
+from .comfy.attention import cross_attention_layers
 from .comfy.concept_tokenizer import leading_name, with_concept
 from .comfy.families.facts import family_of
-from .comfy.family_paths import Denoiser, JointPath, joint_count, joint_deltas, nearest_token, with_joint_paths
+from .comfy.family_paths import JointPath, joint_count, nearest_token, with_joint_paths
+from .comfy.lora_deltas import joint_deltas, known_names, unet_deltas, with_text_lora
 from .comfy.text import text_encoders
 from .comfy.two_paths import two_paths, with_two_paths
 from .schema.before_run import why_empty
 from .schema.sockets import PREFIX, USE, ConceptSocket, searched_as
 
-UNET = "lora_unet_"
 EMBEDDING = "embedding:"
 
 
@@ -203,40 +198,3 @@ def blocks_of(listed: str, alpha: float, blocks: int) -> float | tuple[float, ..
     if len(values) != blocks:
         raise ValueError(f"This model has {blocks} attention blocks; alpha_per_block has {len(values)} numbers.")
     return values
-
-
-# The concept's LoRA
-
-
-def known_names(model: Any, lora: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A LoRA under our own names of layers, whichever of the names that ComfyUI knows it has."""
-    targets = comfy.lora.model_lora_keys_unet(model.model, {})
-    names = diffusers_names(model.model.model_config.unet_config)
-    renamed = {}
-    for key, value in lora.items():
-        stem = stem_of(key)
-        module = str(targets.get(stem, "")).removeprefix("diffusion_model.").removesuffix(".weight")
-        ours = UNET + names[module].replace(".", "_") if module in names else stem
-        renamed[ours + key.removeprefix(stem)] = value
-    return renamed
-
-
-def unet_deltas(model: Any, lora: Mapping[str, torch.Tensor]) -> dict[str, Delta]:
-    """The deltas of the UNet in a LoRA. Raises ValueError where it is for another model or of another kind."""
-    mine = {key: value for key, value in lora.items() if not key.startswith(TEXT_STEMS)}
-    return from_lora(_Unet(model), mine)  # type: ignore[arg-type]
-
-
-class _Unet(Denoiser):
-    """A UNet, by diffusers' names of its layers."""
-
-    def weight_layers(self) -> Mapping[str, torch.nn.Module]:
-        unet = self.patcher.model.diffusion_model
-        names = diffusers_names(self.patcher.model.model_config.unet_config)
-        return {names[name]: part for name, part in unet.named_modules() if name in names}
-
-
-def with_text_lora(clip: Any, lora: Mapping[str, torch.Tensor]) -> Any:
-    """`clip` with what the LoRA changes in text encoders: the soft path's own."""
-    mine = {key: value for key, value in lora.items() if key.startswith(TEXT_STEMS)}
-    return comfy.sd.load_lora_for_models(None, clip, mine, 0.0, 1.0)[1] if mine else clip

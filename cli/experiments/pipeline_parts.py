@@ -27,9 +27,9 @@ STAGES = "stages"
 LEADERS = ("ti", "ti_lora", "core_lora", "word-lora", "word-lora_core", "dreambooth-lora")
 """What the papers' methods and the best of one seed are told apart by, in more seeds than all pipelines have."""
 EXCHANGED, LONGER, LATE, AGAIN = "exchanged", "longer", "late", "_again"
-LORAS = ("ti_lora", BEST, "dreambooth-lora")
+LORAS = (BEST, "dreambooth-lora")
 """Whose LoRA is tried from `LATE_START` of the sampling on."""
-PATIENT, TIMES = ("ti", "ti_lora", BEST), (2, 4)
+PATIENT, TIMES = ("ti", "ti_lora", BEST), (2,)
 """Which pipelines are given more seconds, and how many times as many."""
 PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
 

@@ -20,6 +20,12 @@ def with_weights(model: Any, clip: Any, concept: Concept, strength_model: float,
 
     Raises ValueError, before anything is changed, where a layer is missing or of another shape.
     """
+    require_fit(model, clip, concept)
+    return comfy.sd.load_lora_for_models(model, clip, dict(concept.lora), strength_model, strength_clip)
+
+
+def require_fit(model: Any, clip: Any, concept: Concept) -> None:
+    """Raises ValueError where a layer that the concept changes is missing or of another shape."""
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     clip_keys = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     ours = {ending for key in concept.lora for ending in ENDINGS if key.endswith(ending)}
@@ -27,7 +33,6 @@ def with_weights(model: Any, clip: Any, concept: Concept, strength_model: float,
         for stem in sorted({stem_of(key) for key in concept.lora}):
             place = clip.cond_stage_model if stem in clip_keys and stem not in keys else model.model
             _require_fit(concept, stem, {**clip_keys, **keys}.get(stem), place)
-    return comfy.sd.load_lora_for_models(model, clip, dict(concept.lora), strength_model, strength_clip)
 
 
 def stem_of(key: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,8 +21,7 @@ from ...core.concept import Concept
 from ...core.maths.dual_path import blend
 from ...core.maths.similarity import nearest_rows
 from ...core.models.dual_path import DualPath
-from ...core.models.lora import from_lora
-from ...core.models.low_rank import Delta, DeltaHook, hooked
+from ...core.models.low_rank import DeltaHook, hooked
 from .clip_session import encoders_of
 from .families.attention import in_attention, tokens_of
 from .families.blocks import joint_blocks, lists_of_blocks
@@ -78,31 +77,6 @@ def nearest_token(clip: Any, concept: Concept) -> tuple[Concept, str]:
         rows[name] = table[ids].float().cpu()
         said.append(f"{name}: {' '.join(encoder.token_text(token) for token in ids)}")
     return Concept(concept.name, concept.class_word, rows), ", ".join(said)
-
-
-def joint_deltas(model: Any, lora: Mapping[str, torch.Tensor]) -> dict[str, Delta]:
-    """The deltas of a LoRA by ComfyUI's names of layers. Raises ValueError where it is for another model."""
-    return from_lora(Denoiser(model), lora)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
-class Denoiser:
-    """As much of a model as `from_lora` asks for."""
-
-    patcher: Any
-    text_encoders: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return type(self.patcher.model.model_config).__name__
-
-    @property
-    def device(self) -> torch.device:
-        return self.patcher.load_device
-
-    def weight_layers(self) -> Mapping[str, torch.nn.Module]:
-        parts = self.patcher.model.diffusion_model.named_modules()
-        return {name: part for name, part in parts if isinstance(getattr(part, "weight", None), torch.Tensor)}
 
 
 def with_joint_paths(model: Any) -> Any:

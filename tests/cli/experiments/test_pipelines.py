@@ -231,10 +231,8 @@ def test_what_is_given_more_seconds_has_more_of_both_stages_and_nothing_else(tmp
     assert {name: arm.steps for name, arm in arms.items() if name.startswith("ti")} == {
         "ti": (200, 0),
         "ti_x2": (400, 0),
-        "ti_x4": (801, 0),
         "ti_lora": (149, 50),
         "ti_lora_x2": (300, 100),
-        "ti_lora_x4": (601, 200),
     }
     for name in PATIENT:
         for arm in (arms[f"{name}_x{times}"] for times in TIMES):
