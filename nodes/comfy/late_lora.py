@@ -36,7 +36,10 @@ def with_late_weights(
     lora = dict(concept.lora or {}) if joint else known_names(model, concept.lora or {})
     mine = {key: value for key, value in lora.items() if not key.startswith(TEXT_STEMS)}
     names = {} if joint else diffusers_names(model.model.model_config.unet_config)
-    deltas = joint_deltas(model, mine) if joint else unet_deltas(model, mine)
+    try:
+        deltas = joint_deltas(model, mine) if joint else unet_deltas(model, mine)
+    except ValueError as error:
+        raise ValueError(f"{concept.name!r}: {error}. With start_percent 0 it is applied as any other.") from error
     ours = {theirs: name for name, theirs in names.items()}
     late = {ours.get(name, name): replace(one, scale=strength_model * one.scale) for name, one in deltas.items()}
     clone = model.clone()

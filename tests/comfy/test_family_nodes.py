@@ -364,6 +364,22 @@ def test_two_paths_are_the_plain_path_at_either_end_and_between_them_otherwise(r
     assert torch.equal(drawn(blended(0.5, start_percent=1.0)), hard), "outside its window the hard path runs alone"
 
 
+def test_a_lora_begins_where_it_is_told_to(run_graph, loader, words):
+    """At 1 never: bit for bit the word alone. Just behind the first step all but that one have it."""
+    trained = graph(loader, train=WORD_AND_LORA, weight_rate=0.1, vectors=1)
+
+    def drawn(lora=True, **options):
+        run = run_graph({**trained, **words(lora), **plainly("word", **options)}, keep={"latent": ("sampler", 0)})
+        assert run.status == "success", said(run)
+        return run.kept["latent"]["samples"]
+
+    whole, without = drawn(), drawn(lora=False)
+    assert torch.equal(drawn(start_percent=1.0), without)
+    late = drawn(start_percent=1e-3)
+    for end in (whole, without):
+        assert not torch.allclose(late, end, atol=1e-3 * end.abs().max().item())
+
+
 @pytest.mark.supports("DualPath")
 def test_two_paths_of_one_word_are_one_path(run_graph, loader, words):
     """Without a LoRA, and with the nearest word's own vectors, nothing depends on alpha."""

@@ -136,3 +136,7 @@ def test_a_lora_of_another_model_is_refused_before_anything_changes(world):
     stranger = {f"lora_unet_nowhere.{end}": torch.zeros(2, 2) for end in ("lora_up.weight", "lora_down.weight")}
     with pytest.raises(ValueError, match="nowhere"):
         world.applied(Concept("thing", "dog", world.concept.vectors, lora=stranger), start_percent=0.3)
+    stem = key.removesuffix(".lora_down.weight")
+    dora = {**world.lora, f"{stem}.dora_scale": torch.ones(1)}
+    with pytest.raises(ValueError, match=r"'thing': .*dora_scale.* With start_percent 0 it is applied as any other"):
+        world.applied(Concept("thing", "dog", world.concept.vectors, lora=dora), start_percent=0.3)
