@@ -130,10 +130,16 @@ def papers_table(parts: Parts) -> list[str]:
 
 
 def provenance(parts: Parts, names: Sequence[str]) -> list[str]:
-    """A line that says at which commit and on which model the figures of these parts were made."""
-    made = [(name, parts[name].get("commit"), parts[name].get("model")) for name in names if name in parts]
-    known = [f"{name} at commit {commit or 'unknown'}, model {model or 'unknown'}" for name, commit, model in made]
+    """A line that says at which commits and on which model the figures of these parts were made."""
+    made = [(name, _commits(parts[name]), parts[name].get("model")) for name in names if name in parts]
+    known = [f"{name} at commit {commits or 'unknown'}, model {model or 'unknown'}" for name, commits, model in made]
     return ["", f"Made by: {'; '.join(known)}."] if known else []
+
+
+def _commits(part: Mapping[str, Any]) -> str:
+    """Those of its trials, which may be of several runs; the report's own where they do not say."""
+    of_trials = dict.fromkeys(trial.get("commit") for trial in part.get("trials", []))
+    return " and ".join(filter(None, of_trials)) or part.get("commit") or ""
 
 
 def _comparison(parts: Parts, row: Row) -> Mapping[str, Any] | None:

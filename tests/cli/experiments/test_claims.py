@@ -16,6 +16,7 @@ from contextual_inversion.cli.experiments.paper_tables import (
     ROWS,
     gathered,
     papers_table,
+    provenance,
 )
 from contextual_inversion.cli.experiments.pipeline_parts import AGAIN, LEADERS, controls
 from contextual_inversion.cli.experiments.quality_trials import first_reaching, reached_table, run_quality_trial
@@ -150,6 +151,9 @@ def test_a_row_says_whether_the_sign_is_the_papers(along, verdict):
     ]
     assert line.endswith("| 4 | few pairs |")
     assert "commit abc, model def" in lines[-1]
+    # Of a run that went on from another one's trials both are said.
+    of_two = {"commit": "new", "model": "def", "trials": [{"commit": "a"}, {"commit": "b"}, {"commit": "a"}]}
+    assert provenance({"core": of_two}, ["core"])[-1] == "Made by: core at commit a and b, model def."
 
 
 def test_summaries_come_from_all_reports_and_the_newest_counts(tmp_path):
