@@ -29,7 +29,7 @@ LEADERS = ("ti", "ti_lora", "core_lora", "word-lora", "word-lora_core", "dreambo
 EXCHANGED, LONGER, LATE, AGAIN = "exchanged", "longer", "late", "_again"
 LORAS = (BEST, "dreambooth-lora")
 """Whose LoRA is tried from `LATE_START` of the sampling on."""
-PATIENT, TIMES = ("ti", "ti_lora", BEST), (2,)
+PATIENT, TIMES = ("ti", "ti_lora", "core_lora", BEST), (2,)
 """Which pipelines are given more seconds, and how many times as many."""
 PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
 
@@ -115,6 +115,8 @@ def _longer(model: DiffusersModel, part: Comparison) -> Comparison:
     arms = {(arm.name, times): _in_times(model, arm, times, costs) for arm in plain for times in (1, *TIMES)}
     between = [(f"{name}_x{times}", name) for name, times in arms if times > 1]
     between += [(arms[BEST, times].name, arms[name, times].name) for name, times in arms if name != BEST]
+    for other in ("ti", "ti_lora"):
+        between += [(arms["core_lora", times].name, arms[other, times].name) for times in (1, *TIMES)]
     return replace(part, name=LONGER, arms=tuple(arms.values()), pairs=tuple(between))
 
 
