@@ -108,7 +108,7 @@ NAMES = {
     ),
     "ApplyConcept": (
         ["model", "clip"],
-        ["model", "clip", "concept", "strength_model", "strength_clip", "name", "blend_with", "blend"],
+        ["model", "clip", "concept", "strength_model", "strength_clip", "name", "blend_with", "blend", "start_percent"],
     ),
     "SaveConcept": (
         ["text"],
