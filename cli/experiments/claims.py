@@ -126,9 +126,7 @@ def main(
     for part in chosen:
         found = report["parts"][part.name]
         found["comparisons"] = compare(found["trials"], part.pairs)
-        lines = as_markdown(part, report["parts"][part.name]) + provenance(
-            {part.name: {**report, **found}}, [part.name]
-        )
+        lines = as_markdown(part, found) + provenance({part.name: {**report, **found}}, [part.name])
         print("\n".join(lines))
         if markdown:
             rewrite_in_one(markdown, part.name, lines)

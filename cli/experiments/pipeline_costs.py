@@ -17,7 +17,7 @@ from ...core.training.trainer import TrainingRun
 from ...core.world.render import concept_images
 from .pipelines import RECIPES, Cost, Costs, Pipeline, pipeline, recommended
 from .resuming import COSTS, keep, kept, read_kept
-from .timing import clock, one_thread
+from .timing import one_thread, stopwatch
 from .trials import PICTURES, cached_trial, choices
 
 TURNS, STEPS, WARM = 5, 4, 2
@@ -69,26 +69,26 @@ def measure(
     each: whatever else runs can only add. As plain data."""
     pictures, _, _ = concept_images(MEASURED_ON, PICTURES, seed=1)
     images = list(as_training_images(pictures))
-    made, seen = {name: make for name, make in stages(model).items() if only is None or name in only}, clock(model)
+    made = {name: make for name, make in stages(model).items() if only is None or name in only}
     found: dict[str, list[Cost]] = {name: [] for name in made}
     with one_thread():
         for _ in range(turns):
             for name, make in made.items():
-                started = seen()
+                taken = stopwatch(model)
                 with make().begin(model, images) as run:
-                    found[name].append(_cost(run, started, seen, warm, steps))
+                    found[name].append(_cost(run, taken, warm, steps))
     return {name: asdict(_least(those)) for name, those in found.items()}
 
 
-def _cost(run: TrainingRun, started: float, seen: Callable[[], float], warm: int, steps: int) -> Cost:
+def _cost(run: TrainingRun, taken: Callable[[], float], warm: int, steps: int) -> Cost:
     begin, after_warm = 0.0, 0.0
     for event in run:
         if isinstance(event, Started):
-            begin = seen() - started
+            begin = taken()
         elif isinstance(event, Step) and event.step == warm:
-            after_warm = seen()
+            after_warm = taken()
         elif isinstance(event, Step) and event.step == warm + steps:
-            return Cost(begin, (seen() - after_warm) / steps)
+            return Cost(begin, (taken() - after_warm) / steps)
     raise RuntimeError(f"the training ended within {warm + steps} steps")
 
 

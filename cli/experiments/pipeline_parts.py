@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -72,8 +72,12 @@ def controls(name: str) -> tuple[str, ...]:
 def exchanged_part(model: DiffusersModel) -> Comparison:
     """Which stage makes CoRe's own pipeline what it is beside plain textual inversion's: each one's word with the other
     one's LoRA, and each word in as many steps as the other one's."""
-    whole = pipelines_part(model)
-    return replace(_exchanged(whole), prepared=lambda *folders: _exchanged(_prepared(*folders)))
+    return _made_of_pipelines(model, _exchanged)
+
+
+def _made_of_pipelines(model: DiffusersModel, make: Callable[[Comparison], Comparison]) -> Comparison:
+    """What `make` makes of the pipelines as recommended, and of them as they are prepared."""
+    return replace(make(pipelines_part(model)), prepared=lambda *folders: make(_prepared(*folders)))
 
 
 def _exchanged(part: Comparison) -> Comparison:
@@ -105,8 +109,7 @@ def _exchanged(part: Comparison) -> Comparison:
 
 def longer_part(model: DiffusersModel) -> Comparison:
     """What more steps give: some pipelines in several times the seconds that all have, with both stages longer."""
-    whole = pipelines_part(model)
-    return replace(_longer(model, whole), prepared=lambda *folders: _longer(model, _prepared(*folders)))
+    return _made_of_pipelines(model, partial(_longer, model))
 
 
 def _longer(model: DiffusersModel, part: Comparison) -> Comparison:
@@ -133,8 +136,7 @@ def _in_times(model: DiffusersModel, arm: Pipeline, times: int, costs: Costs | N
 def late_part(model: DiffusersModel) -> Comparison:
     """What a LoRA gives back that acts not before `LATE_START` of the sampling: the leaders that have one, both ways
     with the same training."""
-    whole = pipelines_part(model)
-    return replace(_late(whole), prepared=lambda *folders: _late(_prepared(*folders)))
+    return _made_of_pipelines(model, _late)
 
 
 def _late(part: Comparison) -> Comparison:

@@ -11,14 +11,10 @@ if TYPE_CHECKING:
     from ...core.models.diffusers_adapter import DiffusersModel
 
 
-def clock(model: DiffusersModel) -> Callable[[], float]:
-    """Seconds of the processor where the model is on it, so that they hold beside other work; else of the clock."""
-    return time.process_time if model.device.type == "cpu" else time.perf_counter
-
-
 def stopwatch(model: DiffusersModel) -> Callable[[], float]:
-    """The seconds of `clock` since now."""
-    seen = clock(model)
+    """The seconds since now: the processor's where the model is on it, so that they hold beside other work, else the
+    clock's."""
+    seen = time.process_time if model.device.type == "cpu" else time.perf_counter
     started = seen()
     return lambda: seen() - started
 

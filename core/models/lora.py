@@ -42,6 +42,8 @@ def from_lora(model: TextToImageModel, lora: Mapping[str, torch.Tensor]) -> dict
     A convolution's low-rank delta comes back full-rank. Raises ValueError for a layer that the model has not, and for
     other kinds than LoRA and full-rank differences (LoHa, LoKr, DoRA), which a LoRA loader can apply and this cannot.
     """
+    if not lora:
+        return {}
     names, parts = kohya_names(model), _parts(lora)
     unknown = [stem for stem in parts if stem not in names]
     if unknown:

@@ -162,6 +162,8 @@ def apply_deltas(
 
 def layers_for(model: TextToImageModel, names: Mapping[str, Any]) -> dict[str, torch.nn.Module]:
     """The modules of these names. Raises ValueError that names one which the model has not."""
+    if not names:
+        return {}
     found = dict(model.linear_layers())
     if not all(name in found for name in names):
         found |= text_weight_layers(model)

@@ -1,9 +1,6 @@
 """Dual Path in a real ComfyUI: the identities of METHODS.md 3.6 in stock samplers, beside other people's patches."""
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -74,13 +71,10 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def random_models(comfyui: Any) -> Iterator[Any]:
-    here = str(Path(__file__).parent)
-    sys.path.append(here)
-    try:
-        yield importlib.import_module("random_models")
-    finally:
-        sys.path.remove(here)
+def random_models(comfyui: Any) -> Any:
+    import random_models
+
+    return random_models
 
 
 @pytest.fixture(scope="module", params=KINDS)

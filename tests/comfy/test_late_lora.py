@@ -1,9 +1,5 @@
 """ApplyConcept with a LoRA that begins later, in a real ComfyUI: what stock parts draw in two halves."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -62,12 +58,8 @@ class World:
 
 @pytest.fixture(scope="module", params=["tiny", "sd1", "sdxl"])
 def world(request, comfyui):
-    here = str(Path(__file__).parent)
-    sys.path.append(here)
-    try:
-        random_models = importlib.import_module("random_models")
-    finally:
-        sys.path.remove(here)
+    import random_models
+
     with torch.inference_mode():
         return World(*(random_models.tiny() if request.param == "tiny" else random_models.build(request.param)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -130,8 +130,8 @@ def sampled(
 
 def with_lora(model: TextToImageModel, concept: Concept | None) -> AbstractContextManager[None]:
     """`model` with the concept's LoRA inside, where it has one."""
-    lora = None if concept is None else concept.lora
-    return apply_deltas(model, from_lora(model, lora)) if lora else nullcontext()
+    now, _ = parted(model, concept, 0.0)
+    return apply_deltas(model, now)
 
 
 def score(
