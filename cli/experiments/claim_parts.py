@@ -17,7 +17,7 @@ from ...core.training.regularizers.registry import REGULARIZERS, Added
 from .companion_trials import run_companion_trial, run_neutral_companion_trial
 from .fast_trials import equal_seconds_table, fast_arms, run_fast_trial, sweep_arms
 from .flow_trials import beyond_part
-from .pipeline_parts import exchanged_part, late_part, leaders_part, longer_part, pipelines_part
+from .pipeline_parts import attention_part, exchanged_part, late_part, leaders_part, longer_part, pipelines_part
 from .quality_trials import reached_table, run_quality_trial
 from .trials import CHOICES, Arm, Comparison, combined, core_inversion, mlm_inversion, plain_inversion
 
@@ -197,6 +197,7 @@ PARTS: dict[str, Callable[[DiffusersModel], Comparison]] = {
     "pipelines": pipelines_part,
     "leaders": leaders_part,
     "exchanged": exchanged_part,
+    "attention": attention_part,
     "longer": longer_part,
     "late": late_part,
     "regime": regime_part,

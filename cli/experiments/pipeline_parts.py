@@ -16,7 +16,7 @@ from .encoder_ways import loaded
 from .pipeline_costs import as_costs, as_data, completed, measured_costs
 from .pipeline_tables import LEADING, PART, leading_table
 from .pipeline_trials import run_pipeline_trial
-from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, inherited, pipeline, repaired
+from .pipelines import FIRST, RECIPES, SECOND, Costs, Pipeline, Recipe, inherited, pipeline, recommended, repaired
 from .trials import Comparison, arm_key
 
 RECORD, AROUND = "search.json", "search_around.json"
@@ -26,10 +26,18 @@ STAGES = "stages"
 """The folder of first stages, in that of the trials."""
 LEADERS = ("ti", "ti_lora", "core_lora", "word-lora", "word-lora_core", "dreambooth-lora")
 """What the papers' methods and the best of one seed are told apart by, in more seeds than all pipelines have."""
-EXCHANGED, LONGER, LATE, AGAIN = "exchanged", "longer", "late", "_again"
+EXCHANGED, LONGER, LATE, ATTENTION, AGAIN = "exchanged", "longer", "late", "attention", "_again"
 LORAS = (BEST, "dreambooth-lora")
 """Whose LoRA is tried from `LATE_START` of the sampling on."""
-PATIENT, TIMES = ("ti", "ti_lora", "core_lora", BEST), (2,)
+ATTENTIVE = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(ATTENTION, "CoRe's attention loss", core=True),
+        Recipe(f"{ATTENTION}_lora", "CoRe's attention loss + LoRA", core=True, second="lora"),
+    )
+}
+"""CoRe without its embedding loss, everything else as in plain textual inversion, without and with a LoRA."""
+PATIENT, TIMES = ("ti", "ti_lora", "core_lora", f"{ATTENTION}_lora", BEST), (2,)
 """Which pipelines are given more seconds, and how many times as many."""
 PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
 
@@ -107,6 +115,32 @@ def _exchanged(part: Comparison) -> Comparison:
     return replace(part, name=EXCHANGED, arms=(plain, core, *new), pairs=between)
 
 
+def attention_part(model: DiffusersModel) -> Comparison:
+    """What CoRe's attention loss gives without its embedding loss, which holds a word off the subject: added to plain
+    textual inversion as it is, without and with the LoRA after it."""
+    return _made_of_pipelines(model, partial(_attention, model))
+
+
+def _attention(model: DiffusersModel, part: Comparison) -> Comparison:
+    arms = {arm.name: arm for arm in part.arms if arm.name in ("ti", "ti_lora", "core_lora", "dreambooth-lora")}
+    arms |= _attentive(model, part)
+    lora = f"{ATTENTION}_lora"
+    between = [(ATTENTION, "ti"), (lora, ATTENTION), *((lora, name) for name in arms if name not in ATTENTIVE)]
+    return replace(part, name=ATTENTION, arms=tuple(arms.values()), pairs=tuple(between))
+
+
+def _attentive(model: DiffusersModel, part: Comparison) -> dict[str, Pipeline]:
+    """`ATTENTIVE` with the values of plain textual inversion and of the LoRA after it, at the recommended weight."""
+    plain, costs = {arm.name: arm for arm in part.arms}, as_costs(part.facts["costs"]) if part.facts else None
+    arms = {}
+    for recipe in ATTENTIVE.values():
+        weight = recommended(model, recipe)["core_attention"]
+        own = plain["ti_lora" if recipe.second else "ti"].planned["values"]
+        values = {**own, "core_embedding": 0.0, "core_attention": weight}
+        arms[recipe.name] = pipeline(model, recipe, values, costs)
+    return arms
+
+
 def longer_part(model: DiffusersModel) -> Comparison:
     """What more steps give: some pipelines in several times the seconds that all have, with both stages longer."""
     return _made_of_pipelines(model, partial(_longer, model))
@@ -114,12 +148,13 @@ def longer_part(model: DiffusersModel) -> Comparison:
 
 def _longer(model: DiffusersModel, part: Comparison) -> Comparison:
     costs = as_costs(part.facts["costs"]) if part.facts else None
-    plain = [arm for arm in part.arms if arm.name in PATIENT]
+    plain = [arm for arm in (*part.arms, *_attentive(model, part).values()) if arm.name in PATIENT]
     arms = {(arm.name, times): _in_times(model, arm, times, costs) for arm in plain for times in (1, *TIMES)}
     between = [(f"{name}_x{times}", name) for name, times in arms if times > 1]
     between += [(arms[BEST, times].name, arms[name, times].name) for name, times in arms if name != BEST]
-    for other in ("ti", "ti_lora"):
-        between += [(arms["core_lora", times].name, arms[other, times].name) for times in (1, *TIMES)]
+    for treated in ("core_lora", f"{ATTENTION}_lora"):
+        for other in ("ti", "ti_lora"):
+            between += [(arms[treated, times].name, arms[other, times].name) for times in (1, *TIMES)]
     return replace(part, name=LONGER, arms=tuple(arms.values()), pairs=tuple(between))
 
 
@@ -129,7 +164,7 @@ def _in_times(model: DiffusersModel, arm: Pipeline, times: int, costs: Costs | N
         return arm
     values = dict(arm.planned["values"])
     values |= {"second_steps": times * values["second_steps"]} if arm.second else {}
-    made = pipeline(model, RECIPES[arm.name], values, costs, times)
+    made = pipeline(model, {**RECIPES, **ATTENTIVE}[arm.name], values, costs, times)
     return replace(made, name=f"{arm.name}_x{times}", label=f"{arm.label}, {times} times the seconds")
 
 

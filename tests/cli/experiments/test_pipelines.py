@@ -27,11 +27,13 @@ from contextual_inversion.cli.experiments.defaults import BEST, LATE_START
 from contextual_inversion.cli.experiments.pipeline_figure import pipelines_figure, write_figure
 from contextual_inversion.cli.experiments.pipeline_parts import (
     AROUND,
+    ATTENTIVE,
     LEADERS,
     LORAS,
     PATIENT,
     RECORD,
     TIMES,
+    attention_part,
     exchanged_part,
     late_part,
     later,
@@ -241,7 +243,30 @@ def test_what_is_given_more_seconds_has_more_of_both_stages_and_nothing_else(tmp
             assert {**(arm.second or {}), "steps": 0} == {**(arms[name].second or {}), "steps": 0}
     assert set(sum(part.pairs, ())) == arms.keys()
     whole = pipelines_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
-    assert {arm_key(arm) for arm in whole.arms} >= {arm_key(arms[name]) for name in PATIENT}
+    among_all = {arm_key(arms[name]) for name in PATIENT if name not in ATTENTIVE}
+    assert {arm_key(arm) for arm in whole.arms} >= among_all
+    alone = attention_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
+    lora = next(arm for arm in alone.arms if arm.name == "attention_lora")
+    assert arm_key(lora) == arm_key(arms["attention_lora"])
+
+
+def test_cores_attention_loss_alone_changes_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline_parts, "encoder_fits", lambda model: False)
+    chosen = {"ti": {"learning_rate": 0.02}, "ti_lora": {"learning_rate": 0.003, "rank": 2, "second_steps": 40}}
+    (tmp_path / RECORD).write_text(json.dumps(record("narrow", chosen=chosen)))
+    part = attention_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
+    arms = {arm.name: arm for arm in part.arms}
+    for name, plain in (("attention", arms["ti"]), ("attention_lora", arms["ti_lora"])):
+        arm = arms[name]
+        weight = recommended(NARROW, ATTENTIVE[name])["core_attention"]
+        assert plain.core is arm.mlm is None
+        assert arm.core == (0.0, weight)
+        assert weight > 0
+        assert arm.second == plain.second
+        # CoRe's hold on the vector's length comes with it.
+        own = {key: value for key, value in arm.changes.items() if key != "steps"}
+        assert {**own, "norm_mode": "none"} == {key: plain.changes[key] for key in plain.changes if key != "steps"}
+    assert set(sum(part.pairs, ())) == arms.keys()
 
 
 def test_what_no_record_has_priced_is_measured_beside_what_it_has(tmp_path, monkeypatch, capsys):
