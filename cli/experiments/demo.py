@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
     from ...core.concept import Concept
     from ...core.world.prompts import EvaluationPrompt
-    from .pipelines import Pipeline
 
 DEFAULT_CONCEPT, DEFAULT_SEED = "castle", 1
-"""Of the judged concepts the one that the best recipe learns best (docs/claims/leaders.json), and the first seed. All
+"""Of the judged concepts the one that the best recipe learns best (docs/claims/longer.json), and the first seed. All
 ten are on the sheet of `every_concept`."""
 
 
@@ -51,7 +50,7 @@ def main(
     from ...core.world.render import concept_images
     from ..places import require_folder, write_picture
     from .pipeline_trials import run_pipeline_trial
-    from .pipelines import RECIPES
+    from .pipelines import RECIPES, demonstrated
     from .trials import PICTURES, demo_model, similarities
 
     if concept not in world.CONCEPTS:
@@ -88,7 +87,7 @@ def main(
     report: dict[str, Any] = {"concept": concept, "class_word": class_word, "seed": seed, "prompts": templates}
     report["recipes"] = list(recipes)
     for name in recipes:
-        arm = _arm(model, name, steps)
+        arm = demonstrated(model, name, steps)
         with tqdm(total=sum(arm.steps), desc=f"{arm.label:9}", unit="step") as bar:
             trial = run_pipeline_trial(model, arm, concept, seed, timed=False, watch=_follow(bar))
         figures = {**trial.figures, **similarities(model, trial.concept)}
@@ -104,15 +103,6 @@ def main(
         print(line)
     print(f"pictures: {out / 'contact_sheet.png'}")
     return report
-
-
-def _arm(model: Any, name: str, steps: int | None) -> Pipeline:
-    from dataclasses import replace
-
-    from .pipelines import RECIPES, pipeline
-
-    arm = pipeline(model, RECIPES[name])
-    return arm if steps is None else replace(arm, changes={**arm.changes, "steps": steps})
 
 
 def _save(concept: Concept, out: Path) -> str:

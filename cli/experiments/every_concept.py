@@ -16,7 +16,7 @@ from ...core.world.render import concept_images
 from ..places import write_picture
 from .defaults import BEST, PLAIN
 from .pipeline_trials import run_pipeline_trial
-from .pipelines import RECIPES, pipeline
+from .pipelines import demonstrated
 from .trials import PICTURES, Trial, demo_model
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def every_concept(out: Path, seed: int) -> dict[str, Any]:
     from tqdm import tqdm
 
     model = demo_model()
-    arms = [pipeline(model, RECIPES[name]) for name in (PLAIN, BEST)]
+    arms = [demonstrated(model, name) for name in (PLAIN, BEST)]
     found: list[Learned] = []
     for name in tqdm(TEN, desc="concepts", unit="concept"):
         references, _, _ = concept_images(name, PICTURES, seed=seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.one_picture.predict import require_fit
-from .defaults import BEST, LATE_START, PLAIN
+from .defaults import JOINT, LATE_START, PLAIN
 from .encoder_ways import loaded
 from .pipeline_costs import as_costs, as_data, completed, measured_costs
 from .pipeline_tables import LEADING, PART, leading_table
@@ -27,7 +27,7 @@ STAGES = "stages"
 LEADERS = ("ti", "ti_lora", "core_lora", "word-lora", "word-lora_core", "dreambooth-lora")
 """What the papers' methods and the best of one seed are told apart by, in more seeds than all pipelines have."""
 EXCHANGED, LONGER, LATE, ATTENTION, AGAIN = "exchanged", "longer", "late", "attention", "_again"
-LORAS = (BEST, "dreambooth-lora")
+LORAS = (JOINT, "dreambooth-lora")
 """Whose LoRA is tried from `LATE_START` of the sampling on."""
 ATTENTIVE = {
     recipe.name: recipe
@@ -37,14 +37,14 @@ ATTENTIVE = {
     )
 }
 """CoRe without its embedding loss, everything else as in plain textual inversion, without and with a LoRA."""
-PATIENT, TIMES = ("ti", "ti_lora", "core_lora", f"{ATTENTION}_lora", BEST), (2,)
+PATIENT, TIMES = ("ti", "ti_lora", "core_lora", f"{ATTENTION}_lora", JOINT, "dreambooth-lora"), (2,)
 """Which pipelines are given more seconds, and how many times as many."""
 PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
 
 
 def pipelines_part(model: DiffusersModel) -> Comparison:
     """Every pipeline, as recommended and at its recipe's steps; `prepared` gives it what was chosen and measured."""
-    return replace(_compared(model, {}, BEST, None), prepared=_prepared)
+    return replace(_compared(model, {}, JOINT, None), prepared=_prepared)
 
 
 def leaders_part(model: DiffusersModel) -> Comparison:
@@ -151,10 +151,10 @@ def _longer(model: DiffusersModel, part: Comparison) -> Comparison:
     plain = [arm for arm in (*part.arms, *_attentive(model, part).values()) if arm.name in PATIENT]
     arms = {(arm.name, times): _in_times(model, arm, times, costs) for arm in plain for times in (1, *TIMES)}
     between = [(f"{name}_x{times}", name) for name, times in arms if times > 1]
-    between += [(arms[BEST, times].name, arms[name, times].name) for name, times in arms if name != BEST]
-    for treated in ("core_lora", f"{ATTENTION}_lora"):
-        for other in ("ti", "ti_lora"):
-            between += [(arms[treated, times].name, arms[other, times].name) for times in (1, *TIMES)]
+    between += [(arms[JOINT, times].name, arms[name, times].name) for name, times in arms if name != JOINT]
+    for treated in ("ti_lora", "core_lora", f"{ATTENTION}_lora"):
+        others = [name for name in ("ti", "ti_lora", "dreambooth-lora") if name != treated]
+        between += [(arms[treated, times].name, arms[other, times].name) for other in others for times in (1, *TIMES)]
     return replace(part, name=LONGER, arms=tuple(arms.values()), pairs=tuple(between))
 
 
@@ -179,7 +179,7 @@ def _late(part: Comparison) -> Comparison:
     late = [later(plain[name]) for name in LORAS]
     between = [(f"{name}_{LATE}", name) for name in LORAS]
     between += [(f"{name}_{LATE}", PLAIN) for name in LORAS]
-    between += [(f"{BEST}_{LATE}", f"{name}_{LATE}") for name in LORAS if name != BEST]
+    between += [(f"{JOINT}_{LATE}", f"{name}_{LATE}") for name in LORAS if name != JOINT]
     return replace(part, name=LATE, arms=(*plain.values(), *late), pairs=tuple(between))
 
 
@@ -197,7 +197,7 @@ def _leading(part: Comparison) -> Comparison:
 def _prepared(model: DiffusersModel, folder: Path, results: Path) -> Comparison:
     record = record_for(model, results)
     costs = completed(model, folder, as_costs(record["costs"])) if record else measured_costs(model, folder)
-    part = _compared(model, record.get("chosen", {}), record.get("best", BEST), costs, predicted=encoder_fits(model))
+    part = _compared(model, record.get("chosen", {}), record.get("best", JOINT), costs, predicted=encoder_fits(model))
     trial = update_wrapper(partial(run_pipeline_trial, stages=folder / STAGES), run_pipeline_trial)
     return replace(part, trial=trial, facts={"costs": as_data(costs)})
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from ...core.models.diffusers_adapter import DiffusersModel
 from ...core.training.methods import METHODS
 from ...core.training.presets import DEMO, demo_preset
+from .defaults import BEST, BEST_STEPS
 from .trials import Arm, combined
 
 Second = Literal["", "lora", "tlora", "self"]
@@ -16,6 +17,8 @@ Repairs = Literal["", "repair", "redraw"]
 
 SECOND_STEPS = 60
 """Of the second stage where no search has chosen."""
+FOLLOWED_RATE = 5e-3
+"""Of a word that a second stage follows, where no search has chosen."""
 SELF_ATTENTION = ("attn1",)
 DTI_RATE = 4e-2
 """Radians a step of the word where no search has chosen: the recipe's of METHODS.md 5.1."""
@@ -154,7 +157,8 @@ def recommended(model: DiffusersModel, recipe: Recipe) -> dict[str, Any]:
     preset = demo_preset("refine" if recipe.second else recipe.method).values
     values: dict[str, Any] = {}
     if recipe.method != "dreambooth-lora":  # whose word is a rare one, and stays
-        values["learning_rate"] = DTI_RATE if recipe.directional else preset["learning_rate"]
+        own_rate = FOLLOWED_RATE if recipe.second else preset["learning_rate"]
+        values["learning_rate"] = DTI_RATE if recipe.directional else own_rate
     if own.core is not None:
         values |= dict(zip(("core_embedding", "core_attention"), own.core, strict=True))
     if own.mlm is not None:
@@ -226,6 +230,15 @@ def pipeline(
         second=second,
         planned=planned,
     )
+
+
+def demonstrated(model: DiffusersModel, name: str, steps: int | None = None) -> Pipeline:
+    """The recipe called `name` as the demo trains it: by its recommended values, `BEST` in `BEST_STEPS`, the first
+    stage in `steps` where they are given."""
+    first, second = BEST_STEPS if name == BEST else (None, None)
+    arm = pipeline(model, RECIPES[name], {} if second is None else {"second_steps": second})
+    first = first if steps is None else steps
+    return arm if first is None else replace(arm, changes={**arm.changes, "steps": first})
 
 
 def least(rank: int) -> int:

@@ -23,7 +23,7 @@ from contextual_inversion.cli.experiments import (
     searching,
 )
 from contextual_inversion.cli.experiments.claims import cell_name
-from contextual_inversion.cli.experiments.defaults import BEST, LATE_START
+from contextual_inversion.cli.experiments.defaults import JOINT, LATE_START
 from contextual_inversion.cli.experiments.pipeline_figure import pipelines_figure, write_figure
 from contextual_inversion.cli.experiments.pipeline_parts import (
     AROUND,
@@ -357,7 +357,7 @@ def test_the_part_goes_by_a_search_on_the_same_model_alone(tmp_path, monkeypatch
     (tmp_path / RECORD).write_text(json.dumps(record("another", chosen=chosen)))
     part = pipelines_part(NARROW).prepared(NARROW, tmp_path, tmp_path)
     assert {arm.name: arm for arm in part.arms}["core_lora"].core[0] != 0.07
-    assert f"{BEST}_repair" in {arm.name for arm in part.arms}
+    assert f"{JOINT}_repair" in {arm.name for arm in part.arms}
     assert "no search on model narrow" in capsys.readouterr().out
 
 
@@ -492,7 +492,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(pipelines, "SECOND_STEPS", 2)
     monkeypatch.setattr(pipelines, "BUDGET", {"ti": 5})
     monkeypatch.setattr(pipeline_parts, "RECIPES", few)
-    monkeypatch.setattr(pipeline_parts, "BEST", "mlm_lora")
+    monkeypatch.setattr(pipeline_parts, "JOINT", "mlm_lora")
     monkeypatch.setattr(pipeline_costs, "RECIPES", {**few, "ti": RECIPES["ti"]})
     monkeypatch.setattr(pipeline_trials, "draw", partial(world_evaluation.draw, steps=2))
     first = [EvaluationPrompt("a photo of a {} on lava", "lava"), EvaluationPrompt("a {} by night", "night")]
