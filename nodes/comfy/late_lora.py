@@ -12,7 +12,6 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...core.concept import Concept
-from ...core.models.lora import TEXT_STEMS
 from ...core.models.low_rank import Delta, DeltaHook, hooked
 from .attention import diffusers_names
 from .concept_lora import require_fit
@@ -34,10 +33,9 @@ def with_late_weights(
     require_fit(model, clip, concept)
     joint = family_of(model) is not None
     lora = dict(concept.lora or {}) if joint else known_names(model, concept.lora or {})
-    mine = {key: value for key, value in lora.items() if not key.startswith(TEXT_STEMS)}
     names = {} if joint else diffusers_names(model.model.model_config.unet_config)
     try:
-        deltas = joint_deltas(model, mine) if joint else unet_deltas(model, mine)
+        deltas = joint_deltas(model, lora) if joint else unet_deltas(model, lora)
     except ValueError as error:
         raise ValueError(f"{concept.name!r}: {error}. With start_percent 0 it is applied as any other.") from error
     ours = {theirs: name for name, theirs in names.items()}

@@ -19,8 +19,14 @@ UNET = "lora_unet_"
 
 
 def joint_deltas(model: Any, lora: Mapping[str, torch.Tensor]) -> dict[str, Delta]:
-    """The deltas of a LoRA by ComfyUI's names of layers. Raises ValueError where it is for another model."""
-    return from_lora(Denoiser(model), lora)  # type: ignore[arg-type]
+    """The deltas of the denoiser in a LoRA by ComfyUI's names of layers. Raises ValueError where it is for another
+    model."""
+    return from_lora(Denoiser(model), of_denoiser(lora))  # type: ignore[arg-type]
+
+
+def of_denoiser(lora: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of a LoRA is not of a text encoder."""
+    return {key: value for key, value in lora.items() if not key.startswith(TEXT_STEMS)}
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,7 @@ def known_names(model: Any, lora: Mapping[str, torch.Tensor]) -> dict[str, torch
 
 def unet_deltas(model: Any, lora: Mapping[str, torch.Tensor]) -> dict[str, Delta]:
     """The deltas of the UNet in a LoRA. Raises ValueError where it is for another model or of another kind."""
-    mine = {key: value for key, value in lora.items() if not key.startswith(TEXT_STEMS)}
-    return from_lora(_Unet(model), mine)  # type: ignore[arg-type]
+    return from_lora(_Unet(model), of_denoiser(lora))  # type: ignore[arg-type]
 
 
 class _Unet(Denoiser):
