@@ -154,10 +154,11 @@ def joint_ways(model: Any, clip: Any, concept: Concept, prompt: str, choices: Ma
     vector, so that both are of one length."""
     with_words(prompt, concept.name, "")
     nearest, said = nearest_token(clip, concept)
-    path = JointPath(Conditioning(torch.empty(0)), joint_deltas(model, concept.lora or {}), **choices)
+    lora = concept.lora or {}
+    path = JointPath(Conditioning(torch.empty(0)), joint_deltas(model, lora), **choices)
     hard, soft = (
         c.encode_from_tokens_scheduled(c.tokenize(prompt))
-        for c in (with_concept(clip, nearest), with_concept(clip, concept))
+        for c in (with_concept(clip, nearest), with_text_lora(with_concept(clip, concept), lora))
     )
     return hard, soft, path, f"Hard path: {prompt!r} with the nearest tokens ({said})."
 

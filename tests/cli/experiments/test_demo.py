@@ -22,7 +22,7 @@ from contextual_inversion.cli.experiments.trials import Arm, Comparison, Trial, 
 from contextual_inversion.cli.main import main
 from contextual_inversion.core.files import load_embedding
 from contextual_inversion.core.files.bundle import load_bundle
-from contextual_inversion.core.training.presets import DEMO
+from contextual_inversion.core.training.presets import DEMO, demo_preset
 from contextual_inversion.core.world import prompts as world_prompts
 from contextual_inversion.core.world.captions import BACKGROUND_PHRASES
 from contextual_inversion.core.world.concepts import CONCEPTS, TEN
@@ -84,6 +84,15 @@ def test_the_demo_learns_as_what_was_measured_to_be_best(repository: Path) -> No
     for key, value in trial["planned"]["values"].items():
         # Recommended values are round ones.
         assert {**arm.changes, **arm.second, "second_steps": arm.second["steps"]}[key] == pytest.approx(value, rel=0.03)
+
+
+def test_the_first_graph_and_the_recommended_second_stage_are_the_demos(repository: Path) -> None:
+    graph = json.loads((repository / "workflows" / "1 Train a word.json").read_text(encoding="utf-8"))
+    nodes = {node["type"].removeprefix("ContextualInversion"): node.get("widgets_values") for node in graph["nodes"]}
+    word, looks, recipe = nodes["TrainConcept"], nodes["RefineConcept"], demo_preset("refine").values
+    assert (word[4], word[5]) == (BEST_STEPS[0], pipelines.FOLLOWED_RATE)
+    assert looks[:4] == ["LoRA", "auto (for this model)", 0, 0.0]
+    assert (recipe["steps"], recipe["rank"]) == (BEST_STEPS[1], looks[5])
 
 
 def test_the_best_in_a_words_own_time_is_that_among_the_leaders(repository: Path) -> None:
