@@ -1,6 +1,7 @@
 """Each node on each family beyond Stable Diffusion: what it gives, and what it refuses in words."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from family_graphs import (
     sampler,
     stock,
 )
+
+from contextual_inversion.core.models.lora import TEXT_STEMS
 
 __all__ = ["KINDS"]
 SIZE = {"width": 64, "height": 64}
@@ -378,6 +381,53 @@ def test_a_lora_begins_where_it_is_told_to(run_graph, loader, words):
     late = drawn(start_percent=1e-3)
     for end in (whole, without):
         assert not torch.allclose(late, end, atol=1e-3 * end.abs().max().item())
+
+
+@pytest.fixture
+def in_text(comfyui):
+    """API prompt of a node that gives a concept a LoRA in the attention of the text encoders beside its own."""
+    import comfy.lora
+    import comfy.utils
+
+    class InText:
+        RETURN_TYPES, FUNCTION, CATEGORY = ("CONCEPT",), "give", "test"
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"concept": ("CONCEPT", {}), "clip": ("CLIP", {})}}
+
+        def give(self, concept, clip):
+            text, draw, lora = clip.cond_stage_model, torch.Generator().manual_seed(0), {}
+            for stem, name in comfy.lora.model_lora_keys_clip(text, {}).items():
+                weight = comfy.utils.get_attr(text, name)
+                if stem.startswith(TEXT_STEMS) and weight.ndim == 2 and "attn" in name.lower():
+                    high, wide = weight.shape
+                    up, down = (torch.randn(*shape, generator=draw) for shape in ((high, 1), (1, wide)))
+                    lora |= {f"{stem}.lora_up.weight": up, f"{stem}.lora_down.weight": down}
+            return (replace(concept, lora={**(concept.lora or {}), **lora}),)
+
+    comfyui.nodes.NODE_CLASS_MAPPINGS["ContextualInversionTestInText"] = InText
+    inputs = {"concept": ["plain", 0], "clip": ["model", 1]}
+    yield {"class_type": "ContextualInversionTestInText", "inputs": inputs}
+    del comfyui.nodes.NODE_CLASS_MAPPINGS["ContextualInversionTestInText"]
+
+
+def test_the_soft_path_has_a_loras_part_in_text_encoders(run_graph, loader, words, in_text):
+    """At 1 it is what Apply Concept does with the same file, whose part in the text encoder shows."""
+    trained = graph(loader, train=WORD_AND_LORA, weight_rate=0.1, vectors=1)
+
+    def drawn(nodes, text=True):
+        word = words(True)
+        given = {"plain": word["word"], "word": in_text, "hard": word["hard"]} if text else word
+        nodes["sampler"]["inputs"]["cfg"] = 1.0
+        run = run_graph({**trained, **given, **nodes}, keep={"latent": ("sampler", 0)})
+        assert run.status == "success", said(run)
+        return run.kept["latent"]["samples"]
+
+    whole, without = drawn(plainly("word")), drawn(plainly("word"), text=False)
+    part = (whole - without).norm()
+    assert part > 0
+    assert (drawn(blended(1.0)) - whole).norm() < 0.1 * part
 
 
 @pytest.mark.supports("DualPath")
