@@ -88,26 +88,19 @@ def _pipelines() -> Iterator[Row]:
         "core_lora_again": "CoRe, both stages, searched again",
         "word-lora_core": "CoRe, word and LoRA together",
     }
-    measures = (*STAND_INS.items(), ("recognised and obeyed", "composed"))
-    for treated, way in ways.items():
-        for control, label in others.items():
-            for metric, measure in measures:
-                what = f"{label} → {way}: {metric}"
-                yield Row("CoRe, equal seconds", what, "better", 1, "leaders", treated, control, measure)
     longer = {"core_lora": "CoRe, both stages", "attention_lora": "CoRe without L_emb, both stages"}
-    for treated, way in longer.items():
-        for control, label in others.items():
-            for metric, measure in measures:
-                what = f"{label} → {way}: {metric}"
-                names = (f"{name}_x{TWICE}" for name in (treated, control))
-                yield Row("CoRe, twice the seconds", what, "better", 1, "longer", *names, measure)
+    tables = (("CoRe, equal seconds", "leaders", ways, ""), ("CoRe, twice the seconds", "longer", longer, "_x2"))
+    for table, part, treatments, end in tables:
+        for treated, way in treatments.items():
+            for control, label in others.items():
+                for metric, measure in (*STAND_INS.items(), ("recognised and obeyed", "composed")):
+                    what = f"{label} → {way}: {metric}"
+                    yield Row(table, what, "better", 1, part, f"{treated}{end}", f"{control}{end}", measure)
     what = "CoRe, LoRA → LoRA by timestep: recognised and obeyed"
     yield Row("T-LoRA", what, "better balance", 1, "pipelines", "core_tlora", "core_lora", "composed")
     yield Row("DTI", "TI → DTI: CLIP-T", "better", 1, "pipelines", "dti", "ti", "fidelity")
 
 
-TWICE = 2
-"""Which of the part `longer`'s budgets stands among the papers' rows."""
 STAND_INS = {"CLIP-T": "fidelity", "DINO-FG": "similarity"}
 """What is exact on ConceptWorld in place of the papers' metrics."""
 ROWS = (*_table_1(), *_table_2(), *_table_3(), *_table_4(), *_core(), *_pipelines())

@@ -29,15 +29,16 @@ LEADERS = ("ti", "ti_lora", "core_lora", "word-lora", "word-lora_core", "dreambo
 EXCHANGED, LONGER, LATE, ATTENTION, AGAIN = "exchanged", "longer", "late", "attention", "_again"
 LORAS = (JOINT, "dreambooth-lora")
 """Whose LoRA is tried from `LATE_START` of the sampling on."""
+ATTENTION_LORA = f"{ATTENTION}_lora"
 ATTENTIVE = {
     recipe.name: recipe
     for recipe in (
         Recipe(ATTENTION, "CoRe's attention loss", core=True),
-        Recipe(f"{ATTENTION}_lora", "CoRe's attention loss + LoRA", core=True, second="lora"),
+        Recipe(ATTENTION_LORA, "CoRe's attention loss + LoRA", core=True, second="lora"),
     )
 }
 """CoRe without its embedding loss, everything else as in plain textual inversion, without and with a LoRA."""
-PATIENT, TIMES = ("ti", "ti_lora", "core_lora", f"{ATTENTION}_lora", JOINT, "dreambooth-lora"), (2,)
+PATIENT, TIMES = ("ti", "ti_lora", "core_lora", ATTENTION_LORA, JOINT, "dreambooth-lora"), (2,)
 """Which pipelines are given more seconds, and how many times as many."""
 PREDICTED = Pipeline("predicted", "tuning-encoder, dual path (one picture)", predicted=True)
 
@@ -124,21 +125,25 @@ def attention_part(model: DiffusersModel) -> Comparison:
 def _attention(model: DiffusersModel, part: Comparison) -> Comparison:
     arms = {arm.name: arm for arm in part.arms if arm.name in ("ti", "ti_lora", "core_lora", "dreambooth-lora")}
     arms |= _attentive(model, part)
-    lora = f"{ATTENTION}_lora"
-    between = [(ATTENTION, "ti"), (lora, ATTENTION), *((lora, name) for name in arms if name not in ATTENTIVE)]
+    between = [(ATTENTION, "ti"), (ATTENTION_LORA, ATTENTION)]
+    between += [(ATTENTION_LORA, name) for name in arms if name not in ATTENTIVE]
     return replace(part, name=ATTENTION, arms=tuple(arms.values()), pairs=tuple(between))
 
 
 def _attentive(model: DiffusersModel, part: Comparison) -> dict[str, Pipeline]:
     """`ATTENTIVE` with the values of plain textual inversion and of the LoRA after it, at the recommended weight."""
-    plain, costs = {arm.name: arm for arm in part.arms}, as_costs(part.facts["costs"]) if part.facts else None
-    arms = {}
+    plain, arms = {arm.name: arm for arm in part.arms}, {}
     for recipe in ATTENTIVE.values():
         weight = recommended(model, recipe)["core_attention"]
         own = plain["ti_lora" if recipe.second else "ti"].planned["values"]
         values = {**own, "core_embedding": 0.0, "core_attention": weight}
-        arms[recipe.name] = pipeline(model, recipe, values, costs)
+        arms[recipe.name] = pipeline(model, recipe, values, _costs(part))
     return arms
+
+
+def _costs(part: Comparison) -> Costs | None:
+    """What the part's stages cost, once it is prepared."""
+    return as_costs(part.facts["costs"]) if part.facts else None
 
 
 def longer_part(model: DiffusersModel) -> Comparison:
@@ -147,12 +152,12 @@ def longer_part(model: DiffusersModel) -> Comparison:
 
 
 def _longer(model: DiffusersModel, part: Comparison) -> Comparison:
-    costs = as_costs(part.facts["costs"]) if part.facts else None
+    costs = _costs(part)
     plain = [arm for arm in (*part.arms, *_attentive(model, part).values()) if arm.name in PATIENT]
     arms = {(arm.name, times): _in_times(model, arm, times, costs) for arm in plain for times in (1, *TIMES)}
     between = [(f"{name}_x{times}", name) for name, times in arms if times > 1]
     between += [(arms[JOINT, times].name, arms[name, times].name) for name, times in arms if name != JOINT]
-    for treated in ("ti_lora", "core_lora", f"{ATTENTION}_lora"):
+    for treated in ("ti_lora", "core_lora", ATTENTION_LORA):
         others = [name for name in ("ti", "ti_lora", "dreambooth-lora") if name != treated]
         between += [(arms[treated, times].name, arms[other, times].name) for other in others for times in (1, *TIMES)]
     return replace(part, name=LONGER, arms=tuple(arms.values()), pairs=tuple(between))

@@ -266,7 +266,8 @@ TUNED = {
     "refine": {"steps": 120, "weight_rate": 3.3e-3, "rank": 8},
 }
 """What was chosen on development concepts: by `search` (docs/claims/search.json), XTI's by hand on the first model. The
-second stage has twice as many steps as a search at plain textual inversion's seconds left it (claims/longer.json)."""
+second stage has twice the steps that were chosen for it in plain textual inversion's seconds (docs/claims/longer.json).
+"""
 UNTUNED = {
     "dreambooth": {"weight_rate": 1e-4},
     "refine-all": {"weight_rate": 1e-4},
